@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, Literal, NamedTuple, SupportsIndex
 
@@ -42,7 +43,7 @@ class _Layer(NamedTuple):
         """Classes from one multiple of 4096 to the next, so that products have the same shapes in every shard."""
         stop = first + len(self.w)
         bounds = [first, *range(-(-(first + 1) // BLOCK) * BLOCK, stop, BLOCK), stop]
-        return [slice(a - first, b - first) for a, b in zip(bounds, bounds[1:], strict=False) if b > a]
+        return [slice(a - first, b - first) for a, b in itertools.pairwise(bounds) if b > a]
 
     def logits(self, rows: slice, panels: list[slice]) -> Any:
         """The logits of some rows."""

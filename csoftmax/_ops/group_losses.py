@@ -17,7 +17,17 @@ from .._cpu import binding
 from .._cpu.dtypes import as_buffer
 from .cross_entropy import CrossEntropyResult
 from .group_merge import cut_lengths
-from .group_rows import check_result, chunks_of, give_result, header_of, known, merge_over, place_in, place_result, rows_of
+from .group_rows import (
+    check_result,
+    chunks_of,
+    give_result,
+    header_of,
+    known,
+    merge_over,
+    place_in,
+    place_result,
+    rows_of,
+)
 from .groups import Header, Layout, as_group, enter, raise_on_all
 from .nodes import Nodes
 from .shard import BLOCK, Partial, Piece, Terms, plan_partial
@@ -88,9 +98,7 @@ def prepare_loss(
     arrays = ("logits", logits), ("target", target), ("upstream", upstream), ("out", out)
     logits, target, upstream, out = (as_native(a, name) for name, a in arrays)
     losses = {name: as_native(a, name) for name, a in losses.items()}
-    terms, piece = plan_partial(
-        logits, offset=0, n_classes=None, kind="loss", axis=axis, target=target, losses=losses
-    )
+    terms, piece = plan_partial(logits, offset=0, n_classes=None, kind="loss", axis=axis, target=target, losses=losses)
     place = normalize_axes(axis, len(terms.batch) + 1)[0]
     check_result(terms, piece, place, out)
     checked = terms.losses
@@ -219,7 +227,11 @@ def _write_lost(
     losses = terms.losses
     assert losses is not None
     longest = max(layout.lengths)
-    pieces = {"x": piece.x[is_lost], "soft": None if piece.soft is None else piece.soft[is_lost], "weight": piece.weight}
+    pieces = {
+        "x": piece.x[is_lost],
+        "soft": None if piece.soft is None else piece.soft[is_lost],
+        "weight": piece.weight,
+    }
     whole = {}
     order = sorted(range(group.size), key=lambda r: layout.offsets[r])
     for name, a in pieces.items():
@@ -231,12 +243,12 @@ def _write_lost(
         parts = [bytes_[r].view(a.dtype)[..., : layout.lengths[r]] for r in order]
         whole[name] = np.ascontiguousarray(np.concatenate(parts, axis=-1))
     each = losses.labels, losses.sample_weight, upstream
-    labels, s, factor = (None if a is None else np.ascontiguousarray(np.broadcast_to(a, terms.batch)[is_lost]) for a in each)
+    labels, s, factor = (
+        None if a is None else np.ascontiguousarray(np.broadcast_to(a, terms.batch)[is_lost]) for a in each
+    )
     some = terms._replace(batch=(int(is_lost.sum()),), losses=losses._replace(labels=labels, sample_weight=s))
     gradient = np.empty((*some.batch, layout.n_classes), piece.x.dtype)
-    arguments = some.loss_arguments(
-        Piece(0, **whole), None, factor, chunk.merged.weight_sum, divisor, num_threads
-    )
+    arguments = some.loss_arguments(Piece(0, **whole), None, factor, chunk.merged.weight_sum, divisor, num_threads)
     binding.finish_shard_loss(terms.dtype, False, None, None, None, gradient, None, *arguments)
     to[is_lost] = gradient[:, piece.first : piece.stop]
 

@@ -1,8 +1,8 @@
 """The merge of the records of all ranks of a group: by one all-gather, or by reductions of integers.
 
     gather   every rank gets all records and merges them; up to GATHERED_RANKS ranks
-    reduce   MAX of the maxima; MAX of the highest bins and of powers; SUM of everything else, after each rank has brought its records
-             to the same maxima and bins
+    reduce   MAX of the maxima; MAX of the highest bins and of powers; SUM of everything else, after each rank has
+             brought its records to the same maxima and bins
 
 Both give the same bits. Elements of blocks that are divided among ranks travel in one more all-gather.
 """
@@ -42,7 +42,7 @@ def exchange(
         gathered = group.all_gather(np.concatenate([words, records.reshape(-1)]))
         _check_status(group, gathered, error)
         words = _merge_words(gathered, terms)
-        merged = gathered[0, len(words) + 1 :].reshape(records.shape)
+        merged = gathered[0][len(words) + 1 :].reshape(records.shape)
         for other in gathered[1:]:
             if merged.size:
                 binding.merge_records(merged, other[len(words) + 1 :].reshape(records.shape))
@@ -68,7 +68,7 @@ def _check_status(group: Any, gathered: NDArray[np.int64], error: Exception | No
 
 def _merge_words(gathered: NDArray[np.int64], terms: Terms) -> NDArray[np.int64]:
     """The sum of the class weights of all ranks."""
-    words = np.array(gathered[0, 1 : 1 + binding.SUM_WORDS])
+    words = np.array(gathered[0][1 : 1 + binding.SUM_WORDS])
     if terms.losses is not None and terms.losses.has_weight:
         for other in gathered[1:]:
             binding.merge_sums(words, np.array(other[1 : 1 + binding.SUM_WORDS]))
@@ -134,7 +134,7 @@ def cut_lengths(layout: Layout, rank: int) -> int:
 
 def _arrays_of(terms: Terms, piece: Piece) -> list[tuple[str, Any, tuple[int, ...]]]:
     """The names, dtypes and leading shapes of a piece's arrays."""
-    leading = {name: terms.batch for name in ("x", "y", "where", "soft")} | {"weight": ()}
+    leading = dict.fromkeys(("x", "y", "where", "soft"), terms.batch) | {"weight": ()}
     return [
         (name, getattr(piece, name).dtype, leading[name])
         for name in Piece._fields[1:]

@@ -14,7 +14,16 @@ from .._cpu.dtypes import as_buffer
 from .group_merge import cut_lengths, exchange
 from .groups import UNKNOWN, Header, Layout, as_group, enter
 from .shard import Partial, Piece, Terms, plan_partial, sum_piece
-from .shard_finish import KIND_OF, Merged, as_scalar_or_rows, check_classes, check_merged, sum_up_rows, write_rows, write_vjp
+from .shard_finish import (
+    KIND_OF,
+    Merged,
+    as_scalar_or_rows,
+    check_classes,
+    check_merged,
+    sum_up_rows,
+    write_rows,
+    write_vjp,
+)
 
 __all__ = ["log_softmax", "log_softmax_vjp", "logsumexp", "softmax", "softmax_vjp"]
 
@@ -32,7 +41,9 @@ def rows_of(terms: Terms, piece: Piece, rows: slice | None) -> tuple[Terms, Piec
         labels, target, s = (None if a is None else np.ascontiguousarray(a[rows]) for a in each)
         losses = losses._replace(labels=labels, target=target, sample_weight=s)
     temperatures = None if terms.temperatures is None else terms.temperatures[rows]
-    arrays = {n: None if getattr(piece, n) is None else getattr(piece, n)[rows] for n in ("x", "y", "where", "soft")}
+    arrays: dict[str, Any] = {
+        n: None if getattr(piece, n) is None else getattr(piece, n)[rows] for n in ("x", "y", "where", "soft")
+    }
     return terms._replace(batch=batch, temperatures=temperatures, losses=losses), piece._replace(**arrays)
 
 
@@ -77,9 +88,7 @@ def place_in(layout: Layout, group: Any, terms: Terms, piece: Piece) -> tuple[Te
     return terms.with_classes(layout.n_classes), piece._replace(first=layout.offsets[group.rank])
 
 
-def header_of(
-    function: str, terms: Terms, piece: Piece, n_classes: int, offset: int, options: str = ""
-) -> Header:
+def header_of(function: str, terms: Terms, piece: Piece, n_classes: int, offset: int, options: str = "") -> Header:
     """The header of a rank."""
     length, rows = piece.x.shape[-1], int(np.prod(terms.batch, dtype=np.int64))
     temperature = terms.temperature if terms.temperatures is None else float("nan")

@@ -32,9 +32,9 @@ class _Local(NamedTuple):
 
     x: Any
     axis: int
-    values: Any | None  # the best of the shard, first the best
-    indices: Any | None
-    is_kept: Any | None  # where: whether a row has a class in this shard that takes part
+    values: Any  # the best of the shard, first the best
+    indices: Any
+    is_kept: Any  # None without where: whether a row has a class in this shard that takes part
 
 
 def _header(function: str, x: Any, n_classes: int, offset: int, options: str) -> Header:
@@ -72,7 +72,15 @@ def _gather(group: Any, layout: Layout, a: Any, counts: tuple[int, ...]) -> list
 
 
 def _run(
-    function: str, group: Any, x: Any, k: Any, axis: Any, n_classes: Any, offset: Any, where: Any, options: dict[str, Any]
+    function: str,
+    group: Any,
+    x: Any,
+    k: Any,
+    axis: Any,
+    n_classes: Any,
+    offset: Any,
+    where: Any,
+    options: dict[str, Any],
 ) -> tuple[Any, Any, Any, _Local, Any]:
     """The candidates of all ranks in the order of their indices, these, and what this rank has prepared."""
     comm = as_group(group)
@@ -139,7 +147,7 @@ def topk(
         As in `softmax`.
     """
     options = {"largest": largest, "sorted": sorted}
-    comm, layout, (values, indices, *_), local, count = _run(
+    _comm, _layout, (values, indices, *_), local, count = _run(
         "topk", group, x, k, axis, n_classes, offset, None, options
     )
     best = whole_topk.topk(values, count, largest=largest)
@@ -288,7 +296,7 @@ def _draw(comm: Any, layout: Layout, rows: Any, draws: Any, shape: Any, paramete
     uniforms = comm.all_reduce(bits, "sum").view(np.float64)  # zeros but on rank 0
     batch = rows.shape[:-1]
     flat, uniforms = rows.reshape(-1, rows.shape[-1]), uniforms.reshape(-1, draws.shape[-1])
-    each = {
+    each: dict[str, Any] = {
         name: None if p is None else np.broadcast_to(np.asarray(p), batch).reshape(-1) for name, p in parameters.items()
     }
     count = max(1, GATHERED_BYTES // max(1, max(layout.lengths) * comm.size * rows.itemsize))
@@ -296,7 +304,7 @@ def _draw(comm: Any, layout: Layout, rows: Any, draws: Any, shape: Any, paramete
     for begin in range(0, len(flat), count):
         some = slice(begin, begin + count)
         whole = np.concatenate(_gather(comm, layout, flat[some], layout.lengths), axis=-1)
-        options = {name: None if p is None else p[some] for name, p in each.items()}
+        options: dict[str, Any] = {name: None if p is None else p[some] for name, p in each.items()}
         indices[some] = whole_sample.sample(
             whole, size=draws.shape[-1], uniforms=uniforms[some], num_threads=num_threads, **options
         )

@@ -35,10 +35,10 @@ class Piece(NamedTuple):
 
     first: int
     x: Any
-    y: Any | None = None
-    where: Any | None = None
-    soft: Any | None = None
-    weight: Any | None = None
+    y: Any = None  # None: not given, like all below
+    where: Any = None
+    soft: Any = None
+    weight: Any = None
 
     @property
     def stop(self) -> int:
@@ -59,8 +59,8 @@ class Piece(NamedTuple):
 class Losses(NamedTuple):
     """What losses need in addition, the same in every shard."""
 
-    labels: Any | None  # int64, -1: ignored, NO_LABEL: no class
-    target: Any | None  # the labels as given
+    labels: Any  # int64, or None with soft labels; -1: ignored, NO_LABEL: no class
+    target: Any  # the labels as given
     ignore_index: int
     sample_weight: Any | None
     factors: tuple[float, float, float, float, float]  # of LossOptions
@@ -171,13 +171,13 @@ class Partial:
         The sum of the class weights.
     """
 
-    records: Any | None
-    block_max: Any | None
+    records: Any
+    block_max: Any
     fragments: dict[int, list[Piece]]
     e: Any | None
     intervals: tuple[tuple[int, int], ...]
-    row_max: Any | None
-    weight_words: Any | None
+    row_max: Any
+    weight_words: Any
     terms: Terms = dataclasses.field(repr=False)
     local: Piece | None = dataclasses.field(repr=False, default=None)  # the complete blocks of the shard
     joined: dict[int, Any] = dataclasses.field(repr=False, default_factory=dict)  # blocks of fragments: their maxima
@@ -416,7 +416,7 @@ def partial(
         "z_loss": z_loss,
         "temperature": temperature,
     }
-    shard = {"offset": offset, "n_classes": n_classes, "kind": kind, "axis": axis}
+    shard: dict[str, Any] = {"offset": offset, "n_classes": n_classes, "kind": kind, "axis": axis}
     terms, piece = plan_partial(
         as_native(x, "dy" if y is not None else "x"),
         **shard,

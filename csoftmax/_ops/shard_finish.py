@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +29,7 @@ __all__ = [
 class Merged(NamedTuple):
     """Checked sums of whole rows."""
 
-    records: Any | None
+    records: Any
     joined: dict[int, Any]  # maxima of the blocks that are divided among shards
     whole: Piece | None
     row_max: Any | None
@@ -40,9 +39,8 @@ class Merged(NamedTuple):
 def check_merged(part: Partial, merged: Any) -> Merged:
     """Check that merged sums are those of whole rows, and need no second round."""
     terms = part.terms
-    if not isinstance(part, Partial) or part.intervals and part.local is None and part.whole is None:
-        if not part.fragments:
-            raise ValueError("partial must be the result of `partial` for this shard, not of a merge")
+    if part.intervals and part.local is None and part.whole is None and not part.fragments:
+        raise ValueError("partial must be the result of `partial` for this shard, not of a merge")
     if not isinstance(merged, Partial):
         merged = _from_records(part, merged)
     for name in ("kind", "name", "n_classes", "batch", "words"):
@@ -54,8 +52,8 @@ def check_merged(part: Partial, merged: Any) -> Merged:
         raise ValueError(f"merged must have all classes, 0 to {n - 1}; it has {present}")
     if merged.second_round is not None:
         raise ValueError(
-            "rows have maxima outside the range of the first round: call partial again with row_max=merged.second_round "
-            "and merge the results"
+            "rows have maxima outside the range of the first round: call partial again with "
+            "row_max=merged.second_round and merge the results"
         )
     if (part.row_max is None) != (merged.row_max is None):
         raise ValueError("partial and merged are of different rounds")
@@ -109,8 +107,8 @@ def check_owners(merged: Partial) -> None:
         at = np.unravel_index(int(bad.argmax()), bad.shape)
         where = f"[{', '.join(map(str, at))}]" if at else ""
         raise ValueError(
-            f"target{where} is {losses.labels[at]}: {owners[at]} shards have this class or this label, and exactly 1 is "
-            "allowed; shards leave a gap or overlap, or have different labels"
+            f"target{where} is {losses.labels[at]}: {owners[at]} shards have this class or this label, and exactly 1 "
+            "is allowed; shards leave a gap or overlap, or have different labels"
         )
 
 
@@ -157,7 +155,14 @@ def _place_result(out: Any, like: Any, axis: int, own: Any = None) -> tuple[Any,
 
 
 def write_rows(
-    name: str, part: Partial, merged: Merged, x: Any, result: Any, *, where: Any = None, from_e: bool = False,
+    name: str,
+    part: Partial,
+    merged: Merged,
+    x: Any,
+    result: Any,
+    *,
+    where: Any = None,
+    from_e: bool = False,
     num_threads: Any = None,
 ) -> None:
     """Write the shard of a result, the class axis last."""
@@ -293,8 +298,8 @@ def sum_up_rows(part: Partial, merged: Merged) -> Any:
         binding.run_softmax(binding.OPS["logsumexp"], terms.dtype, *arrays, numbers[0], None, numbers[1])
         return result
     shape = np.broadcast_to(np.zeros((), terms.bits), (*terms.batch, 0))
-    arrays = shape, None, False, None, merged.records, None, result
-    binding.finish_shard(kind, terms.dtype, *arrays, terms.n_classes, 0, *numbers, merged.row_max, None)
+    parts = shape, None, False, None, merged.records, None, result
+    binding.finish_shard(kind, terms.dtype, *parts, terms.n_classes, 0, *numbers, merged.row_max, None)
     return result
 
 
@@ -349,9 +354,9 @@ def write_vjp(part: Partial, merged: Merged, dy: Any, y: Any, result: Any, *, wh
     kind = binding.SHARD_KINDS[terms.kind]
     for piece, _ in _pieces(part, merged, Piece(first, dy, y, where)):
         to = result[..., piece.first - first : piece.stop - first]
-        arrays = piece.x, piece.y, False, piece.where, merged.records, None, to
+        parts = piece.x, piece.y, False, piece.where, merged.records, None, to
         binding.finish_shard(
-            kind, terms.dtype, *arrays, terms.n_classes, piece.first, *numbers, merged.row_max, num_threads
+            kind, terms.dtype, *parts, terms.n_classes, piece.first, *numbers, merged.row_max, num_threads
         )
 
 
@@ -495,7 +500,8 @@ def loss_shard(part: Partial, x: Any) -> Piece:
     pieces += [] if part.local is None else [part.local]
     pieces = sorted((p for p in pieces if p.x.shape[-1]), key=lambda p: p.first) or pieces[:1]
     soft, weight = (
-        None if not pieces or getattr(pieces[0], name) is None
+        None
+        if not pieces or getattr(pieces[0], name) is None
         else np.concatenate([getattr(p, name) for p in pieces], axis=-1)
         for name in ("soft", "weight")
     )
@@ -577,9 +583,7 @@ def finish_gradient(
 
 
 @accept_foreign
-def _finish_gradient(
-    x: Any, partial: Partial, merged: Any, axis: int, divisor: Any, upstream: Any, out: Any
-) -> Any:
+def _finish_gradient(x: Any, partial: Partial, merged: Any, axis: int, divisor: Any, upstream: Any, out: Any) -> Any:
     terms = partial.terms
     if terms.losses is None:
         raise ValueError(f"partial has kind {terms.kind!r}; finish_gradient needs 'loss'")

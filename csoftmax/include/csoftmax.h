@@ -548,11 +548,11 @@ typedef enum csm_record_words {
 typedef enum csm_record_flag {
     CSM_RECORD_NAN = 1,
     CSM_RECORD_INFINITE_TERMS = 4, /* losses: a weighted distance or mass is infinite */
-    CSM_RECORD_KEPT = 8,           /* at least one element takes part */
-    CSM_RECORD_TRANSFORMED = 16,   /* of the second round */
-    CSM_RECORD_POSITIVE = 32,      /* gradients: a term is infinite; losses: the row's mass is */
-    CSM_RECORD_NAN_TERMS = 64,     /* losses: a weighted distance is NaN */
-    CSM_RECORD_NEGATIVE = 128      /* gradients: a term is -infinite */
+    CSM_RECORD_KEPT = 8, /* at least one element takes part */
+    CSM_RECORD_TRANSFORMED = 16, /* of the second round */
+    CSM_RECORD_POSITIVE = 32, /* gradients: a term is infinite; losses: the row's mass is */
+    CSM_RECORD_NAN_TERMS = 64, /* losses: a weighted distance is NaN */
+    CSM_RECORD_NEGATIVE = 128 /* gradients: a term is -infinite */
 } csm_record_flag;
 typedef enum csm_shard_kind {
     CSM_SHARD_SOFTMAX,
@@ -571,17 +571,17 @@ typedef struct csm_shard_options {
     const csm_view *where; /* as in csm_options; not for losses, like the temperatures of rows */
     const csm_view *temperatures;
     const double *row_max; /* second round: of the rows that need it, NaN for all others; NULL: the first round */
-    size_t words;          /* losses: of a record */
+    size_t words; /* losses: of a record */
     double weight_sum; /* losses, to finish: of all class weights; without class weights the number of classes */
-    double divisor;    /* losses, to finish: of the gradient */
+    double divisor; /* losses, to finish: of the gradient */
     const int64_t *squares; /* losses with clip_norm, to finish: merged, CSM_SUM_WORDS a row */
     int threads;
     int (*interrupt)(void *context);
     void *interrupt_context;
 } csm_shard_options;
 static inline csm_shard_options csm_default_shard_options(void) {
-    csm_shard_options o = {
-        sizeof(csm_shard_options), 0, 0, 1, NULL, NULL, NULL, CSM_LABEL_WORDS, 0, 1, NULL, 1, NULL, NULL};
+    csm_shard_options o = {sizeof(csm_shard_options), 0, 0, 1,    NULL, NULL, NULL,
+                           CSM_LABEL_WORDS,           0, 1, NULL, 1,    NULL, NULL};
     return o;
 }
 

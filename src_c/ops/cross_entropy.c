@@ -75,7 +75,8 @@ static ptrdiff_t end_of_kernel_rows(cross_entropy_call *call, const csm_loss_job
     if (!job->gradient || !call->has_lost) return (ptrdiff_t)job->rows;
     for (; at < (ptrdiff_t)job->rows; at++)
         if (csm_read_loss_input(call, job, at, &in) &&
-            csm_has_lost_gradient(call, job->x + at * job->x_step, &in, memory)) break;
+            csm_has_lost_gradient(call, job->x + at * job->x_step, &in, memory))
+            break;
     return at;
 }
 
@@ -225,7 +226,8 @@ static double find_divisor(cross_entropy_call *call) {
     for (size_t i = 0; i < call->rows; i++) { /* the array of losses, which is not yet in use, holds the terms */
         size_t at = order_of(call, i);
         double s = sample_weight(call, i);
-        if (call->labels) call->loss[at] = call->labels[at] < 0 ? 0 : s * csm_class_weight(call, (size_t)call->labels[at]);
+        if (call->labels)
+            call->loss[at] = call->labels[at] < 0 ? 0 : s * csm_class_weight(call, (size_t)call->labels[at]);
         else call->loss[at] = call->base.shape.n == 0 ? 0 : s * call->mass[at];
     }
     return csm_tree_sum(call->loss, call->rows);
@@ -365,8 +367,8 @@ static csm_status prepare(cross_entropy_call *call, csm_dtype dtype, const csm_t
 }
 
 static csm_status run_cross_entropy(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x,
-                                    const csm_view *gradient, double *loss, csm_loss_options *o,
-                                    const csm_shard *shard, csm_fp_environment *caller) {
+                                    const csm_view *gradient, double *loss, csm_loss_options *o, const csm_shard *shard,
+                                    csm_fp_environment *caller) {
     enum { STACK_BYTES = 1024, STACK_SCRATCH_BYTES = 2048 }; /* small calls allocate nothing */
     _Alignas(CSM_ALIGN) char stack[STACK_BYTES], stack_scratch[STACK_SCRATCH_BYTES];
     csm_buffer single;

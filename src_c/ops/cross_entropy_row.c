@@ -494,4 +494,3 @@ void csm_run_loss_row(csm_cross_entropy_call *call, const csm_loss_job *job, ptr
     if (!is_number || s.row.is_nan) fill_row(call, s.gradient, CSM_NAN, &s.poll);
     else write_gradient(&s, s.in.label);
 }
-

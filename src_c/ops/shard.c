@@ -236,7 +236,8 @@ csm_status csm_shard_rows(csm_shard_kind kind, csm_array_type type, const csm_sh
     const csm_shard shard = {
         .stage = CSM_STAGE_SHARD, .options = o, .records = records, .block_max = block_max, .words = CSM_RECORD_WORDS};
     const csm_options options = options_of(o);
-    if ((unsigned)kind > CSM_SHARD_LOG_SOFTMAX_VJP || (unsigned)type > CSM_BF16 || !is_shard(shape, o) || o->classes <= CSM_BLOCK)
+    if ((unsigned)kind > CSM_SHARD_LOG_SOFTMAX_VJP || (unsigned)type > CSM_BF16 || !is_shard(shape, o) ||
+        o->classes <= CSM_BLOCK)
         return CSM_BAD_OPTION;
     const csm_op op = kind == CSM_SHARD_LOGSUMEXP ? CSM_OP_log_softmax : ops[kind]; /* the same records */
     csm_records_clear(records, rows_of(shape), CSM_RECORD_WORDS); /* for a shard without classes */
@@ -254,7 +255,8 @@ csm_status csm_finish_rows(csm_shard_kind kind, csm_array_type type, const csm_s
                              .words = CSM_RECORD_WORDS,
                              .from_e = from_e && kind == CSM_SHARD_SOFTMAX};
     const csm_options options = options_of(o);
-    if ((unsigned)kind > CSM_SHARD_LOG_SOFTMAX_VJP || (unsigned)type > CSM_BF16 || !is_part(shape, o) || o->classes <= CSM_BLOCK)
+    if ((unsigned)kind > CSM_SHARD_LOG_SOFTMAX_VJP || (unsigned)type > CSM_BF16 || !is_part(shape, o) ||
+        o->classes <= CSM_BLOCK)
         return CSM_BAD_OPTION;
     return csm_run_softmax_shard(ops[kind], (csm_dtype)type, csm_current_table(), shape, input, y, result, &options,
                                  &shard);
@@ -265,7 +267,8 @@ static csm_status run_loss(csm_array_type type, const csm_shape *shape, const cs
     const csm_shard_options *o = shard->options;
     csm_loss_options options = *loss_options;
     const int is_finish = shard->stage == CSM_STAGE_FINISH || shard->stage == CSM_STAGE_LOST;
-    const int fits = shard->stage == CSM_STAGE_WHOLE ? shape->n == o->classes : (is_finish ? is_part : is_shard)(shape, o);
+    const int fits =
+        shard->stage == CSM_STAGE_WHOLE ? shape->n == o->classes : (is_finish ? is_part : is_shard)(shape, o);
     if ((unsigned)type > CSM_BF16 || !fits) return CSM_BAD_OPTION;
     options.temperature = o->temperature;
     options.threads = o->threads;
@@ -275,8 +278,8 @@ static csm_status run_loss(csm_array_type type, const csm_shape *shape, const cs
     return csm_run_loss_shard((csm_dtype)type, csm_current_table(), shape, x, gradient, loss, &options, shard);
 }
 csm_status csm_shard_losses(csm_array_type type, const csm_shape *shape, const csm_view *x, const csm_view *e,
-                          int64_t *records, double *block_max, const csm_shard_options *o,
-                          csm_loss_options *loss_options) {
+                            int64_t *records, double *block_max, const csm_shard_options *o,
+                            csm_loss_options *loss_options) {
     const csm_shard shard = {
         .stage = CSM_STAGE_SHARD, .options = o, .records = records, .block_max = block_max, .words = o->words};
     csm_records_clear(records, rows_of(shape), o->words);
@@ -304,8 +307,8 @@ csm_status csm_shard_lost(csm_array_type type, const csm_shape *shape, const csm
     return run_loss(type, shape, x, NULL, NULL, loss_options, &shard);
 }
 csm_status csm_finish_losses(csm_array_type type, const csm_shape *shape, const csm_view *x, int from_e,
-                           const int64_t *records, const double *block_max, double *loss, const csm_view *gradient,
-                           const csm_shard_options *o, csm_loss_options *loss_options) {
+                             const int64_t *records, const double *block_max, double *loss, const csm_view *gradient,
+                             const csm_shard_options *o, csm_loss_options *loss_options) {
     const csm_shard shard = {.stage = records ? CSM_STAGE_FINISH : CSM_STAGE_WHOLE,
                              .options = o,
                              .merged = records,

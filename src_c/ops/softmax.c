@@ -484,8 +484,8 @@ static csm_status run_softmax(csm_op op, csm_dtype dtype, const csm_table *table
     if (done) base->shape.shape[0] -= done;
     csm_view *const all[6] = {&c.input, &c.result, &c.y, &base->where, &c.temperatures, &c.order};
     const csm_view *const given[6] = {input, result, y, options->where, options->temperatures, &c.order};
-    const int is_used[6] = {
-        input != NULL, result != NULL, c.is_gradient, base->has_where, c.has_temperatures, shard != NULL};
+    const int is_used[6] = {input != NULL,   result != NULL,     c.is_gradient,
+                            base->has_where, c.has_temperatures, shard != NULL};
     csm_view *used[6];
     int count = 0;
     if (shard) c.order = csm_contiguous(shape, 1, NULL, 1);

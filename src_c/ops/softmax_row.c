@@ -448,8 +448,8 @@ static csm_status finish_gradient_shard(row_state *state, const csm_record *reco
     else if (up || down) block.hi = up ? CSM_INF : -CSM_INF;
     if (csm_is_in_double(c)) csm_combine_pair(&block, 1, 0, &state->sums);
     else c->kernels->combine(&block, 1, &state->temperature, &state->sums);
-    if (c->op == CSM_OP_log_softmax_vjp && !csm_vjp_is_ordinary(&state->temperature, state->sums.hi, 1,
-                                                                csm_is_single(&c->base)))
+    if (c->op == CSM_OP_log_softmax_vjp &&
+        !csm_vjp_is_ordinary(&state->temperature, state->sums.hi, 1, csm_is_single(&c->base)))
         find_exact_elements(state);
     return process(state, pass2_blocks);
 }
@@ -468,7 +468,8 @@ static csm_status finish_shard(row_state *state, const csm_record *record, block
     if (nan) return fill_row(state, CSM_NAN, process);
     combine_record(state, record, is_transformed);
     if (!c->keeps_axis)
-        return fill_row(state, csm_reduced(c->op, &base->scales, state->max, state->sums.tail, is_transformed), process);
+        return fill_row(state, csm_reduced(c->op, &base->scales, state->max, state->sums.tail, is_transformed),
+                        process);
     for (size_t b = 0; b < count; b++) {
         csm_block *block = &state->blocks[b];
         block->max = c->shard->merged_block_max[index * count + b];

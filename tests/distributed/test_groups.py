@@ -127,7 +127,7 @@ ALL_RANKS = [
 ]
 
 
-@pytest.mark.parametrize("change, message", ALL_RANKS)
+@pytest.mark.parametrize(("change", "message"), ALL_RANKS)
 def test_ranks_that_disagree_all_raise_the_same(change, message):
     results = call_on(3, distributed.cross_entropy, 1, change)
     assert len({str(r) for r in results}) == 1
@@ -136,7 +136,7 @@ def test_ranks_that_disagree_all_raise_the_same(change, message):
             raise result
 
 
-@pytest.mark.parametrize("change, message", [
+@pytest.mark.parametrize(("change", "message"), [
     ({"label_smoothing": 2.0}, "rank 1: ValueError: label_smoothing must be at least 0 and at most 1, got 2.0"),
     ({"logits": np.zeros((3, 4096), int).astype(object)}, "rank 1: TypeError: x has dtype object"),
     ({"target": np.array([0.5, 1, 2])}, "rank 1: ValueError: target has shape"),
@@ -170,7 +170,7 @@ def test_a_lack_of_memory_on_one_rank_is_raised_on_all(stage, monkeypatch):
     assert all(r.message == "MemoryError: no memory" for r in results)
 
 
-@pytest.mark.parametrize("offsets, message", [
+@pytest.mark.parametrize(("offsets", "message"), [
     ([0, 4096, 8193], "rank 2 begins at 8193, after the shards before it end at 8192, which is a gap"),
     ([0, 4095, 8192], "rank 1 begins at 4095, after the shards before it end at 4096, which is an overlap"),
 ])  # fmt: skip
@@ -241,7 +241,9 @@ def test_topk_softmax_is_that_of_whole_rows(normalize, n, masks):
 
     def work(group):
         s = slice(*cuts[group.rank : group.rank + 2])
-        return distributed.topk_softmax(x[:, s], 6, group=group, where=None if where is None else where[:, s], **options)
+        return distributed.topk_softmax(
+            x[:, s], 6, group=group, where=None if where is None else where[:, s], **options
+        )
 
     for result in run_on(3, work):
         assert_same_bits(result.values, expected.values)
@@ -278,7 +280,7 @@ def test_entmax_over_shards_is_not_implemented(function):
             raise result
 
 
-@pytest.mark.parametrize("reduction, is_soft", [("mean", False), ("sum", False), ("none", True)])
+@pytest.mark.parametrize(("reduction", "is_soft"), [("mean", False), ("sum", False), ("none", True)])
 def test_linear_layers_have_the_same_bits_for_any_number_of_ranks(reduction, is_soft):
     rng = np.random.default_rng(0)
     n, d = 9000, 8

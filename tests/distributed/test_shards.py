@@ -1,5 +1,6 @@
 """csoftmax.distributed without groups: shards, merges in any order, results with the bits of whole rows."""
 
+import itertools
 import pickle
 
 import numpy as np
@@ -47,7 +48,7 @@ def test_split_gives_boundaries_at_blocks(n, parts):
     assert len(bounds) == parts + 1
     assert (bounds[0], bounds[-1]) == (0, n)
     assert all(b % 4096 == 0 for b in bounds[:-1] if b != n)
-    sizes = [-(-(b - a) // 4096) for a, b in zip(bounds, bounds[1:], strict=False)]
+    sizes = [-(-(b - a) // 4096) for a, b in itertools.pairwise(bounds)]
     assert min(sizes) >= 0
     assert max(sizes) - min(sizes) <= 1
 
@@ -60,7 +61,7 @@ def test_no_shard_needs_many_parts():
 def test_repeated_and_shuffled_deliveries_change_nothing():
     x = np.random.default_rng(0).normal(size=(3, 30000))
     bounds = [0, 4096, 9000, 20000, 30000]
-    parts = [partial(x[:, a:b], offset=a, n_classes=30000) for a, b in zip(bounds, bounds[1:], strict=False)]
+    parts = [partial(x[:, a:b], offset=a, n_classes=30000) for a, b in itertools.pairwise(bounds)]
     once = merge(parts)
     again = merge(merge(parts[2], parts[1]), parts[1], merge(parts[0], parts[0]), parts[3], parts[2])
     assert_same_bits(again.records, once.records)
@@ -80,7 +81,7 @@ def test_missing_classes_are_named():
         distributed.finish_softmax(x[:, :4096], first, merge(first))
 
 
-@pytest.mark.parametrize("field, other", [("version", "0.0.0"), ("byte_order", "big")])
+@pytest.mark.parametrize(("field", "other"), [("version", "0.0.0"), ("byte_order", "big")])
 def test_partials_of_other_versions_and_byte_orders_are_refused(field, other):
     a, b = halves(np.zeros((1, 8192)))
     setattr(b, field, other)
@@ -101,7 +102,7 @@ def test_rows_beyond_the_range_ask_for_a_second_round():
     parts = halves(x)
     merged = merge(parts)
     assert merged.second_round.tolist() == [1e300, 1e300]
-    with pytest.raises(ValueError, match="row_max=merged.second_round"):
+    with pytest.raises(ValueError, match=r"row_max=merged\.second_round"):
         distributed.finish_softmax(x[:, :4096], parts[0], merged)
     with pytest.raises(ValueError, match="first and of the second round"):
         merge(parts[0], halves(x, row_max=merged.second_round)[1])
@@ -132,7 +133,7 @@ def test_pickled_partials_merge():
     assert_same_bits(y, csoftmax.softmax(x)[:, :4096])
 
 
-@pytest.mark.parametrize("target, error, message", [
+@pytest.mark.parametrize(("target", "error", "message"), [
     ([8192], IndexError, r"target\[0\] is 8192: the classes are 0 to 8191"),
     ([-1], IndexError, r"target\[0\] is -1"),
 ])  # fmt: skip
@@ -184,7 +185,7 @@ def test_nodes_are_those_of_the_tree_for_any_cuts_and_orders(n):
     x = rng.normal(size=n) * 2.0 ** rng.integers(-60, 60, n)
     for _ in range(20):
         cuts = [0, *sorted(rng.integers(0, n + 1, rng.integers(0, 6))), n]
-        parts = [Nodes.nodes(x[a:b], a) for a, b in zip(cuts, cuts[1:], strict=False)]
+        parts = [Nodes.nodes(x[a:b], a) for a, b in itertools.pairwise(cuts)]
         parts += [parts[i] for i in rng.integers(0, len(parts), 2)]
         nodes = {}
         for i in rng.permutation(len(parts)):
