@@ -7,14 +7,7 @@ same without a group, for engines that move arrays by themselves; `Nodes` are su
 here.
 """
 
-from ._ops.group_linear import linear_cross_entropy, linear_cross_entropy_with_grad
-from ._ops.group_losses import cross_entropy, cross_entropy_with_grad
-from ._ops.group_rows import log_softmax, log_softmax_vjp, logsumexp, softmax, softmax_vjp
-from ._ops.group_topk import entmax, sample, sparsemax, topk, topk_softmax
-from ._ops.groups import DistributedError, DistributedMemoryError, Group
-from ._ops.nodes import Nodes
-from ._ops.shard import Partial, merge, partial, split
-from ._ops.shard_finish import (
+from ._distributed.finish import (
     finish_gradient,
     finish_log_softmax,
     finish_logsumexp,
@@ -22,6 +15,13 @@ from ._ops.shard_finish import (
     finish_softmax,
     finish_vjp,
 )
+from ._distributed.groups import DistributedError, DistributedMemoryError, Group
+from ._distributed.linear import linear_cross_entropy, linear_cross_entropy_with_grad
+from ._distributed.losses import cross_entropy, cross_entropy_with_grad
+from ._distributed.nodes import Nodes
+from ._distributed.rows import log_softmax, log_softmax_vjp, logsumexp, softmax, softmax_vjp
+from ._distributed.shard import Partial, merge, partial, split
+from ._distributed.topk import entmax, sample, sparsemax, topk, topk_softmax
 
 __all__ = [
     "DistributedError",

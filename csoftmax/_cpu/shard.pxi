@@ -144,8 +144,8 @@ def finish_shard_loss(int dtype, bint from_e, records, block_max, loss, gradient
     if squares is not None:
         c.o.squares = _words(squares)
     with nogil:
-        status = cpu.csm_finish_losses(<cpu.csm_array_type>dtype, &c.b.shape, &c.b.view[0], from_e, words, maxima, losses,
-                                     to, &c.o, &c.loss)
+        status = cpu.csm_finish_losses(<cpu.csm_array_type>dtype, &c.b.shape, &c.b.view[0], from_e, words, maxima,
+                                       losses, to, &c.o, &c.loss)
     _raise(status)
 
 

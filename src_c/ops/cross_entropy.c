@@ -288,6 +288,7 @@ static csm_status compute(cross_entropy_call *call, const csm_shape *shape, csm_
         return csm_parallel(call->rows, piece, c->threads, clear_body, call, &c->interrupt);
     }
     find_lost_limit(call);
+    if (call->shard && call->shard->stage == CSM_STAGE_LOST && !call->has_lost) return CSM_OK;
     call->transformed_call = call->loss_call;
     call->transformed_call.t = &c->scales.transformed;
     if (n > 0 || call->shard) {

@@ -1,8 +1,8 @@
 /* One row of cross-entropy of any length and content: block by block through a unit's pass1, sums, factors, pass2.
  *
  * Ordinary rows are computed directly; rows outside the range of exp's reduction are transformed block by block, twice,
- * as softmax_row.c says; rows in which probabilities underflow whose gradients would not, by underflow.h.  Of a shard of
- * the classes, stages (shard.h) leave the sums in a record, and take them from a merged one.
+ * as softmax_row.c says; rows in which probabilities underflow whose gradients would not, by underflow.h.  Of a shard
+ * of the classes, stages (shard.h) leave the sums in a record, and take them from a merged one.
  */
 #include "cross_entropy_row.h"
 

@@ -16,7 +16,7 @@ if ISAS:  # read by csoftmax when it is imported
 from helpers.sharded_calls import Call  # noqa: E402
 
 from csoftmax import distributed  # noqa: E402
-from csoftmax._ops import group_merge  # noqa: E402
+from csoftmax._distributed import merge as group_merge  # noqa: E402
 
 
 def check_random_calls(comm, count):

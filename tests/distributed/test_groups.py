@@ -10,7 +10,8 @@ from helpers.thread_group import ThreadGroup, run_on
 
 import csoftmax
 from csoftmax import distributed
-from csoftmax._ops import group_merge, group_rows
+from csoftmax._distributed import merge as group_merge
+from csoftmax._distributed import rows as group_rows
 from csoftmax.distributed import DistributedError, DistributedMemoryError
 
 

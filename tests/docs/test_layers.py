@@ -18,7 +18,7 @@ PYTHON_LAYERS = [
     {"_arguments"},
     {"_ops"},
     {"__init__"},
-    {"samplers", "geometric", "_torch", "_jax"},
+    {"samplers", "geometric", "_torch", "_jax", "_distributed"},
     {"_spec", "_learn"},
     {"adversarial", "torch", "jax", "heads", "linear_model", "calibration", "class_weight", "sequence", "distributed"},
     {"metrics"},

@@ -10,11 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 from .._arguments.foreign import as_native, give_like, is_foreign
 from .._arguments.layouts import apart_from, axis_last, check_out, normalize_axes
 from .._arguments.numbers import check_count, check_flag
+from .._cpu import binding
 from .._cpu.dtypes import as_buffer
-from .group_merge import cut_lengths, exchange
-from .groups import UNKNOWN, Header, Layout, as_group, enter
-from .shard import Partial, Piece, Terms, plan_partial, sum_piece
-from .shard_finish import (
+from .finish import (
     KIND_OF,
     Merged,
     as_scalar_or_rows,
@@ -24,6 +22,9 @@ from .shard_finish import (
     write_rows,
     write_vjp,
 )
+from .groups import UNKNOWN, Header, Layout, as_group, enter
+from .merge import cut_lengths, exchange
+from .shard import Partial, Piece, Terms, plan_partial, sum_piece
 
 __all__ = ["log_softmax", "log_softmax_vjp", "logsumexp", "softmax", "softmax_vjp"]
 
@@ -109,7 +110,7 @@ def place_result(terms: Terms, piece: Piece, axis: int, out: Any, powers: Any = 
     if out is not None:
         result = out
     else:
-        memory = np.empty(piece.x.shape, terms.storage) if powers is None else powers
+        memory = binding.empty(piece.x.shape, terms.storage) if powers is None else powers
         result = np.moveaxis(memory, -1, axis)
     return result, as_buffer(axis_last(result, (axis,)))
 

@@ -15,9 +15,20 @@ from .._arguments.layouts import apart_from, axis_last, normalize_axes
 from .._arguments.numbers import check_positive, check_reduction
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
-from .cross_entropy import CrossEntropyResult
-from .group_merge import cut_lengths
-from .group_rows import (
+from .._ops.cross_entropy import CrossEntropyResult
+from .finish import (
+    Merged,
+    add_losses,
+    add_squares,
+    find_lost,
+    round_losses,
+    total_sums,
+    write_gradient,
+)
+from .groups import Header, Layout, as_group, enter, raise_on_all
+from .merge import cut_lengths
+from .nodes import Nodes
+from .rows import (
     check_result,
     chunks_of,
     give_result,
@@ -28,18 +39,7 @@ from .group_rows import (
     place_result,
     rows_of,
 )
-from .groups import Header, Layout, as_group, enter, raise_on_all
-from .nodes import Nodes
 from .shard import BLOCK, Partial, Piece, Terms, plan_partial
-from .shard_finish import (
-    Merged,
-    add_losses,
-    add_squares,
-    find_lost,
-    round_losses,
-    total_sums,
-    write_gradient,
-)
 
 __all__ = ["cross_entropy", "cross_entropy_with_grad"]
 

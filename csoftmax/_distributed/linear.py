@@ -14,12 +14,13 @@ from .._arguments.labels import as_label_bits, check_loss_options, check_target
 from .._arguments.layers import check_bias, check_layer, count_chunk_rows
 from .._arguments.numbers import check_count, check_reduction
 from .._arguments.places import as_float
+from .._cpu import binding
 from .._cpu.apart import multiply
 from .._cpu.dtypes import compute_dtype
-from .group_losses import RowSums, run_loss
-from .group_rows import give_result, known
+from .._ops.linear_cross_entropy import LinearCrossEntropyResult
 from .groups import Header, as_group, enter
-from .linear_cross_entropy import LinearCrossEntropyResult
+from .losses import RowSums, run_loss
+from .rows import give_result, known
 from .shard import BLOCK
 
 __all__ = ["linear_cross_entropy", "linear_cross_entropy_with_grad"]
@@ -48,7 +49,7 @@ class _Layer(NamedTuple):
     def logits(self, rows: slice, panels: list[slice]) -> Any:
         """The logits of some rows."""
         x = self.x[rows].astype(self.compute, copy=False)
-        logits = np.empty((len(x), len(self.w)), self.compute)
+        logits = binding.empty((len(x), len(self.w)), self.compute)
         for panel in panels:
             logits[:, panel] = multiply(x, self.w[panel].astype(self.compute, copy=False).T)
         if self.bias is not None:

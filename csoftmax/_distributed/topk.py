@@ -15,11 +15,11 @@ from .._arguments.numbers import check_count, check_flag
 from .._arguments.places import CPU, as_float
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
-from . import sample as whole_sample
-from . import topk as whole_topk
-from .group_rows import give_result, known, softmax
+from .._ops import sample as whole_sample
+from .._ops import topk as whole_topk
+from .._ops.topk import TopK
 from .groups import Header, Layout, as_group, enter
-from .topk import TopK
+from .rows import give_result, known, softmax
 
 __all__ = ["entmax", "sample", "sparsemax", "topk", "topk_softmax"]
 

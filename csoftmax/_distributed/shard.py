@@ -132,7 +132,7 @@ class Terms(NamedTuple):
         """The records of a piece that consists of whole blocks, the maxima of these, and the powers or None."""
         records = np.empty((*self.batch, self.words), np.int64)
         block_max = np.empty((*self.batch, -(-piece.x.shape[-1] // BLOCK)))
-        e = np.empty(piece.x.shape, piece.x.dtype) if keep and piece.x.dtype == self.compute else None
+        e = binding.empty(piece.x.shape, piece.x.dtype) if keep and piece.x.dtype == self.compute else None
         if self.losses is not None:
             arguments = self.loss_arguments(piece, row_max, None, float(self.n_classes), 1.0, num_threads)
             if not binding.run_shard_loss(self.dtype, e, records, block_max, *arguments):
