@@ -102,7 +102,7 @@ def run_shard_loss(int dtype, e, records, block_max, *arguments):
     cdef cpu.csm_status status
     with nogil:
         status = cpu.csm_shard_losses(<cpu.csm_array_type>dtype, &c.b.shape, &c.b.view[0], powers, words, maxima, &c.o,
-                                    &c.loss)
+                                      &c.loss)
     if status == cpu.CSM_BAD_LABEL:
         return False
     _raise(status)
