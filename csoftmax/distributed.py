@@ -15,7 +15,7 @@ from ._distributed.finish import (
     finish_softmax,
     finish_vjp,
 )
-from ._distributed.groups import DistributedError, DistributedMemoryError, Group
+from ._distributed.groups import DistributedError, DistributedMemoryError, Group, SingleProcess
 from ._distributed.linear import linear_cross_entropy, linear_cross_entropy_with_grad
 from ._distributed.losses import cross_entropy, cross_entropy_with_grad
 from ._distributed.nodes import Nodes
@@ -29,6 +29,7 @@ __all__ = [
     "Group",
     "Nodes",
     "Partial",
+    "SingleProcess",
     "cross_entropy",
     "cross_entropy_with_grad",
     "entmax",

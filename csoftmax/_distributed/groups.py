@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from .._arguments.places import DeviceError
 from .._cpu import binding
 
-__all__ = ["DistributedError", "DistributedMemoryError", "Group"]
+__all__ = ["DistributedError", "DistributedMemoryError", "Group", "SingleProcess"]
 
 TEXT_BYTES = 256
 UNKNOWN = -1  # an offset or a number of classes that is not given
@@ -36,6 +36,12 @@ class DistributedError(RuntimeError):
         The first rank that failed.
     message : str
         Type and text of its error.
+
+    Examples
+    --------
+    >>> from csoftmax.distributed import DistributedError
+    >>> str(DistributedError(1, "ValueError: k must be at least 0, got -1"))
+    'rank 1: ValueError: k must be at least 0, got -1'
     """
 
     def __init__(self, rank: int, message: str):
@@ -47,7 +53,19 @@ class DistributedError(RuntimeError):
 
 
 class DistributedMemoryError(DistributedError, MemoryError):
-    """A call over a group failed on one rank for lack of memory."""
+    """A call over a group failed on one rank for lack of memory.
+
+    Attributes
+    ----------
+    rank, message
+        As in `DistributedError`.
+
+    Examples
+    --------
+    >>> from csoftmax.distributed import DistributedMemoryError
+    >>> isinstance(DistributedMemoryError(0, "MemoryError"), MemoryError)
+    True
+    """
 
 
 @runtime_checkable
@@ -58,16 +76,97 @@ class Group(Protocol):
     ----------
     size, rank : int
         Number of processes, and the number of this one.
+
+    Examples
+    --------
+    >>> from csoftmax.distributed import Group, SingleProcess
+    >>> isinstance(SingleProcess(), Group)
+    True
     """
 
     size: int
     rank: int
 
     def all_gather(self, a: NDArray[Any], /) -> NDArray[Any]:
-        """Arrays of one shape and dtype from all ranks, in an array of shape (size, ...)."""
+        """Gather arrays of one shape and dtype from all ranks.
+
+        Parameters
+        ----------
+        a : ndarray
+            That of this rank.
+
+        Returns
+        -------
+        ndarray of shape (size, ...)
+            Those of all ranks, in their order.
+        """
 
     def all_reduce(self, a: NDArray[Any], op: str, /) -> NDArray[Any]:
-        """The elementwise "max" or "sum" of int64 over all ranks."""
+        """Reduce arrays of one shape over all ranks.
+
+        Parameters
+        ----------
+        a : ndarray of int64
+            That of this rank.
+        op : {"max", "sum"}
+            What is computed of each element.
+
+        Returns
+        -------
+        ndarray of int64
+            The same on all ranks.
+        """
+
+
+class SingleProcess:
+    """The group of one process, with which programs for many processes also run alone.
+
+    Attributes
+    ----------
+    size, rank : int
+        1 and 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from csoftmax.distributed import SingleProcess, softmax
+    >>> softmax(np.zeros((1, 4)), group=SingleProcess())
+    array([[0.25, 0.25, 0.25, 0.25]])
+    """
+
+    size, rank = 1, 0
+
+    def all_gather(self, a: NDArray[Any], /) -> NDArray[Any]:
+        """The array, with an axis of length 1 in front.
+
+        Parameters
+        ----------
+        a : ndarray
+            Any array.
+
+        Returns
+        -------
+        ndarray
+            A copy of shape (1, ...).
+        """
+        return np.array(a)[None]
+
+    def all_reduce(self, a: NDArray[Any], op: str, /) -> NDArray[Any]:
+        """The array.
+
+        Parameters
+        ----------
+        a : ndarray
+            Any array.
+        op : {"max", "sum"}
+            Not used.
+
+        Returns
+        -------
+        ndarray
+            A copy.
+        """
+        return np.array(a)
 
 
 class _MpiGroup:

@@ -242,6 +242,12 @@ def linear_cross_entropy(
     Products are computed for 4096 classes at a time. On one kind of machine, with shards that begin at multiples of
     4096, the loss and the gradients of w and the bias have the same bits for any number of ranks as far as the BLAS
     has for products of the same shapes; the gradient of x is a sum over the ranks, which is rounded.
+
+    Examples
+    --------
+    >>> from csoftmax.distributed import SingleProcess, linear_cross_entropy
+    >>> linear_cross_entropy([[1.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]], [1], group=SingleProcess())
+    np.float64(0.6931471805599453)
     """
     result = _run(
         group, x, w, target, bias=bias, n_classes=n_classes, offset=offset, chunk_bytes=chunk_bytes, weight=weight,
@@ -294,6 +300,13 @@ z_loss, temperature, reduction, num_threads
     Notes
     -----
     The gradient of x takes one more collective of the size of x from each rank.
+
+    Examples
+    --------
+    >>> from csoftmax.distributed import SingleProcess, linear_cross_entropy_with_grad
+    >>> linear_cross_entropy_with_grad([[1.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]], [1], group=SingleProcess()).grad_w
+    array([[ 0.5,  0. ],
+           [-0.5,  0. ]])
     """
     return _run(
         group, x, w, target, bias=bias, n_classes=n_classes, offset=offset, chunk_bytes=chunk_bytes, weight=weight,

@@ -380,6 +380,12 @@ def cross_entropy(
     Notes
     -----
     The sums of a row are 128 bytes; 224 with label smoothing, 272 with soft labels, and 8 more with class weights.
+
+    Examples
+    --------
+    >>> from csoftmax.distributed import SingleProcess, cross_entropy
+    >>> cross_entropy([[0.0, 0.0], [40.0, 0.0]], [1, 0], group=SingleProcess(), reduction="none")
+    array([6.93147181e-01, 4.24835426e-18])
     """
     loss, _ = run_loss(
         group, rows_group, "cross_entropy", logits, target, num_threads, axis=axis, n_classes=n_classes, offset=offset,
@@ -432,6 +438,12 @@ z_loss, temperature, reduction, num_threads
     ------
     IndexError, TypeError, ValueError, MemoryError, DistributedError
         As in `cross_entropy`.
+
+    Examples
+    --------
+    >>> from csoftmax.distributed import SingleProcess, cross_entropy_with_grad
+    >>> cross_entropy_with_grad([[0.0, 0.0]], [1], group=SingleProcess()).grad
+    array([[ 0.5, -0.5]])
     """
     return CrossEntropyResult(*run_loss(
         group, rows_group, "cross_entropy_with_grad", logits, target, num_threads, axis=axis, n_classes=n_classes,

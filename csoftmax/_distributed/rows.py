@@ -250,14 +250,8 @@ def softmax(
     Examples
     --------
     >>> import numpy as np
-    >>> from csoftmax.distributed import softmax
-    >>> class Alone:
-    ...     size, rank = 1, 0
-    ...     def all_gather(self, a):
-    ...         return a[None]
-    ...     def all_reduce(self, a, op):
-    ...         return a
-    >>> float(softmax(np.zeros(5000), group=Alone())[0])
+    >>> from csoftmax.distributed import SingleProcess, softmax
+    >>> float(softmax(np.zeros(5000), group=SingleProcess())[0])
     0.0002
     """
     return _run(
@@ -294,6 +288,13 @@ def log_softmax(
     ------
     TypeError, ValueError, MemoryError, DistributedError
         As in `softmax`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from csoftmax.distributed import SingleProcess, log_softmax
+    >>> log_softmax(np.float32([16.9, 0.0]), group=SingleProcess())
+    array([-4.5753403e-08, -1.6900000e+01], dtype=float32)
     """
     return _run(
         "log_softmax", group, x, axis=axis, n_classes=n_classes, offset=offset, temperature=temperature, where=where,
@@ -331,6 +332,12 @@ def logsumexp(
     ------
     TypeError, ValueError, MemoryError, DistributedError
         As in `softmax`.
+
+    Examples
+    --------
+    >>> from csoftmax.distributed import SingleProcess, logsumexp
+    >>> logsumexp([1000.0, 1000.0], group=SingleProcess())
+    np.float64(1000.6931471805599)
     """
     keeps = check_flag("keepdims", keepdims)
     result = _run(
@@ -371,6 +378,12 @@ def softmax_vjp(
     ------
     TypeError, ValueError, MemoryError, DistributedError
         As in `softmax`.
+
+    Examples
+    --------
+    >>> from csoftmax.distributed import SingleProcess, softmax_vjp
+    >>> softmax_vjp([1.0, 0.0], [0.5, 0.5], group=SingleProcess())
+    array([ 0.25, -0.25])
     """
     return _run(
         "softmax_vjp", group, dy, y, axis=axis, n_classes=n_classes, offset=offset, temperature=temperature,
@@ -409,6 +422,12 @@ def log_softmax_vjp(
     ------
     TypeError, ValueError, MemoryError, DistributedError
         As in `softmax`.
+
+    Examples
+    --------
+    >>> from csoftmax.distributed import SingleProcess, log_softmax, log_softmax_vjp
+    >>> log_softmax_vjp([1.0, 0.0], log_softmax([0.0, 0.0], group=SingleProcess()), group=SingleProcess())
+    array([ 0.5, -0.5])
     """
     return _run(
         "log_softmax_vjp", group, dy, y, axis=axis, n_classes=n_classes, offset=offset, temperature=temperature,

@@ -145,6 +145,12 @@ def topk(
     ------
     TypeError, ValueError, MemoryError, DistributedError
         As in `softmax`.
+
+    Examples
+    --------
+    >>> from csoftmax.distributed import SingleProcess, topk
+    >>> topk([3, 1, 4, 1, 5], 2, group=SingleProcess()).indices
+    array([4, 2])
     """
     options = {"largest": largest, "sorted": sorted}
     _comm, _layout, (values, indices, *_), local, count = _run(
@@ -184,6 +190,12 @@ def topk_softmax(
     ------
     TypeError, ValueError, MemoryError, DistributedError
         As in `softmax`.
+
+    Examples
+    --------
+    >>> from csoftmax.distributed import SingleProcess, topk_softmax
+    >>> topk_softmax([1.0, 1.0, 0.0], 2, group=SingleProcess()).values
+    array([0.5, 0.5])
     """
     options = {"temperature": temperature, "normalize": normalize}
     comm, layout, (values, indices, order, counts), local, count = _run(
@@ -255,6 +267,12 @@ def sample(
     Notes
     -----
     The ranks gather the logits of the rows, some rows at a time, and all draw.
+
+    Examples
+    --------
+    >>> from csoftmax.distributed import SingleProcess, sample
+    >>> sample([0.0, 50.0, 0.0], group=SingleProcess(), size=3, rng=0)
+    array([1, 1, 1])
     """
     comm = as_group(group)
     refused = [name for name in _NOT_OVER_SHARDS if options.pop(name, None) is not None]
@@ -330,6 +348,15 @@ def sparsemax(x: ArrayLike, axis: SupportsIndex = -1, *, group: Any, **options: 
     ------
     NotImplementedError
         Always.
+
+    Examples
+    --------
+    >>> from csoftmax.distributed import SingleProcess, sparsemax
+    >>> sparsemax([1.0, 0.0], group=SingleProcess())
+    Traceback (most recent call last):
+        ...
+    NotImplementedError: sparsemax over shards is not implemented: its support may lie in any of them. Gather the rows \
+and call csoftmax.sparsemax
     """
     _refuse("sparsemax")
 
@@ -346,5 +373,14 @@ def entmax(x: ArrayLike, alpha: float = 1.5, axis: SupportsIndex = -1, *, group:
     ------
     NotImplementedError
         Always.
+
+    Examples
+    --------
+    >>> from csoftmax.distributed import SingleProcess, entmax
+    >>> entmax([1.0, 0.0], group=SingleProcess())
+    Traceback (most recent call last):
+        ...
+    NotImplementedError: entmax over shards is not implemented: its support may lie in any of them. Gather the rows \
+and call csoftmax.entmax
     """
     _refuse("entmax")

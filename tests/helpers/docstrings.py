@@ -16,6 +16,7 @@ MODULES = (
     ".metrics",
     ".class_weight",
     ".sequence",
+    ".distributed",
 )
 
 
