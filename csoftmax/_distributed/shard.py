@@ -169,6 +169,16 @@ class Partial:
         Of a second round: the maxima of the rows that needed it, NaN for all others.
     weight_words : ndarray of int64, or None
         The sum of the class weights.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from csoftmax.distributed import merge, partial
+    >>> parts = [partial(np.full((2, 4096), 1e300), offset=i, n_classes=8192) for i in (0, 4096)]
+    >>> merge(parts).intervals
+    ((0, 8192),)
+    >>> merge(parts).second_round
+    array([1.e+300, 1.e+300])
     """
 
     records: Any
