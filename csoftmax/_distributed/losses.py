@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any, Literal, NamedTuple, SupportsIndex
 
 import numpy as np
@@ -25,7 +24,7 @@ from .finish import (
     total_sums,
     write_gradient,
 )
-from .groups import Header, Layout, as_group, enter, raise_on_all
+from .groups import Header, Layout, as_group, digest_of, enter, raise_on_all
 from .merge import cut_lengths
 from .nodes import Nodes
 from .rows import (
@@ -68,14 +67,6 @@ class Chunk(NamedTuple):
     merged: Merged
 
 
-def _digest(*arrays: Any) -> str:
-    """A short text that tells arrays of different contents apart."""
-    found = hashlib.blake2b(digest_size=6)
-    for a in arrays:
-        found.update(b"-" if a is None else np.ascontiguousarray(a).tobytes())
-    return found.hexdigest()
-
-
 def prepare_loss(
     function: str,
     logits: Any,
@@ -114,7 +105,7 @@ def prepare_loss(
     options = (
         f"{reduction} label_smoothing={factors[1]} z_loss={factors[2]} clip_norm={factors[3]} clip_value={factors[4]} "
         f"ignore_index={checked.ignore_index} weight={checked.has_weight} "
-        f"target={_digest(checked.target)} rows={_digest(checked.sample_weight, factor)}"
+        f"target={digest_of(checked.target)} rows={digest_of(checked.sample_weight, factor)}"
     )
     return header_of(function, terms, piece, n, first, options), Loss(
         terms, piece, place, out, factor, reduction, gradient

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._arguments.foreign import as_native, give_like, is_foreign
+from .._arguments.foreign import as_native, give_like, is_foreign, tell_written
 from .._arguments.layouts import apart_from, axis_last, check_out, normalize_axes
 from .._arguments.numbers import check_count, check_flag
 from .._cpu import binding
@@ -22,7 +22,7 @@ from .finish import (
     write_rows,
     write_vjp,
 )
-from .groups import UNKNOWN, Header, Layout, as_group, enter
+from .groups import UNKNOWN, Header, Layout, as_group, digest_of, enter
 from .merge import cut_lengths, exchange
 from .shard import Partial, Piece, Terms, plan_partial, sum_piece
 
@@ -139,7 +139,8 @@ def _prepare(
     if out is not None:
         apart = (None if a is None else apart_from(a, as_buffer(axis_last(out, (place,)))) for a in piece[1:4])
         piece = Piece(piece.first, *apart)
-    options = "where" if where is not None else ""
+    options = "with where" if where is not None else "without where"
+    options += "" if terms.temperatures is None else f" temperatures={digest_of(terms.temperatures)}"
     return header_of(name, terms, piece, n, first, options), _Rows(terms, piece, place, out)
 
 
@@ -173,7 +174,7 @@ def _run(
             sums.append(sum_up_rows(part, merged))
             continue
         if rows is None:
-            result, rows = place_result(terms, piece, call.axis, out, part.e)
+            result, rows = place_result(terms, piece, call.axis, call.out, part.e)
         to = rows if chunk is None else rows[chunk]
         options = {"where": part_piece.where, "num_threads": num_threads}
         if y is None:
@@ -188,6 +189,7 @@ def _run(
 def give_result(like: Any, out: Any, result: Any) -> Any:
     """The caller's out, or the result as an array of the library of `like`."""
     if out is not None:
+        tell_written(out)
         return out
     return give_like(like, np.asarray(result)) if is_foreign(like) else result
 

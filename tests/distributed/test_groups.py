@@ -137,6 +137,21 @@ def test_ranks_that_disagree_all_raise_the_same(change, message):
             raise result
 
 
+def test_ranks_with_other_temperatures_of_rows_all_raise():
+    x = np.zeros((2, 4096))
+    temperatures = [[[1.0], [2.0]], [[1.0], [3.0]]]
+    for result in run_on(2, lambda group: distributed.softmax(x, group=group, temperature=temperatures[group.rank])):
+        with pytest.raises(ValueError, match=r"ranks disagree on options: without where temperatures=.* on rank 0 and"):
+            raise result
+
+
+def test_rows_may_have_temperatures():
+    x = np.random.default_rng(0).normal(size=(2, 8192))
+    t = [[0.5], [1e300]]
+    results = run_on(2, lambda group: distributed.softmax(np.split(x, 2, 1)[group.rank], group=group, temperature=t))
+    assert_same_bits(np.concatenate(results, axis=1), csoftmax.softmax(x, temperature=t))
+
+
 @pytest.mark.parametrize(("change", "message"), [
     ({"label_smoothing": 2.0}, "rank 1: ValueError: label_smoothing must be at least 0 and at most 1, got 2.0"),
     ({"logits": np.zeros((3, 4096), int).astype(object)}, "rank 1: TypeError: x has dtype object"),
