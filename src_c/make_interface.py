@@ -119,7 +119,7 @@ def api_text(header: list[Function]) -> str:
             space = "" if f.returns.endswith("*") else " "
             typedefs.append(wrapped(f"typedef {f.returns}{space}(*{types[key]})(", f.types(), ");"))
         members.append(f"    X({types[key]}, {name})")
-    width = max(map(len, members)) + 1
+    width = max(map(len, members[:-1])) + 1
     rows = " \\\n".join(member.ljust(width - 1) for member in members)
     define = "#define CSM_API_FUNCTIONS(X)".ljust(width - 1)
     body = "\n".join(typedefs) + "\n\n/* X(type, name without csm_) */\n" + f"{define} \\\n{rows.rstrip()}\n"
