@@ -1,4 +1,5 @@
-"""Generates the files that depend on csoftmax/include/csoftmax.h, the only place where signatures are written by hand.
+"""Generates the files that depend on csoftmax/include/csoftmax.h, the only place where signatures are written by hand,
+with its part csoftmax_shards.h.
 
     python src_c/make_interface.py           writes the files
     python src_c/make_interface.py --check   lists files that are out of date, and fails if there are any
@@ -61,6 +62,16 @@ class Function(NamedTuple):
     def types(self) -> list[str]:
         """The types of the parameters."""
         return [re.sub(r"(?<=[\w*] )(?!const\b)\w+$|(?<=\*)\w+$", "", p).strip() for p in self.parameters]
+
+
+def header_text() -> str:
+    """csoftmax.h, with its parts in the places where it includes them."""
+    return re.sub(
+        r'^#include "(csoftmax_\w+\.h)"$',
+        lambda part: (HEADER.parent / part[1]).read_text(),
+        HEADER.read_text(),
+        flags=re.M,
+    )
 
 
 def strip(text: str) -> str:
@@ -239,12 +250,13 @@ def abi_text(header: list[Function], api: str) -> str:
 
 def generate() -> dict[Path, str]:
     """The text of every generated file."""
-    header = functions(HEADER.read_text())
+    text = header_text()
+    header = functions(text)
     api = api_text(header)
     return {
         ORDER: capsule_text(header),
         API: api,
-        PXD: pxd_text(HEADER.read_text()),
+        PXD: pxd_text(text),
         MAP: map_text(),
         ABI: abi_text(header, api),
     }

@@ -202,7 +202,7 @@ size_t csm_records_second_round(csm_shard_kind kind, csm_array_type type, const 
     return count;
 }
 
-/* The functions of csoftmax.h */
+/* The functions of csoftmax_shards.h */
 
 static const csm_op ops[] = {CSM_OP_softmax, CSM_OP_log_softmax, CSM_OP_logsumexp, CSM_OP_softmax_vjp,
                              CSM_OP_log_softmax_vjp};

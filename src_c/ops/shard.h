@@ -1,9 +1,9 @@
 /* Shards of rows: the records of their sums, and what a call of a shard gets in addition.
  *
- * A record holds what the blocks of a shard contribute to a row (csoftmax.h lists its words).  Its sum is exact and
- * absolute: the powers of two of the blocks are part of it, so that no reference is needed before a merge.  In the log
- * family the maxima are not in the sum but counted, each with its power; when a larger maximum arrives, they join the
- * sum as csm_combine_quotient adds them.  Merging is associative and commutative to the bit.
+ * A record holds what the blocks of a shard contribute to a row (csoftmax_shards.h lists its words).  Its sum is exact
+ * and absolute: the powers of two of the blocks are part of it, so that no reference is needed before a merge.  In the
+ * log family the maxima are not in the sum but counted, each with its power; when a larger maximum arrives, they join
+ * the sum as csm_combine_quotient adds them.  Merging is associative and commutative to the bit.
  */
 #ifndef CSM_OPS_SHARD_H
 #define CSM_OPS_SHARD_H

@@ -9,6 +9,7 @@ version of Python.
 import argparse
 import ast
 import re
+import runpy
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -197,7 +198,7 @@ def find_imported(tree, level):
 
 def make_c():
     """Comments between declarations become text, declarations become code."""
-    text = (PACKAGE / "include" / "csoftmax.h").read_text(encoding="utf-8")
+    text = runpy.run_path(str(ROOT / "src_c" / "make_interface.py"))["header_text"]()
     lines = ["# C", "", GENERATED, ""]
     for part in re.split(r"\n\s*\n(?=\S)", text):
         match = re.match(r"\s*/\*(.*?)\*/\n?(.*)", part, re.S)
