@@ -225,9 +225,12 @@ static csm_status compute(csm_loss_run *call, const csm_shape *shape, csm_loss_o
     const size_t n = c->shape.n;
     csm_status status = CSM_OK;
     if (call->labels) {
-        csm_shape checked = *shape;
-        if (call->shard) checked.n = SIZE_MAX; /* the label of a row is a class of any shard */
-        status = csm_read_labels(&checked, o, call->rows, call->labels);
+        csm_shape of_all; /* the label of a row is a class of any shard */
+        if (call->shard) {
+            of_all = *shape;
+            of_all.n = SIZE_MAX;
+        }
+        status = csm_read_labels(call->shard ? &of_all : shape, o, call->rows, call->labels);
     }
     if (status != CSM_OK) return status;
     c->threads = csm_threads_for((double)call->rows * (double)n, call->rows, threads);
