@@ -171,7 +171,7 @@ void test_shards(size_t every) {
                 if (below(every)) continue;
                 fill(dtype, kind, x, n);
                 for (size_t j = 0; j < ROWS * n; j++) put(dtype, y, j, next() / 4294967296.0);
-                for (int op = 0; op < CSM_OP_COUNT; op++) test_rows(op, dtype, kind, n, temperature, x, y, want, got);
+                for (int op = 0; op < CSM_SHARD_LOSS; op++) test_rows(op, dtype, kind, n, temperature, x, y, want, got);
                 test_losses(dtype, kind, n, temperature, x, want, got);
             }
     free(x);
