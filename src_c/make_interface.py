@@ -1,4 +1,5 @@
-"""Generates the files that depend on csoftmax/include/csoftmax.h, the only place where signatures are written by hand.
+"""Generates the files that depend on csoftmax/include/csoftmax.h, the only place where signatures are written by hand,
+with its part csoftmax_shards.h.
 
     python src_c/make_interface.py           writes the files
     python src_c/make_interface.py --check   lists files that are out of date, and fails if there are any
@@ -63,6 +64,16 @@ class Function(NamedTuple):
         return [re.sub(r"(?<=[\w*] )(?!const\b)\w+$|(?<=\*)\w+$", "", p).strip() for p in self.parameters]
 
 
+def header_text() -> str:
+    """csoftmax.h, with its parts in the places where it includes them."""
+    return re.sub(
+        r'^#include "(csoftmax_\w+\.h)"$',
+        lambda part: (HEADER.parent / part[1]).read_text(),
+        HEADER.read_text(),
+        flags=re.M,
+    )
+
+
 def strip(text: str) -> str:
     """Remove comments, preprocessor lines and the bodies of inline functions."""
     text = re.sub(r"/\*.*?\*/", " ", text, flags=re.S)
@@ -119,7 +130,7 @@ def api_text(header: list[Function]) -> str:
             space = "" if f.returns.endswith("*") else " "
             typedefs.append(wrapped(f"typedef {f.returns}{space}(*{types[key]})(", f.types(), ");"))
         members.append(f"    X({types[key]}, {name})")
-    width = max(map(len, members)) + 1
+    width = max(map(len, members[:-1])) + 1
     rows = " \\\n".join(member.ljust(width - 1) for member in members)
     define = "#define CSM_API_FUNCTIONS(X)".ljust(width - 1)
     body = "\n".join(typedefs) + "\n\n/* X(type, name without csm_) */\n" + f"{define} \\\n{rows.rstrip()}\n"
@@ -239,12 +250,13 @@ def abi_text(header: list[Function], api: str) -> str:
 
 def generate() -> dict[Path, str]:
     """The text of every generated file."""
-    header = functions(HEADER.read_text())
+    text = header_text()
+    header = functions(text)
     api = api_text(header)
     return {
         ORDER: capsule_text(header),
         API: api,
-        PXD: pxd_text(HEADER.read_text()),
+        PXD: pxd_text(text),
         MAP: map_text(),
         ABI: abi_text(header, api),
     }

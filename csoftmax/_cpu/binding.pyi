@@ -24,6 +24,12 @@ BLOCK_ELEMENTS: Final[int]
 FEATURE_LANES: Final[int]
 GEOMETRIC_LANES: Final[int]
 GEOMETRIC_TASKS: Final[dict[str, int]]
+SHARD_KINDS: Final[dict[str, int]]
+SUM_WORDS: Final[int]
+RECORD_WORDS: Final[int]
+LABEL_WORDS: Final[int]
+TERMS_WORDS: Final[int]
+SOFT_WORDS: Final[int]
 INT8_GROUP: Final[int]
 INT8_MAX_FEATURES: Final[int]
 STRUCT_BYTES: Final[dict[str, int]]
@@ -646,3 +652,77 @@ def run_rankings(
     grad: NDArray[Any] | None,
     num_threads: Any,
 ) -> float: ...
+def run_shard(
+    kind: int,
+    dtype: int,
+    input: NDArray[Any],
+    y: NDArray[Any] | None,
+    e: NDArray[Any] | None,
+    where: NDArray[Any] | None,
+    records: NDArray[np.int64],
+    block_max: NDArray[np.float64],
+    classes: int,
+    offset: int,
+    temperature: float,
+    temperatures: NDArray[np.float64] | None,
+    row_max: NDArray[np.float64] | None,
+    num_threads: int | None,
+) -> None: ...
+def finish_shard(
+    kind: int,
+    dtype: int,
+    input: NDArray[Any],
+    y: NDArray[Any] | None,
+    from_e: bool,
+    where: NDArray[Any] | None,
+    records: NDArray[np.int64],
+    block_max: NDArray[np.float64] | None,
+    result: NDArray[Any],
+    classes: int,
+    offset: int,
+    temperature: float,
+    temperatures: NDArray[np.float64] | None,
+    row_max: NDArray[np.float64] | None,
+    num_threads: int | None,
+) -> None: ...
+def run_shard_loss(
+    dtype: int,
+    e: NDArray[Any] | None,
+    records: NDArray[np.int64],
+    block_max: NDArray[np.float64],
+    *arguments: Any,
+) -> bool: ...
+def run_shard_squares(
+    dtype: int,
+    records: NDArray[np.int64],
+    block_max: NDArray[np.float64],
+    squares: NDArray[np.int64],
+    *arguments: Any,
+) -> None: ...
+def run_shard_lost(dtype: int, records: NDArray[np.int64], lost: NDArray[np.int64], *arguments: Any) -> None: ...
+def finish_shard_loss(
+    dtype: int,
+    from_e: bool,
+    records: NDArray[np.int64] | None,
+    block_max: NDArray[np.float64] | None,
+    loss: NDArray[np.float64] | None,
+    gradient: NDArray[Any] | None,
+    squares: NDArray[np.int64] | None,
+    *arguments: Any,
+) -> None: ...
+def shard_weights(dtype: int, weight: NDArray[Any]) -> NDArray[np.int64]: ...
+def sum_totals(words: NDArray[np.int64], totals: NDArray[np.float64]) -> None: ...
+def merge_sums(into: NDArray[np.int64], other: NDArray[np.int64]) -> None: ...
+def clear_records(records: NDArray[np.int64]) -> None: ...
+def merge_records(into: NDArray[np.int64], other: NDArray[np.int64]) -> None: ...
+def fold_records(records: NDArray[np.int64], row_max: NDArray[np.float64]) -> None: ...
+def raise_records(records: NDArray[np.int64], highest: NDArray[np.int64]) -> None: ...
+def record_sums(words: int) -> int: ...
+def find_second_round(
+    kind: int,
+    dtype: int,
+    records: NDArray[np.int64],
+    temperature: float,
+    temperatures: NDArray[np.float64] | None,
+    row_max: NDArray[np.float64],
+) -> int: ...

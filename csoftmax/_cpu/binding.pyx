@@ -487,6 +487,16 @@ GEOMETRIC_LANES = CSM_GEOMETRIC_LANES
 GEOMETRIC_TASKS = {
     "solve": CSM_GEOMETRIC_SOLVE, "measure": CSM_GEOMETRIC_MEASURE, "differentiate": CSM_GEOMETRIC_DIFFERENTIATE,
 }
+SHARD_KINDS = {
+    "softmax": cpu.CSM_SHARD_SOFTMAX, "log_softmax": cpu.CSM_SHARD_LOG_SOFTMAX, "logsumexp": cpu.CSM_SHARD_LOGSUMEXP,
+    "softmax_vjp": cpu.CSM_SHARD_SOFTMAX_VJP, "log_softmax_vjp": cpu.CSM_SHARD_LOG_SOFTMAX_VJP,
+    "loss": cpu.CSM_SHARD_LOSS,
+}
+SUM_WORDS = cpu.CSM_SUM_WORDS
+RECORD_WORDS = cpu.CSM_RECORD_WORDS
+LABEL_WORDS = cpu.CSM_LABEL_WORDS
+TERMS_WORDS = cpu.CSM_TERMS_WORDS
+SOFT_WORDS = cpu.CSM_SOFT_WORDS
 INT8_GROUP = CSM_INT8_GROUP  # classes
 INT8_MAX_FEATURES = CSM_INT8_DIMS
 STRUCT_BYTES = {"csm_block": sizeof(csm_block), "csm_row": sizeof(csm_row)}  # for kernels on a device
@@ -521,6 +531,7 @@ include "threads.pxi"
 include "results.pxi"
 include "features.pxi"
 include "calls.pxi"
+include "shard.pxi"
 include "crf.pxi"
 include "crf_quick.pxi"
 include "alias.pxi"

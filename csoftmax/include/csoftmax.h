@@ -653,6 +653,8 @@ csm_status csm_logistic_loss_f64(size_t n, size_t m, double *u, ptrdiff_t u_step
                                  size_t counts_step, const double *scale, const double *upstream, double *loss,
                                  const csm_logistic_options *);
 
+#include "csoftmax_shards.h"
+
 /* Instruction sets: the best one of the machine is chosen once; names as in CSOFTMAX_ISA. */
 const char *csm_isa(void); /* in use */
 int csm_select_isa(const char *name); /* 0 = done, -1 = not built or not available; do not call it while calls run */

@@ -81,6 +81,30 @@ typedef csm_status (*csm_segment_softmax_vjp_f32_fn)(const csm_shape *, const cs
                                                      const csm_view *, const csm_view *, const csm_options *);
 typedef csm_status (*csm_segment_cross_entropy_f32_fn)(const csm_shape *, const csm_segments *, const csm_view *,
                                                        const csm_view *, double *, csm_loss_options *);
+typedef csm_status (*csm_shard_rows_fn)(csm_shard_kind, csm_array_type, const csm_shape *, const csm_view *,
+                                        const csm_view *, const csm_view *, int64_t *, double *,
+                                        const csm_shard_options *);
+typedef csm_status (*csm_finish_rows_fn)(csm_shard_kind, csm_array_type, const csm_shape *, const csm_view *,
+                                         const csm_view *, int, const int64_t *, const double *, const csm_view *,
+                                         const csm_shard_options *);
+typedef csm_status (*csm_shard_losses_fn)(csm_array_type, const csm_shape *, const csm_view *, const csm_view *,
+                                          int64_t *, double *, const csm_shard_options *, csm_loss_options *);
+typedef csm_status (*csm_shard_squares_fn)(csm_array_type, const csm_shape *, const csm_view *, const int64_t *,
+                                           const double *, int64_t *, const csm_shard_options *, csm_loss_options *);
+typedef csm_status (*csm_shard_lost_fn)(csm_array_type, const csm_shape *, const csm_view *, const int64_t *, int64_t *,
+                                        const csm_shard_options *, csm_loss_options *);
+typedef csm_status (*csm_finish_losses_fn)(csm_array_type, const csm_shape *, const csm_view *, int, const int64_t *,
+                                           const double *, double *, const csm_view *, const csm_shard_options *,
+                                           csm_loss_options *);
+typedef void (*csm_shard_weights_fn)(csm_array_type, const void *, size_t, int64_t *);
+typedef double (*csm_sum_total_fn)(const int64_t *);
+typedef void (*csm_sums_merge_fn)(int64_t *, const int64_t *, size_t);
+typedef void (*csm_records_clear_fn)(int64_t *, size_t, size_t);
+typedef void (*csm_records_merge_fn)(int64_t *, const int64_t *, size_t, size_t);
+typedef void (*csm_records_fold_fn)(int64_t *, const double *, size_t, size_t);
+typedef size_t (*csm_records_sums_fn)(size_t);
+typedef size_t (*csm_records_second_round_fn)(csm_shard_kind, csm_array_type, const int64_t *, size_t, size_t, double,
+                                              const double *, double *);
 
 /* X(type, name without csm_) */
 #define CSM_API_FUNCTIONS(X)                                        \
@@ -211,7 +235,22 @@ typedef csm_status (*csm_segment_cross_entropy_f32_fn)(const csm_shape *, const 
     X(csm_segment_cross_entropy_f32_fn, segment_cross_entropy_f32)  \
     X(csm_segment_cross_entropy_f32_fn, segment_cross_entropy_f64)  \
     X(csm_segment_cross_entropy_f32_fn, segment_cross_entropy_f16)  \
-    X(csm_segment_cross_entropy_f32_fn, segment_cross_entropy_bf16)
+    X(csm_segment_cross_entropy_f32_fn, segment_cross_entropy_bf16) \
+    X(csm_shard_rows_fn, shard_rows)                                \
+    X(csm_finish_rows_fn, finish_rows)                              \
+    X(csm_shard_losses_fn, shard_losses)                            \
+    X(csm_shard_squares_fn, shard_squares)                          \
+    X(csm_shard_lost_fn, shard_lost)                                \
+    X(csm_finish_losses_fn, finish_losses)                          \
+    X(csm_shard_weights_fn, shard_weights)                          \
+    X(csm_sum_total_fn, sum_total)                                  \
+    X(csm_sums_merge_fn, sums_merge)                                \
+    X(csm_records_clear_fn, records_clear)                          \
+    X(csm_records_merge_fn, records_merge)                          \
+    X(csm_records_fold_fn, records_fold)                            \
+    X(csm_records_merge_fn, records_raise)                          \
+    X(csm_records_sums_fn, records_sums)                            \
+    X(csm_records_second_round_fn, records_second_round)
 /* Until here. */
 
 #define CSM_API_MEMBER(type, name) type name;

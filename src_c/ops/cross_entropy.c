@@ -47,7 +47,7 @@ static csm_loss_job job_of(csm_loss_run *call, size_t row, size_t count) {
         job.q = csm_row_data(c, &call->soft_labels, row);
         job.q_step = csm_last_stride(shape, &call->soft_labels);
     }
-    if (call->loss_call.gradient) {
+    if (call->gradient.data) {
         job.gradient = (char *)call->gradient.data + csm_offset(shape, call->gradient.strides, row);
         job.gradient_step = csm_last_stride(shape, &call->gradient);
     }
@@ -224,11 +224,18 @@ static csm_status compute(csm_loss_run *call, const csm_shape *shape, csm_loss_o
     csm_call *c = &call->base;
     const size_t n = c->shape.n;
     csm_status status = CSM_OK;
-    if (call->labels) status = csm_read_labels(shape, o, call->rows, call->labels);
+    if (call->labels) {
+        csm_shape of_all; /* the label of a row is a class of any shard */
+        if (call->shard) {
+            of_all = *shape;
+            of_all.n = SIZE_MAX;
+        }
+        status = csm_read_labels(call->shard ? &of_all : shape, o, call->rows, call->labels);
+    }
     if (status != CSM_OK) return status;
     c->threads = csm_threads_for((double)call->rows * (double)n, call->rows, threads);
     const size_t piece = CSM_PIECE_ELEMENTS / (n + 1) + 1;
-    if (call->is_soft && n > 0) {
+    if (call->is_soft && n > 0 && !call->shard) {
         status = csm_parallel(call->rows, piece, c->threads, csm_loss_masses, call, &c->interrupt);
         if (status != CSM_OK) return status;
         if (atomic_load(&call->has_bad_label)) return CSM_BAD_LABEL;
@@ -236,22 +243,24 @@ static csm_status compute(csm_loss_run *call, const csm_shape *shape, csm_loss_o
     const double divisor = call->divisor = csm_loss_divisor(call);
     finish_constants(call, divisor);
     if (csm_loss_is_empty(&call->loss_call)) {
-        *loss = CSM_NAN;
-        if (!call->loss_call.gradient || n == 0) return CSM_OK;
+        if (loss) *loss = CSM_NAN;
+        if (!call->gradient.data || n == 0) return CSM_OK;
         return csm_parallel(call->rows, piece, c->threads, clear_body, call, &c->interrupt);
     }
-    if (n > 0) {
+    if (call->shard && call->shard->stage == CSM_STAGE_LOST && !call->has_lost) return CSM_OK;
+    if (n > 0 || call->shard) {
         csm_body body = o->temperatures ? own_body : rows_body;
         status = csm_parallel(call->rows, piece, c->threads, body, call, &c->interrupt);
         if (status != CSM_OK) return status;
     }
+    if (call->shard) return atomic_load(&call->has_bad_label) ? CSM_BAD_LABEL : CSM_OK;
     for (size_t i = 0; n == 0 && i < call->rows; i++) /* lse = -inf; all labels are ignored, or soft */
         call->loss[csm_order_of(call, i)] =
             call->is_soft && o->z_loss > 0 && csm_sample_weight(call, i) != 0 ? CSM_INF : 0;
     /* Rounded here, where the caller's rounding mode is not in effect. */
     if (o->reduction != CSM_NONE)
         *loss = csm_finish_loss(csm_tree_sum(call->loss, call->rows) / divisor, csm_is_single(c));
-    for (size_t i = 0; o->reduction == CSM_NONE && csm_is_single(c) && i < call->rows; i++)
+    for (size_t i = 0; !call->given_divisor && o->reduction == CSM_NONE && csm_is_single(c) && i < call->rows; i++)
         loss[i] = (double)(float)loss[i];
     return CSM_OK;
 }
@@ -282,8 +291,13 @@ static csm_status prepare(csm_loss_run *call, csm_dtype dtype, const csm_table *
     call->kernels = &table->loss[dtype];
     call->wide_kernels = &table->loss[c->wide_dtype];
     double weight_sum = (double)n;
-    if (o->weight) weight_sum = csm_loss_weight_sum(call, n);
+    if (call->shard) weight_sum = call->shard->options->weight_sum;
+    else if (o->weight) weight_sum = csm_loss_weight_sum(call, n);
     call->loss_call = csm_loss_call_of(o, n, gradient != NULL);
+    if (call->shard) {
+        call->loss_call.n = call->shard->options->classes;
+        call->loss_call.gradient |= call->shard->stage == CSM_STAGE_SQUARES || call->shard->stage == CSM_STAGE_LOST;
+    }
     call->loss_call.weight_sum = weight_sum;
     call->inner = c->shape.ndim ? c->shape.shape[c->shape.ndim - 1] : 1;
     call->is_direct = csm_is_contiguous(&c->shape, &call->x, c->itemsize, 1) &&
@@ -301,24 +315,29 @@ static csm_status prepare(csm_loss_run *call, csm_dtype dtype, const csm_table *
 }
 
 static csm_status run_cross_entropy(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x,
-                                    const csm_view *gradient, double *loss, csm_loss_options *o,
+                                    const csm_view *gradient, double *loss, csm_loss_options *o, const csm_shard *shard,
                                     csm_fp_environment *caller) {
     enum { STACK_BYTES = 1024, STACK_SCRATCH_BYTES = 2048 }; /* small calls allocate nothing */
     _Alignas(CSM_ALIGN) char stack[STACK_BYTES], stack_scratch[STACK_SCRATCH_BYTES];
     csm_buffer single;
     csm_loss_run call;
     memset(&call, 0, sizeof call);
+    if (shard) {
+        call.given_divisor = &shard->options->divisor;
+        if (shard->stage != CSM_STAGE_WHOLE) call.shard = shard;
+    }
     csm_status status = prepare(&call, dtype, table, shape, x, gradient, o, caller);
     if (status != CSM_OK) return status;
     int threads = o->threads < 1 ? 1 : o->threads;
     if ((size_t)threads > call.rows) threads = call.rows ? (int)call.rows : 1;
     const size_t labels_size = csm_rounded(call.rows * (o->labels ? sizeof(int64_t) : sizeof(double)));
-    const size_t loss_size = o->reduction == CSM_NONE ? 0 : csm_rounded(call.rows * sizeof(double));
+    const int keeps_rows = o->reduction == CSM_NONE && loss;
+    const size_t loss_size = keeps_rows ? 0 : csm_rounded(call.rows * sizeof(double));
     char *memory = labels_size + loss_size <= sizeof stack ? stack : csm_allocate(labels_size + loss_size);
     if (!memory) return CSM_NO_MEMORY;
     if (o->labels) call.labels = (int64_t *)(void *)memory;
     else call.mass = (double *)(void *)memory;
-    call.loss = o->reduction == CSM_NONE ? loss : (double *)(void *)(memory + labels_size);
+    call.loss = keeps_rows ? loss : (double *)(void *)(memory + labels_size);
     status = csm_scratch_begin(&call.scratch, threads, 1, &single);
     if (status == CSM_OK) {
         csm_scratch_lend(&call.scratch, 0, 0, stack_scratch, sizeof stack_scratch);
@@ -330,13 +349,17 @@ static csm_status run_cross_entropy(csm_dtype dtype, const csm_table *table, con
     return status;
 }
 
+csm_status csm_run_loss_shard(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x,
+                              const csm_view *gradient, double *loss, csm_loss_options *o, const csm_shard *shard) {
+    csm_fp_environment saved = csm_fp_enter();
+    csm_status status = run_cross_entropy(dtype, table, shape, x, gradient, loss, o, shard, &saved);
+    csm_fp_leave(saved);
+    return status;
+}
 csm_status csm_run_cross_entropy(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x,
                                  const csm_view *gradient, double *loss, csm_loss_options *o) {
     if (!o) return CSM_BAD_OPTION; /* labels are required */
-    csm_fp_environment saved = csm_fp_enter();
-    csm_status status = run_cross_entropy(dtype, table, shape, x, gradient, loss, o, &saved);
-    csm_fp_leave(saved);
-    return status;
+    return csm_run_loss_shard(dtype, table, shape, x, gradient, loss, o, NULL);
 }
 
 #define CROSS_ENTROPY(suffix, storage, compute)                                                                \

@@ -1,15 +1,15 @@
 /* Cross-entropy: a call, and what its files share.
  *
  *   cross_entropy.c           the driver: layouts, temperatures, the sum of the losses
- *   cross_entropy_row.c       contiguous rows of any length and content
+ *   cross_entropy_row.c       contiguous rows of any length and content, and the stages of their shards
  *   cross_entropy_weights.c   masses of soft labels, the mean's divisor, the sum of the class weights
  */
 #ifndef CSM_OPS_CROSS_ENTROPY_H
 #define CSM_OPS_CROSS_ENTROPY_H
 
-#include "../core/call.h"
 #include "../core/extension.h"
 #include "../kernel/cross_entropy/underflow.h"
+#include "shard.h"
 
 #include <stdatomic.h>
 
@@ -18,6 +18,8 @@ typedef struct csm_loss_run {
     csm_view x, gradient, soft_labels, sample_weight, upstream, temperatures;
     csm_view order; /* offsets: the rows' indices in C order */
     const csm_loss_options *options;
+    const csm_shard *shard; /* the call is of a shard of the classes, or NULL */
+    const double *given_divisor; /* by the caller, or NULL */
     const csm_loss_kernels *kernels, *wide_kernels;
     csm_loss_call loss_call, transformed_call; /* for ordinary and for transformed rows */
     size_t rows, inner; /* all rows; rows along the last batch axis */
@@ -34,10 +36,11 @@ typedef struct csm_loss_run {
     atomic_int has_bad_label;
 } csm_loss_run;
 
+static inline double csm_weight_at(const void *weight, int is_double, size_t j) {
+    return is_double ? ((const double *)weight)[j] : (double)((const float *)weight)[j];
+}
 static inline double csm_class_weight(const csm_loss_run *call, size_t j) {
-    const void *w = call->options->weight;
-    if (!w) return 1;
-    return csm_is_single(&call->base) ? (double)((const float *)w)[j] : ((const double *)w)[j];
+    return call->options->weight ? csm_weight_at(call->options->weight, !csm_is_single(&call->base), j) : 1;
 }
 static inline double csm_sample_weight(const csm_loss_run *call, size_t row) {
     double value = 1;
@@ -61,6 +64,8 @@ csm_status csm_find_mass(csm_loss_run *, csm_strided q, int thread, char *memory
 csm_status csm_loss_masses(void *context, size_t begin, size_t end, int thread);
 /* The number by which the sum of the losses is divided. */
 double csm_loss_divisor(csm_loss_run *);
+/* The sum of the class weights of the block at `begin` as a pair, compensated. */
+void csm_sum_weights(const void *weight, int is_double, size_t begin, size_t k, double *sum, double *low);
 /* The sum of the n class weights: compensated within a block, without rounding over blocks. */
 double csm_loss_weight_sum(const csm_loss_run *, size_t n);
 
@@ -70,7 +75,8 @@ void csm_find_lost_limit(csm_loss_run *);
 csm_loss_job csm_loss_job_at(const csm_loss_job *, ptrdiff_t at, size_t rows, void *scratch);
 /* The end of the rows of a job from `at` on that the kernels of many rows compute.  memory: a wide block. */
 ptrdiff_t csm_end_of_kernel_rows(csm_loss_run *, const csm_loss_job *, ptrdiff_t at, char *memory);
-/* Computes the contiguous rows of a job.  memory: the parts e', blocks and wide block of a thread's scratch. */
+/* Computes the contiguous rows of a job, or a stage of their shard.  memory: the parts e', blocks and wide block of a
+ * thread's scratch. */
 void csm_run_loss_rows(csm_loss_run *, const csm_loss_job *, int thread, char *memory);
 
 #endif

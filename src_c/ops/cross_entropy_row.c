@@ -1,6 +1,7 @@
 /* Rows of cross-entropy, contiguous along the axis: by the kernels of many rows where those can, else block by block.
  * Rows outside the range of exp's reduction are transformed block by block, twice (softmax_row.c); rows in which
- * probabilities underflow whose gradients would not are computed by underflow.h.
+ * probabilities underflow whose gradients would not are computed by underflow.h.  Of a shard of the classes, stages
+ * (shard.h) leave the sums in a record, and take them from a merged one.
  */
 #include "cross_entropy.h"
 
@@ -36,21 +37,16 @@ static void fill_row(const csm_loss_run *call, char *gradient, double value, con
         memcpy(gradient + j * c->itemsize, &element, c->itemsize);
 }
 
-/* Whether the kernels lose the gradient of one of a row's classes; sets the row's maximum in `in`. */
-static int has_lost_gradient(const csm_loss_run *call, const char *x, csm_loss_input *in, char *wide) {
+/* Whether the factors of a row are so large that the kernels can lose a gradient. */
+static int may_lose_gradient(const csm_loss_run *call, const csm_loss_input *in) {
+    const double upstream = fabs(in->upstream);
+    return in->weight * upstream * (in->mass + call->lost_extra) > call->lost_limit || upstream > call->lost_upstream;
+}
+/* Whether one of these classes is lost, where that is so; the row's maximum is in the input. */
+static int holds_lost_gradient(const csm_loss_run *call, const char *x, const csm_loss_input *in, char *wide) {
     const csm_call *c = &call->base;
     const size_t n = c->shape.n, count = csm_block_count(n);
-    const int single = csm_is_single(c);
-    const double upstream = fabs(in->upstream);
-    if (!(in->weight * upstream * (in->mass + call->lost_extra) > call->lost_limit) &&
-        !(upstream > call->lost_upstream))
-        return 0;
-    in->max = -CSM_INF;
-    for (size_t b = 0; b < count; b++) {
-        const double max = c->table->max[c->dtype](x + b * CSM_BLOCK * c->itemsize, csm_block_length(n, b * CSM_BLOCK));
-        if (!(max <= in->max)) in->max = max;
-    }
-    const csm_loss_lost lost = csm_loss_lost_of(&call->loss_call, in, single);
+    const csm_loss_lost lost = csm_loss_lost_of(&call->loss_call, in, csm_is_single(c));
     for (size_t b = 0; b < count && lost.low <= lost.high; b++) {
         const size_t k = csm_block_length(n, b * CSM_BLOCK);
         c->table->widen[c->dtype](x + b * CSM_BLOCK * c->itemsize, wide, k);
@@ -58,6 +54,18 @@ static int has_lost_gradient(const csm_loss_run *call, const char *x, csm_loss_i
             if (csm_loss_is_lost(lost, csm_wide_at(c, wide, j))) return 1;
     }
     return 0;
+}
+/* Whether the kernels lose the gradient of one of a row's classes; sets the row's maximum in the input. */
+static int has_lost_gradient(const csm_loss_run *call, const char *x, csm_loss_input *in, char *wide) {
+    const csm_call *c = &call->base;
+    const size_t n = c->shape.n;
+    if (!may_lose_gradient(call, in)) return 0;
+    in->max = -CSM_INF;
+    for (size_t b = 0; b < csm_block_count(n); b++) {
+        const double max = c->table->max[c->dtype](x + b * CSM_BLOCK * c->itemsize, csm_block_length(n, b * CSM_BLOCK));
+        if (!(max <= in->max)) in->max = max;
+    }
+    return holds_lost_gradient(call, x, in, wide);
 }
 
 /* The state of a contiguous row of any length and content while it is computed. */
@@ -75,6 +83,7 @@ typedef struct row_state {
     int is_transformed, stores_e; /* stores_e: pass 1 stores e' in the gradient */
     csm_poll poll;
     int is_stopped; /* the call has been interrupted */
+    int has_bad_label; /* of a shard: a soft label is bad */
 } row_state;
 
 /* Asks after block b of a long row. */
@@ -98,7 +107,7 @@ static loss_block block_at(const row_state *s, size_t b) {
     p.e = s->stores_e ? p.gradient : NULL;
     p.has_terms = call->soft || call->smoothing != 0;
     p.terms = (csm_loss_terms){s->q ? s->q + wide_begin : NULL, call->w ? (const char *)call->w + wide_begin : NULL,
-                               1 - call->smoothing, call->smoothing / (double)c->shape.n};
+                               1 - call->smoothing, call->smoothing / (double)call->n};
     if (s->is_transformed) {
         c->table->widen[c->dtype](p.x, s->wide, p.k);
         csm_transform(&c->scales, csm_is_single(c), s->wide, p.k, s->max);
@@ -126,6 +135,20 @@ static void run_pass1(row_state *s, size_t b, const loss_block *p) {
     if (p->has_terms && s->is_transformed) s->blocks[b].far = far_of_block(s, b, p);
 }
 
+/* Makes a row one that is transformed. */
+static void transform_row(row_state *s) {
+    const csm_call *c = &s->call->base;
+    s->is_transformed = 1;
+    s->stores_e = 0;
+    s->loss_call = &s->call->transformed_call;
+    s->kernels = s->call->wide_kernels;
+    if (s->in.label >= 0) {
+        csm_wide w = csm_to_wide(c, s->in.x_label);
+        csm_transform(&c->scales, csm_is_single(c), &w, 1, s->max);
+        s->in.z_label = csm_from_wide(c, w);
+    }
+}
+
 /* Computes the maxima, pass 1 of every block, and the row's sums and loss.  Returns 0 if the loss is NaN. */
 static int sum_row(row_state *s) {
     const csm_loss_run *call = s->call;
@@ -144,17 +167,7 @@ static int sum_row(row_state *s) {
         if (stops(s, b)) return 0;
     }
     in->max = s->max;
-    if (!csm_fits_range(&c->scales, s->max)) {
-        s->is_transformed = 1;
-        s->stores_e = 0;
-        s->loss_call = &call->transformed_call;
-        s->kernels = call->wide_kernels;
-        if (in->label >= 0) {
-            csm_wide w = csm_to_wide(c, in->x_label);
-            csm_transform(&c->scales, csm_is_single(c), &w, 1, s->max);
-            in->z_label = csm_from_wide(c, w);
-        }
-    }
+    if (!csm_fits_range(&c->scales, s->max)) transform_row(s);
     if (!(s->max < CSM_INF && s->max > -CSM_INF)) return 0;
     for (size_t b = 0; b < count && (!is_fused || s->is_transformed); b++) {
         const loss_block p = block_at(s, b);
@@ -170,26 +183,33 @@ static int sum_row(row_state *s) {
     return !s->row.is_nan;
 }
 
-/* The factor that clip_norm requires. */
-static double clip_factor(row_state *s) {
+/* The sum of the squares of the gradient of the row loss, without the label's.  label: its place in this array, or
+ * negative. */
+static csm_pair_sum sum_squares(row_state *s, ptrdiff_t label) {
     const size_t count = csm_block_count(s->call->base.shape.n);
     csm_pair_sum squares;
-    if (!(s->loss_call->clip_norm < CSM_INF)) return 1;
     s->kernels->factors(s->loss_call, &s->in, -1, &s->row);
     csm_pair_sum_zero(&squares);
     for (size_t b = 0; b < count; b++) {
         const loss_block p = block_at(s, b);
-        ptrdiff_t place = s->in.label - (ptrdiff_t)(b * CSM_BLOCK);
-        if (s->in.label < 0 || place < 0 || place >= (ptrdiff_t)p.k) place = -1;
+        ptrdiff_t place = label - (ptrdiff_t)(b * CSM_BLOCK);
+        if (label < 0 || place < 0 || place >= (ptrdiff_t)p.k) place = -1;
         const double of_block = s->kernels->norm(p.x, p.e, p.k, s->loss_call->t, &s->blocks[b], &s->row,
                                                  p.has_terms ? &p.terms : NULL, place, s->scratch);
         csm_pair_sum_add(&squares, of_block, 0);
         if (stops(s, b)) break;
     }
+    return squares;
+}
+/* The factor that clip_norm requires. */
+static double clip_factor(row_state *s) {
+    if (!(s->loss_call->clip_norm < CSM_INF)) return 1;
+    const csm_pair_sum squares = sum_squares(s, s->in.label);
     return csm_loss_shrink(s->loss_call, &s->in, &s->row, csm_pair_sum_rounded(&squares));
 }
 
-static void write_gradient(row_state *s) {
+/* label: its place in this array, or negative. */
+static void write_gradient(row_state *s, ptrdiff_t label) {
     const csm_call *c = &s->call->base;
     const size_t count = csm_block_count(c->shape.n);
     for (size_t b = 0; b < count; b++) {
@@ -200,7 +220,7 @@ static void write_gradient(row_state *s) {
         if (s->is_transformed) c->table->narrow[c->dtype](s->wide, p.gradient, p.k);
         if (stops(s, b)) return;
     }
-    if (s->in.label >= 0) csm_put(c, s->gradient + (size_t)s->in.label * c->itemsize, s->row.target);
+    if (label >= 0) csm_put(c, s->gradient + (size_t)label * c->itemsize, s->row.target);
 }
 
 /* The passes over a row with lost gradients: its sums, its norm, its gradient. */
@@ -239,19 +259,227 @@ static void write_lost_gradient(row_state *s) {
     pass_over_lost(s, &exact, &square, GRADIENT);
 }
 
+static row_state state_of(csm_loss_run *call, const csm_loss_job *job, ptrdiff_t at, int thread, char *memory) {
+    return (row_state){.call = call,
+                       .loss_call = &call->loss_call,
+                       .kernels = call->kernels,
+                       .x = job->x + at * job->x_step,
+                       .q = job->q ? job->q + at * job->q_step : NULL,
+                       .gradient = job->gradient ? job->gradient + at * job->gradient_step : NULL,
+                       .wide = memory + call->e_size + call->block_size,
+                       .scratch = memory,
+                       .blocks = (csm_block *)(void *)(memory + call->e_size),
+                       .poll = csm_poll_of(&call->base.interrupt, thread)};
+}
+
+/* Shards: the sums of the blocks go to a record, and a merged record takes their place. */
+
+/* The place of the row's label in the shard, or -1. */
+static ptrdiff_t place_of_label(const row_state *s) {
+    const ptrdiff_t at = s->in.label - (ptrdiff_t)s->call->shard->options->offset;
+    return s->in.label >= 0 && at >= 0 && at < (ptrdiff_t)s->call->base.shape.n ? at : -1;
+}
+
+/* Adds the weighted distances of a block as csm_loss_far does, but for what depends on the row's maximum. */
+static void add_far(csm_loss_record *r, const csm_block *block, const csm_temperature *t) {
+    const double other = block->far - block->far == 0 ? block->mass : block->far;
+    if (other - other == 0) {
+        csm_exact_add(&r->mass, block->mass, 0, 1);
+        csm_exact_add(&r->far, block->far, 0, 1);
+        csm_exact_add_product(&r->far, -csm_reference(block->max, t), block->mass);
+    } else {
+        r->base.flags |= other == other ? CSM_RECORD_INFINITE_TERMS : CSM_RECORD_NAN_TERMS;
+    }
+}
+static double far_of_record(const csm_loss_record *r, double max) {
+    csm_exact sum = r->far;
+    double hi, lo;
+    if (r->base.flags & CSM_RECORD_NAN_TERMS) return CSM_NAN;
+    if (r->base.flags & CSM_RECORD_INFINITE_TERMS) return CSM_INF;
+    csm_exact_pair(&r->mass, 0, &hi, &lo);
+    csm_exact_add_product(&sum, max, hi);
+    csm_exact_add_product(&sum, max, lo);
+    csm_exact_pair(&sum, 0, &hi, &lo);
+    return hi > 0 ? hi : 0;
+}
+
+/* Adds the masses of the soft labels; marks bad ones. */
+static void add_masses(row_state *s, csm_loss_record *r) {
+    const csm_call *c = &s->call->base;
+    for (size_t b = 0; b < csm_block_count(c->shape.n); b++) {
+        const loss_block p = block_at(s, b);
+        double hi, lo;
+        if (!s->call->kernels->mass(p.terms.q, p.terms.w, p.k, &hi, &lo)) s->has_bad_label = 1;
+        if (hi - hi == 0 && lo - lo == 0) {
+            csm_exact_add(&r->row_mass, hi, 0, 1);
+            csm_exact_add(&r->row_mass, lo, 0, 1);
+        } else {
+            r->base.flags |= CSM_RECORD_POSITIVE;
+        }
+    }
+}
+
+/* Pass 1 of a block; also stores its e' if it holds the label, in scratch if there is no other place. */
+static void sum_block(row_state *s, csm_loss_record *r, size_t b, ptrdiff_t label) {
+    const csm_call *c = &s->call->base;
+    const size_t begin = b * CSM_BLOCK;
+    csm_block *block = &s->blocks[b];
+    loss_block p = block_at(s, b);
+    const int holds_label = label >= (ptrdiff_t)begin && label < (ptrdiff_t)(begin + p.k) && !s->is_transformed;
+    block->max = c->table->max[s->is_transformed ? c->wide_dtype : c->dtype](p.x, p.k);
+    if (holds_label && !p.e && c->itemsize == c->wide_size) p.e = s->scratch;
+    if (s->is_transformed || !c->scales.always_transform) {
+        run_pass1(s, b, &p);
+        if (holds_label && p.e) {
+            r->label.e = csm_wide_at(c, p.e, (size_t)label - begin);
+            r->label.n = block->n;
+        }
+        const csm_record of_block = csm_record_of_block(block, 1);
+        csm_record_merge(&r->base, &of_block);
+        if (!(block->hi - block->hi == 0)) r->base.flags |= CSM_RECORD_NAN;
+        if (p.has_terms) add_far(r, block, s->loss_call->t);
+    } else if (block->max > r->base.max) {
+        r->base.max = block->max + 0;
+    }
+}
+
+static void sum_shard(row_state *s, const csm_loss_job *job, ptrdiff_t at, size_t index) {
+    const csm_loss_run *call = s->call;
+    const csm_call *c = &call->base;
+    const size_t count = csm_block_count(c->shape.n);
+    const double row_max = csm_shard_row_max(call->shard, index);
+    csm_loss_record r;
+    csm_loss_record_clear(&r);
+    r.label.e = -1;
+    const int is_kept = csm_read_label_and_weight(job, at, &s->in);
+    const ptrdiff_t label = place_of_label(s);
+    if (call->is_soft) add_masses(s, &r);
+    if (is_kept && row_max == row_max) {
+        s->max = row_max;
+        transform_row(s);
+        r.base.flags |= CSM_RECORD_TRANSFORMED;
+    }
+    if (label >= 0) {
+        r.label.owners = 1;
+        r.label.x = csm_element(c, s->x, (size_t)label);
+        r.w_label = csm_class_weight(call, (size_t)label);
+    }
+    for (size_t b = 0; b < count && is_kept; b++) {
+        sum_block(s, &r, b, label);
+        call->shard->block_max[index * count + b] = s->blocks[b].max;
+        r.base.flags |= CSM_RECORD_KEPT;
+        if (stops(s, b)) return;
+    }
+    csm_loss_record_store(&r, call->shard->records + index * call->shard->words, call->shard->words);
+}
+
+/* Sets the sums and the loss of a row from its merged record.  Returns whether the loss is a number. */
+static int combine_record(row_state *s, const csm_loss_record *r, size_t index) {
+    const csm_loss_run *call = s->call;
+    const double row_max = csm_shard_row_max(call->shard, index);
+    csm_block block = {.max = r->base.max};
+    s->max = s->in.max = r->base.max;
+    if (row_max == row_max) {
+        s->max = s->in.max = row_max;
+        transform_row(s);
+    }
+    if (!(s->max < CSM_INF && s->max > -CSM_INF)) return 0;
+    const csm_wide max = csm_to_wide(&call->base, block.max);
+    call->wide_kernels->pass1(&max, NULL, 1, s->loss_call->t, NULL, &block); /* n and power of the maximum */
+    csm_exact_pair(&r->base.sum, (int64_t)block.n, &block.hi, &block.lo);
+    if (r->base.flags & CSM_RECORD_NAN) block.hi = CSM_NAN;
+    block.count = (double)r->base.count;
+    block.far = far_of_record(r, block.max);
+    s->kernels->sums(s->loss_call, &s->in, &block, 1, &s->row);
+    return !s->row.is_nan;
+}
+
+/* Reads the inputs of a row, some of them from its merged record.  Returns whether the row takes part. */
+static int read_shard_input(row_state *s, const csm_loss_job *job, ptrdiff_t at, const csm_loss_record *r) {
+    double lo;
+    s->in.upstream = 1;
+    if (!csm_read_label_and_weight(job, at, &s->in)) return 0;
+    if (job->upstream) memcpy(&s->in.upstream, job->upstream + at * job->upstream_step, sizeof s->in.upstream);
+    s->in.w_label = s->call->options->weight ? r->w_label : 1;
+    s->in.mass = s->in.w_label;
+    if (s->in.label < 0) {
+        csm_exact_pair(&r->row_mass, 0, &s->in.mass, &lo);
+        if (r->base.flags & CSM_RECORD_POSITIVE) s->in.mass = CSM_INF;
+    }
+    s->in.x_label = s->in.z_label = r->label.x;
+    s->in.e_label = r->label.e;
+    s->in.n = r->label.n;
+    return 1;
+}
+
+/* Finds n of every block of the shard. */
+static void restore_blocks(row_state *s, size_t index) {
+    const csm_call *c = &s->call->base;
+    const size_t count = csm_block_count(c->shape.n);
+    for (size_t b = 0; b < count; b++) {
+        s->blocks[b].max = s->call->shard->merged_block_max[index * count + b];
+        const csm_wide max = csm_to_wide(c, s->blocks[b].max);
+        c->table->softmax_sum[c->wide_dtype](&max, 1, s->loss_call->t, &s->blocks[b]);
+    }
+}
+
+static void finish_shard(row_state *s, const csm_loss_job *job, ptrdiff_t at, size_t index) {
+    const csm_loss_run *call = s->call;
+    const csm_shard *shard = call->shard;
+    const csm_loss_record r = csm_loss_record_load(shard->merged + index * shard->words, shard->words);
+    const ptrdiff_t is_kept = read_shard_input(s, job, at, &r);
+    double *loss = &job->loss[at * job->order], shrink = 1;
+    if (!is_kept) {
+        *loss = 0;
+        fill_row(call, s->gradient, 0, &s->poll);
+        return;
+    }
+    s->stores_e = shard->from_e;
+    const int is_number = combine_record(s, &r, index);
+    *loss = is_number ? s->row.loss : CSM_NAN;
+    if (shard->stage == CSM_STAGE_LOST) {
+        int64_t *lost = &shard->records[index];
+        if (is_number && call->has_lost && may_lose_gradient(call, &s->in))
+            *lost = holds_lost_gradient(call, s->x, &s->in, s->wide) ? 1 : 2;
+        return;
+    }
+    if (shard->stage == CSM_STAGE_FINISH && !s->gradient) return;
+    restore_blocks(s, index);
+    if (shard->stage == CSM_STAGE_SQUARES) {
+        if (!is_number) return;
+        const csm_pair_sum squares = sum_squares(s, place_of_label(s));
+        csm_sum_store(&squares, shard->records + index * CSM_SUM_WORDS);
+        return;
+    }
+    if (is_number && s->loss_call->clip_norm < CSM_INF) {
+        s->kernels->factors(s->loss_call, &s->in, -1, &s->row);
+        shrink = csm_loss_shrink(s->loss_call, &s->in, &s->row,
+                                 csm_sum_total(shard->options->squares + index * CSM_SUM_WORDS));
+    }
+    if (is_number) s->kernels->factors(s->loss_call, &s->in, shrink, &s->row);
+    if (!is_number || s->row.is_nan) fill_row(call, s->gradient, CSM_NAN, &s->poll);
+    else write_gradient(s, place_of_label(s));
+}
+
+static void run_shard(csm_loss_run *call, row_state *s, const csm_loss_job *job, ptrdiff_t at) {
+    const size_t index = (size_t)(job->loss - call->loss + at * job->order);
+    if (call->shard->stage == CSM_STAGE_SHARD) {
+        s->stores_e = s->gradient && call->base.itemsize == call->base.wide_size;
+        sum_shard(s, job, at, index);
+        if (s->has_bad_label) atomic_store(&call->has_bad_label, 1);
+    } else {
+        finish_shard(s, job, at, index);
+    }
+}
+
 static void run_row(csm_loss_run *call, const csm_loss_job *job, ptrdiff_t at, int thread, char *memory) {
     csm_call *c = &call->base;
-    row_state s = {.call = call,
-                   .loss_call = &call->loss_call,
-                   .kernels = call->kernels,
-                   .x = job->x + at * job->x_step,
-                   .q = job->q ? job->q + at * job->q_step : NULL,
-                   .gradient = job->gradient ? job->gradient + at * job->gradient_step : NULL,
-                   .wide = memory + call->e_size + call->block_size,
-                   .scratch = memory,
-                   .blocks = (csm_block *)(void *)(memory + call->e_size),
-                   .poll = csm_poll_of(&c->interrupt, thread)};
+    row_state s = state_of(call, job, at, thread, memory);
     double *loss = &job->loss[at * job->order];
+    if (call->shard) {
+        run_shard(call, &s, job, at);
+        return;
+    }
     if (!read_input(call, job, at, &s.in)) { /* the logits are not read */
         *loss = 0;
         fill_row(call, s.gradient, 0, &s.poll);
@@ -269,13 +497,13 @@ static void run_row(csm_loss_run *call, const csm_loss_job *job, ptrdiff_t at, i
     }
     if (is_number) s.kernels->factors(s.loss_call, &s.in, clip_factor(&s), &s.row);
     if (!is_number || s.row.is_nan) fill_row(call, s.gradient, CSM_NAN, &s.poll);
-    else write_gradient(&s);
+    else write_gradient(&s, s.in.label);
 }
 
 ptrdiff_t csm_end_of_kernel_rows(csm_loss_run *call, const csm_loss_job *job, ptrdiff_t at, char *memory) {
     const csm_call *c = &call->base;
     csm_loss_input in;
-    if (c->shape.n > CSM_BLOCK || c->scales.always_transform) return at;
+    if (c->shape.n > CSM_BLOCK || call->shard || c->scales.always_transform) return at;
     if (!job->gradient || !call->has_lost) return (ptrdiff_t)job->rows;
     for (; at < (ptrdiff_t)job->rows; at++)
         if (read_input(call, job, at, &in) && has_lost_gradient(call, job->x + at * job->x_step, &in, memory)) break;

@@ -43,6 +43,7 @@ csm_status csm_loss_masses(void *context, size_t begin, size_t end, int thread) 
 
 double csm_loss_divisor(csm_loss_run *call) {
     const csm_loss_options *o = call->options;
+    if (call->given_divisor) return *call->given_divisor;
     if (o->reduction != CSM_MEAN) return 1;
     if (call->labels && !o->weight && !o->sample_weight) {
         size_t kept = 0;
@@ -59,13 +60,18 @@ double csm_loss_divisor(csm_loss_run *call) {
     return csm_tree_sum(call->loss, call->rows);
 }
 
+void csm_sum_weights(const void *weight, int is_double, size_t begin, size_t k, double *sum, double *low) {
+    *sum = *low = 0;
+    for (size_t j = begin; j < begin + k; j++) csm_two_sum(sum, low, csm_weight_at(weight, is_double, j));
+}
+
 double csm_loss_weight_sum(const csm_loss_run *call, size_t n) {
     csm_pair_sum all;
     csm_pair_sum_zero(&all);
     for (size_t begin = 0; begin < n; begin += CSM_BLOCK) {
         const size_t k = csm_block_length(n, begin);
-        double sum = 0, low = 0;
-        for (size_t j = begin; j < begin + k; j++) csm_two_sum(&sum, &low, csm_class_weight(call, j));
+        double sum, low;
+        csm_sum_weights(call->options->weight, !csm_is_single(&call->base), begin, k, &sum, &low);
         if (k == n) return sum + low;
         csm_pair_sum_add(&all, sum, low);
     }

@@ -5,7 +5,7 @@
  *   tiles   rows side by side (an axis that is not the last)        unit: a tile of rows
  *   packed  any other layout, or a mask                             unit: a group of rows, copied to scratch
  *   long    n > CSM_BLOCK: row by row (softmax_row.c); few or huge  unit: a row, or none
- *           rows are split at their blocks
+ *           rows are split at their blocks; shards of rows (shard.c)
  *   small   few elements in contiguous rows                         no unit: computed before a path is chosen
  *
  * Where rows have temperatures of their own, a unit is a row, which takes the path of its layout alone (no tiles), so
@@ -88,6 +88,7 @@ static csm_row_place place_row(const csm_softmax_call *c, size_t row) {
     p.where = csm_mask_of(&c->base, row);
     p.result = (char *)c->result.data + csm_offset(&c->base.shape, c->result.strides, row);
     p.result_axis = c->result.axis_stride;
+    if (c->shard) p.index = (size_t)csm_offset(&c->base.shape, c->order.strides, row);
     return p;
 }
 
@@ -347,6 +348,7 @@ static csm_status run_split(routed_call *routed, csm_softmax_call *c) {
 static path choose_path(const csm_softmax_call *c, size_t rows, size_t inner) {
     const csm_shape *shape = &c->base.shape;
     const size_t n = shape->n, size = c->base.itemsize;
+    if (c->shard) return LONG;
     int plain = !c->base.has_where && csm_is_contiguous(shape, &c->input, size, 1) &&
                 (!c->is_gradient || csm_is_contiguous(shape, &c->y, size, 1)) &&
                 csm_is_contiguous(shape, &c->result, size, c->keeps_axis);
@@ -422,7 +424,7 @@ static csm_status run_call(csm_softmax_call *c, int threads) {
 static size_t run_small(const csm_softmax_call *c, const csm_shape *shape, const csm_view *input, const csm_view *y,
                         const csm_view *result) {
     const size_t size = c->base.itemsize, rows = shape->ndim ? shape->shape[0] : 1;
-    if (shape->ndim > 1 || shape->n == 0 || c->has_temperatures || rows * shape->n >= SMALL_ELEMENTS ||
+    if (shape->ndim > 1 || shape->n == 0 || c->shard || c->has_temperatures || rows * shape->n >= SMALL_ELEMENTS ||
         c->base.has_where || c->given_scratch || !csm_is_for_kernels(c) ||
         (c->op == CSM_OP_softmax && size != c->base.wide_size) || !csm_is_contiguous(shape, input, size, 1) ||
         (c->is_gradient && !csm_is_contiguous(shape, y, size, 1)) ||
@@ -486,6 +488,7 @@ csm_status csm_begin_softmax(csm_softmax_call *c, csm_op op, csm_dtype dtype, co
     c->is_gradient = is_gradient[op];
     c->keeps_axis = keeps_axis[op];
     c->given_scratch = options->scratch;
+    c->shard = NULL;
     base->has_where = options->where != NULL;
     c->has_temperatures = options->temperatures != NULL;
     const double t = c->has_temperatures ? 1 : options->temperature;
@@ -507,7 +510,7 @@ void csm_finish_softmax(csm_softmax_call *c, const csm_options *options, const c
 
 static csm_status run_softmax(csm_op op, csm_dtype dtype, const csm_table *table, const csm_shape *shape,
                               const csm_view *input, const csm_view *y, const csm_view *result,
-                              const csm_options *options, csm_fp_environment *caller) {
+                              const csm_options *options, const csm_shard *shard, csm_fp_environment *caller) {
     static const csm_options defaults = CSM_OPTIONS_INIT;
     csm_softmax_call c;
     csm_call *base = &c.base;
@@ -517,6 +520,7 @@ static csm_status run_softmax(csm_op op, csm_dtype dtype, const csm_table *table
     csm_status status = csm_begin_softmax(&c, op, dtype, table, options);
     if (status == CSM_OK) status = check_shape(shape, base->itemsize, c.keeps_axis, &nothing);
     if (status != CSM_OK || nothing) return status;
+    c.shard = shard;
     const size_t done = run_small(&c, shape, input, y, result);
     if (done > 0 && done == (shape->ndim ? shape->shape[0] : 1)) return CSM_OK;
 
@@ -524,12 +528,16 @@ static csm_status run_softmax(csm_op op, csm_dtype dtype, const csm_table *table
     base->shape.ndim = shape->ndim;
     for (size_t i = 0; i < shape->ndim; i++) base->shape.shape[i] = shape->shape[i];
     if (done) base->shape.shape[0] -= done;
-    csm_view *const all[5] = {&c.input, &c.result, &c.y, &base->where, &c.temperatures};
-    const csm_view *const given[5] = {input, result, y, options->where, options->temperatures};
-    const int is_used[5] = {1, 1, c.is_gradient, base->has_where, c.has_temperatures};
-    csm_view *used[5];
+    csm_view *const all[6] = {&c.input, &c.result, &c.y, &base->where, &c.temperatures, &c.order};
+    const csm_view *const given[6] = {input, result, y, options->where, options->temperatures, &c.order};
+    const int is_used[6] = {input != NULL,   result != NULL,     c.is_gradient,
+                            base->has_where, c.has_temperatures, shard != NULL};
+    csm_view *used[6];
     int count = 0;
-    for (int v = 0; v < 5; v++) {
+    if (shard) c.order = csm_contiguous(shape, 1, NULL, 1);
+    if (!input) c.input = c.order; /* neither is read or written */
+    if (!result) c.result = c.order;
+    for (int v = 0; v < 6; v++) {
         if (!is_used[v]) continue;
         csm_copy_view(all[v], given[v], shape->ndim);
         if (done) all[v]->data = (char *)all[v]->data + (ptrdiff_t)done * all[v]->strides[0];
@@ -554,13 +562,18 @@ static csm_status run_softmax(csm_op op, csm_dtype dtype, const csm_table *table
     return status;
 }
 
+csm_status csm_run_softmax_shard(csm_op op, csm_dtype dtype, const csm_table *table, const csm_shape *shape,
+                                 const csm_view *input, const csm_view *y, const csm_view *result,
+                                 const csm_options *options, const csm_shard *shard) {
+    csm_fp_environment saved = csm_fp_enter();
+    csm_status status = run_softmax(op, dtype, table, shape, input, y, result, options, shard, &saved);
+    csm_fp_leave(saved);
+    return status;
+}
 csm_status csm_run_softmax(csm_op op, csm_dtype dtype, const csm_table *table, const csm_shape *shape,
                            const csm_view *input, const csm_view *y, const csm_view *result,
                            const csm_options *options) {
-    csm_fp_environment saved = csm_fp_enter();
-    csm_status status = run_softmax(op, dtype, table, shape, input, y, result, options, &saved);
-    csm_fp_leave(saved);
-    return status;
+    return csm_run_softmax_shard(op, dtype, table, shape, input, y, result, options, NULL);
 }
 
 /* The functions of csoftmax.h */

@@ -321,14 +321,19 @@ static void combine_blocks(row_state *state) {
     if (csm_is_in_double(c)) csm_combine_pair(state->blocks, count, 0, &state->sums);
     else c->kernels->combine(state->blocks, count, &state->temperature, &state->sums);
 }
+static void find_exact_elements(row_state *state) {
+    const csm_softmax_call *c = state->call;
+    state->sum = state->sums.hi / state->lift;
+    state->sum_low = state->sums.lo / state->lift;
+    state->exact_below =
+        csm_vjp_exact_below(&state->temperature, state->sums.hi, csm_is_single(&c->base), csm_is_in_double(c));
+}
 /* Finds out how to compute a gradient row that the kernels leave out, once its sum is known. */
 static csm_status adapt_gradient(row_state *state, block_runner process) {
     const csm_softmax_call *c = state->call;
     csm_temperature *t = &state->temperature;
     if (c->op == CSM_OP_log_softmax_vjp) {
-        state->sum = state->sums.hi / state->lift;
-        state->sum_low = state->sums.lo / state->lift;
-        state->exact_below = csm_vjp_exact_below(t, state->sums.hi, csm_is_single(&c->base), csm_is_in_double(c));
+        find_exact_elements(state);
         return CSM_OK;
     }
     csm_status status = process(state, dy_blocks);
@@ -342,6 +347,156 @@ static csm_status adapt_gradient(row_state *state, block_runner process) {
     return status;
 }
 
+/* Shards: the sums of the blocks go to a record, and a merged record takes their place. */
+
+/* The constants and kernels of the rows of a shard that are transformed, or of those that are not. */
+static const csm_temperature *shard_temperature(const row_state *state, int is_transformed) {
+    return is_transformed ? &state->call->base.scales.transformed : &state->temperature;
+}
+
+/* Multiplies dy of a gradient of softmax, in the second round, as adapt_gradient does. */
+static void lift_gradient(row_state *state, double row_max) {
+    const double power = csm_vjp_lift(&state->temperature, row_max * state->lift);
+    if (!(row_max == row_max)) return;
+    state->lift *= power;
+    state->temperature.inv_t1 /= power;
+}
+
+static csm_status sum_gradient_shard(row_state *state, csm_record *record, block_runner process) {
+    const csm_softmax_call *c = state->call;
+    const size_t count = csm_block_count(c->base.shape.n);
+    lift_gradient(state, csm_shard_row_max(c->shard, state->place->index));
+    csm_status status = process(state, pass1_blocks);
+    if (status != CSM_OK) return status;
+    record->max = 0;
+    for (size_t b = 0; b < count; b++) {
+        const double hi = state->blocks[b].hi, lo = state->blocks[b].lo, other = hi - hi == 0 ? lo : hi;
+        if (other - other == 0) {
+            csm_exact_add(&record->sum, hi, 0, 1);
+            csm_exact_add(&record->sum, lo, 0, 1);
+        } else {
+            record->flags |= other > 0 ? CSM_RECORD_POSITIVE : other < 0 ? CSM_RECORD_NEGATIVE : CSM_RECORD_NAN;
+        }
+    }
+    if (c->op != CSM_OP_softmax_vjp || csm_is_single(&c->base) || !(c->base.scales.ordinary.inv_t1 > 1)) return CSM_OK;
+    status = process(state, dy_blocks);
+    if (status == CSM_OK && count > 0) record->max = max_of_blocks(state);
+    return status;
+}
+
+static csm_status sum_shard(row_state *state, csm_record *record, block_runner process) {
+    const csm_softmax_call *c = state->call;
+    const csm_scales *scales = &c->base.scales;
+    const size_t count = csm_block_count(c->base.shape.n), index = state->place->index;
+    const double row_max = csm_shard_row_max(c->shard, index);
+    const int is_transformed = row_max == row_max, is_log = c->op != CSM_OP_softmax;
+    csm_status status = CSM_OK;
+    int is_checked = is_transformed || scales->always_transform;
+    if (!is_checked) {
+        status = process(state, pass1_blocks);
+        for (size_t b = 0; b < count; b++) {
+            const csm_block *block = &state->blocks[b];
+            const csm_record of_block = csm_record_of_block(block, is_log);
+            csm_record_merge(record, &of_block);
+            is_checked |= !(block->hi - block->hi == 0) || !csm_fits_range(scales, block->max);
+        }
+    }
+    if (status == CSM_OK && is_checked) status = process(state, inspect_blocks); /* sets max again */
+    if (status != CSM_OK) return status;
+    for (size_t b = 0; b < count; b++) {
+        const csm_block *block = &state->blocks[b];
+        if (is_checked && block->hi != 0) record->flags |= CSM_RECORD_NAN;
+        if (!is_checked || block->count > 0) record->flags |= CSM_RECORD_KEPT;
+        if (block->max > record->max) record->max = block->max + 0;
+    }
+    if (is_transformed) {
+        const int64_t flags = record->flags;
+        state->max = row_max;
+        status = process(state, pass1_transformed);
+        if (status != CSM_OK) return status;
+        csm_record_clear(record);
+        record->flags = flags | CSM_RECORD_TRANSFORMED;
+        for (size_t b = 0; b < count; b++) {
+            const csm_record of_block = csm_record_of_block(&state->blocks[b], is_log);
+            csm_record_merge(record, &of_block);
+        }
+    }
+    double *block_max = c->shard->block_max + index * count;
+    for (size_t b = 0; b < count; b++) block_max[b] = state->blocks[b].max;
+    return CSM_OK;
+}
+
+/* The sums of a row from its merged record: the blocks of the row as one. */
+static void combine_record(row_state *state, const csm_record *record, int is_transformed) {
+    const csm_softmax_call *c = state->call;
+    const csm_temperature *t = shard_temperature(state, is_transformed);
+    const csm_wide max = csm_to_wide(&c->base, record->max);
+    csm_block block;
+    c->wide_kernels->pass1(&max, NULL, NULL, 1, t, &block); /* n and power of the maximum */
+    csm_exact_pair(&record->sum, (int64_t)block.n, &block.hi, &block.lo);
+    block.count = (double)record->count;
+    c->wide_kernels->combine(&block, 1, t, &state->sums);
+}
+
+static csm_status finish_gradient_shard(row_state *state, const csm_record *record, block_runner process) {
+    const csm_softmax_call *c = state->call;
+    csm_block block;
+    lift_gradient(state, csm_shard_row_max(c->shard, state->place->index));
+    csm_exact_pair(&record->sum, 0, &block.hi, &block.lo);
+    const int up = (record->flags & CSM_RECORD_POSITIVE) != 0, down = (record->flags & CSM_RECORD_NEGATIVE) != 0;
+    if (record->flags & CSM_RECORD_NAN || (up && down)) block.hi = CSM_NAN;
+    else if (up || down) block.hi = up ? CSM_INF : -CSM_INF;
+    if (csm_is_in_double(c)) csm_combine_pair(&block, 1, 0, &state->sums);
+    else c->kernels->combine(&block, 1, &state->temperature, &state->sums);
+    if (c->op == CSM_OP_log_softmax_vjp &&
+        !csm_vjp_is_ordinary(&state->temperature, state->sums.hi, 1, csm_is_single(&c->base)))
+        find_exact_elements(state);
+    return process(state, pass2_blocks);
+}
+
+static csm_status finish_shard(row_state *state, const csm_record *record, block_runner process) {
+    const csm_softmax_call *c = state->call;
+    const csm_call *base = &c->base;
+    const size_t count = c->keeps_axis ? csm_block_count(base->shape.n) : 0, index = state->place->index;
+    const double row_max = csm_shard_row_max(c->shard, index);
+    const int is_transformed = row_max == row_max, nan = (record->flags & CSM_RECORD_NAN) != 0;
+    double fill;
+    state->max = is_transformed ? row_max : record->max;
+    if (!csm_fits_range(&base->scales, state->max) &&
+        csm_is_special(c->op, base->scales.temperature, state->max, nan, (record->flags & CSM_RECORD_KEPT) != 0, &fill))
+        return fill_row(state, fill, process);
+    if (nan) return fill_row(state, CSM_NAN, process);
+    combine_record(state, record, is_transformed);
+    if (!c->keeps_axis)
+        return fill_row(state, csm_reduced(c->op, &base->scales, state->max, state->sums.tail, is_transformed),
+                        process);
+    for (size_t b = 0; b < count; b++) {
+        csm_block *block = &state->blocks[b];
+        block->max = c->shard->merged_block_max[index * count + b];
+        if (block->max == state->sums.max) state->sums.max = block->max; /* -0, which a record does not hold */
+        const csm_wide max = csm_to_wide(base, block->max);
+        if (c->op == CSM_OP_softmax)
+            base->table->softmax_sum[base->wide_dtype](&max, 1, shard_temperature(state, is_transformed), block);
+    }
+    state->stores_e = c->shard->from_e && !is_transformed;
+    return process(state, is_transformed ? pass2_transformed : pass2_blocks);
+}
+
+static csm_status run_shard(row_state *state, block_runner process) {
+    const csm_softmax_call *c = state->call;
+    const size_t at = state->place->index * CSM_RECORD_WORDS;
+    csm_record record;
+    if (c->shard->stage == CSM_STAGE_FINISH) {
+        record = csm_record_load(c->shard->merged + at);
+        return (c->is_gradient ? finish_gradient_shard : finish_shard)(state, &record, process);
+    }
+    csm_record_clear(&record);
+    state->stores_e = c->op == CSM_OP_softmax && c->result.data && c->base.itemsize == c->base.wide_size;
+    csm_status status = (c->is_gradient ? sum_gradient_shard : sum_shard)(state, &record, process);
+    csm_record_store(&record, c->shard->records + at);
+    return status;
+}
+
 static csm_status run_row(const csm_softmax_call *c, const csm_row_place *place, const csm_row_scratch *scratch,
                           block_runner process, csm_interrupt *interrupt) {
     row_state state = {
@@ -351,6 +506,7 @@ static csm_status run_row(const csm_softmax_call *c, const csm_row_place *place,
     state.lift = scales->lift;
     state.temperature = scales->ordinary;
     state.exact_below = -CSM_INF;
+    if (c->shard) return run_shard(&state, process);
     if (!c->is_gradient && scales->always_transform) return run_transformed_row(&state, process);
     state.stores_e = c->op == CSM_OP_softmax && c->base.itemsize == c->base.wide_size && has_direct_result(&state);
     if (state.stores_e &&
@@ -377,6 +533,7 @@ static csm_status run_row(const csm_softmax_call *c, const csm_row_place *place,
 
 /* Masked elements keep their value in a row that is NaN. */
 static void mask_nan_row(const csm_softmax_call *c, const csm_row_place *place) {
+    if (c->shard && c->shard->stage != CSM_STAGE_FINISH) return;
     if (place->is_gathered || !csm_is_masked_nan(c, place->result)) return;
     csm_fill_masked(place->result, place->result_axis, place->where, c->base.shape.n, c->base.itemsize, &c->masked);
 }

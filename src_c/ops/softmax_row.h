@@ -2,8 +2,8 @@
 #ifndef CSM_OPS_SOFTMAX_ROW_H
 #define CSM_OPS_SOFTMAX_ROW_H
 
-#include "../core/call.h"
 #include "../core/extension.h"
+#include "shard.h"
 
 typedef struct csm_softmax_call {
     csm_call base;
@@ -14,6 +14,8 @@ typedef struct csm_softmax_call {
     csm_view y;                      /* for a gradient: the result of the forward function */
     csm_view result;
     csm_view temperatures;           /* a double for each row, if has_temperatures */
+    csm_view order;                  /* of a shard: offsets are the rows' indices in C order */
+    const csm_shard *shard;          /* the call is of a shard of the classes, or NULL */
     int has_temperatures;
     uint64_t masked, nan;            /* storage bits of a masked element in the result, and of NaN */
     int is_gradient, keeps_axis; /* keeps_axis: the result has the softmax axis */
@@ -53,6 +55,7 @@ typedef struct csm_row_place {
     char *result;
     ptrdiff_t result_axis;
     int is_gathered; /* the mask has been applied already */
+    size_t index;    /* of a shard: the row, in C order */
 } csm_row_place;
 
 typedef struct csm_row_scratch {

@@ -346,6 +346,7 @@ static void test_arguments(void) {
 
 void test_softmax(size_t every);
 void test_blocks(size_t every);
+void test_shards(size_t every);
 /* counts[0] passed, counts[1] failed */
 void test_loss(size_t every, uint64_t *hash, long counts[2]);
 void test_sparse(size_t every, uint64_t *hash, long counts[2]);
@@ -367,6 +368,7 @@ int main(int argc, char **argv) {
     test_maximum();
     test_softmax(every);
     test_blocks(every < 25 ? 1 : every / 25);
+    test_shards(every < 25 ? 1 : every / 25);
     long loss[2] = {0, 0};
     test_loss(every, &hash, loss);
     test_sparse(every, &hash, loss);

@@ -18,9 +18,20 @@ PYTHON_LAYERS = [
     {"_arguments"},
     {"_ops"},
     {"__init__"},
-    {"samplers", "geometric", "_torch", "_jax"},
+    {"samplers", "geometric", "_torch", "_jax", "_distributed"},
     {"_spec", "_learn"},
-    {"adversarial", "choice", "torch", "jax", "heads", "linear_model", "calibration", "class_weight", "sequence"},
+    {
+        "adversarial",
+        "choice",
+        "torch",
+        "jax",
+        "heads",
+        "linear_model",
+        "calibration",
+        "class_weight",
+        "sequence",
+        "distributed",
+    },
     {"metrics"},
     {"_bench"},
     {"_cli"},
@@ -28,7 +39,7 @@ PYTHON_LAYERS = [
     {"asv_bench", "tests", "examples", "setup.py"},
 ]
 C_LAYERS = [{"vec"}, {"math"}, {"kernel"}, {"core"}, {"isa"}, {"ops"}]
-ANYWHERE = {"registry.h", "csoftmax.h"}  # lists, and the public interface
+ANYWHERE = {"registry.h", "csoftmax.h", "csoftmax_shards.h"}  # lists, and the public interface
 
 MAX_FILE_LINES = 700
 MAX_FUNCTION_LINES = 100  # without the docstring

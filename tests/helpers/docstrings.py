@@ -17,6 +17,7 @@ MODULES = (
     ".metrics",
     ".class_weight",
     ".sequence",
+    ".distributed",
 )
 
 

@@ -1,0 +1,93 @@
+"""Cross-entropy and its gradient over process groups: csoftmax.distributed against the algorithm of Megatron-LM.
+
+    python asv_bench/process_groups.py [RANKS [ROWS CLASSES]]
+
+Each rank holds a part of the classes; the group has the gloo backend, each rank one thread. Megatron's algorithm (its
+unfused path, here in PyTorch's functions) has three all-reduces of floats, so that its losses depend on the number of
+ranks; the hashes of the row losses show that. Times are medians of 15 calls that take turns, with barriers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+
+
+def megatron(torch: Any, dist: Any, shard: Any, labels: Any, first: int) -> tuple[Any, Any]:
+    """Row losses, and the gradient of their mean, by the vocabulary-parallel algorithm."""
+    logits = shard.clone()
+    rows = torch.arange(len(logits))
+    largest = logits.max(dim=-1)[0]
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    logits -= largest[:, None]
+    outside = (labels < first) | (labels >= first + logits.shape[1])
+    local = (labels - first).masked_fill(outside, 0)
+    predicted = logits[rows, local].masked_fill(outside, 0)
+    torch.exp(logits, out=logits)
+    total = logits.sum(dim=-1)
+    dist.all_reduce(predicted)
+    dist.all_reduce(total)
+    logits.div_(total[:, None])
+    logits[rows, local] -= 1.0 - outside.float()
+    return torch.log(total) - predicted, logits.mul_(1.0 / len(logits))
+
+
+def work(rank: int, ranks: int, rows: int, classes: int, meeting: str) -> None:
+    """What each rank does."""
+    import torch
+    import torch.distributed as dist
+
+    from csoftmax import distributed
+
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
+    rng = np.random.default_rng(7)
+    x = (rng.normal(size=(rows, classes)) * 5).astype(np.float32)
+    target = rng.integers(0, classes, rows)
+    first, stop = distributed.split(classes, ranks)[rank : rank + 2]
+    shard = np.ascontiguousarray(x[:, first:stop])
+    tensor, labels, group = torch.from_numpy(shard), torch.from_numpy(target), dist.group.WORLD
+    calls = {
+        "csoftmax": lambda: distributed.cross_entropy_with_grad(shard, target, group=group, num_threads=1),
+        "megatron": lambda: megatron(torch, dist, tensor, labels, first),
+    }
+    losses = {
+        "csoftmax": distributed.cross_entropy(shard, target, group=group, reduction="none"),
+        "megatron": calls["megatron"]()[0].numpy(),
+    }
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(15):
+        for name, call in calls.items():
+            dist.barrier()
+            begin = time.perf_counter()
+            call()
+            dist.barrier()
+            times[name].append(time.perf_counter() - begin)
+    if rank == 0:
+        for name in calls:
+            digest = hashlib.sha256(np.ascontiguousarray(losses[name]).tobytes()).hexdigest()[:8]
+            ms = 1e3 * float(np.median(times[name]))
+            load = os.getloadavg()[0]
+            print(f"{ranks} ranks ({rows}, {classes}) {name:9} {ms:8.2f} ms  row losses {digest}  load {load:.1f}")
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    """Start the ranks."""
+    import torch.multiprocessing as mp
+
+    given = [int(a) for a in sys.argv[1:]]
+    ranks, rows, classes = given + [2, 64, 50257][len(given) :]
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(work, args=(ranks, rows, classes, os.path.join(folder, "meeting")), nprocs=ranks)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+# Shards of the classes of rows: records, their merge, and results from merged records. Included by binding.pyx.
+# Records, maxima of blocks and what is merged are contiguous; dtype is one of DTYPES, kind one of SHARD_KINDS.
+
+
+cdef const double *_doubles(array) except? NULL:
+    return NULL if array is None else <const double *><uintptr_t>array.ctypes.data
+
+
+cdef int64_t *_words(array) except? NULL:
+    return <int64_t *><uintptr_t>array.ctypes.data
+
+
+cdef cpu.csm_shard_options _shard_options(size_t classes, size_t offset, double temperature, row_max,
+                                          num_threads) except *:
+    cdef cpu.csm_shard_options o = cpu.csm_default_shard_options()
+    o.classes = classes
+    o.offset = offset
+    o.temperature = temperature
+    o.row_max = _doubles(row_max)
+    o.threads = _threads(num_threads)
+    o.interrupt = _check_signals
+    return o
+
+
+def run_shard(int kind, int dtype, input, y, e, where, records, block_max, size_t classes, size_t offset,
+              double temperature, temperatures, row_max, num_threads):
+    """Write the records of the rows of a shard, and the maxima of its blocks; e, or None, receives powers."""
+    cdef _Buffers b = _Buffers()
+    cdef cpu.csm_shard_options o = _shard_options(classes, offset, temperature, row_max, num_threads)
+    cdef const cpu.csm_view *second
+    cdef const cpu.csm_view *powers
+    cdef int64_t *words = _words(records)
+    cdef double *maxima = <double *>_doubles(block_max)
+    cdef cpu.csm_status status
+    b.take(0, input, True, False)
+    second = b.take(1, y, True, False)
+    powers = b.take(2, e, True, True)
+    o.where = b.take(3, where, True, False)
+    o.temperatures = b.take(4, temperatures, False, False)
+    with nogil:
+        status = cpu.csm_shard_rows(<cpu.csm_shard_kind>kind, <cpu.csm_array_type>dtype, &b.shape, &b.view[0], second,
+                                    powers, words, maxima, &o)
+    _raise(status)
+
+
+def finish_shard(int kind, int dtype, input, y, bint from_e, where, records, block_max, result, size_t classes,
+                 size_t offset, double temperature, temperatures, row_max, num_threads):
+    """Write the part of the result that belongs to a shard, from merged records; from_e: it holds the powers."""
+    cdef _Buffers b = _Buffers()
+    cdef cpu.csm_shard_options o = _shard_options(classes, offset, temperature, row_max, num_threads)
+    cdef const cpu.csm_view *second
+    cdef const cpu.csm_view *to
+    cdef const int64_t *words = _words(records)
+    cdef const double *maxima = _doubles(block_max)
+    cdef cpu.csm_status status
+    b.take(0, input, True, False)
+    second = b.take(1, y, True, False)
+    to = b.take(2, result, kind != cpu.CSM_SHARD_LOGSUMEXP, True)
+    o.where = b.take(3, where, True, False)
+    o.temperatures = b.take(4, temperatures, False, False)
+    with nogil:
+        status = cpu.csm_finish_rows(<cpu.csm_shard_kind>kind, <cpu.csm_array_type>dtype, &b.shape, &b.view[0], second,
+                                     from_e, words, maxima, to, &o)
+    _raise(status)
+
+
+cdef class _ShardLoss:
+    # the arguments that the stages of a loss over shards share
+    cdef _Buffers b
+    cdef cpu.csm_shard_options o
+    cdef cpu.csm_loss_options loss
+
+    def __init__(self, x, labels, ignore, soft, weight, sample_weight, upstream, factors, size_t words,
+                 size_t classes, size_t offset, double weight_sum, double divisor, row_max, num_threads):
+        self.b = _Buffers()
+        self.o = _shard_options(classes, offset, factors[0], row_max, num_threads)
+        self.o.words = words
+        self.o.weight_sum = weight_sum
+        self.o.divisor = divisor
+        self.loss = cpu.csm_default_loss_options()
+        _, self.loss.label_smoothing, self.loss.z_loss, self.loss.clip_norm, self.loss.clip_value = factors
+        if labels is not None:
+            self.loss.label_type = cpu.CSM_INT64
+            if ignore is not None:
+                self.loss.has_ignore = 1
+                self.loss.ignore = <uint64_t>ignore
+        self.b.take(0, x, True, False)
+        self.loss.soft = self.b.take(1, soft, True, False)
+        self.loss.labels = self.b.take(2, labels, False, False)
+        self.loss.sample_weight = self.b.take(3, sample_weight, False, False)
+        self.loss.upstream = self.b.take(4, upstream, False, False)
+        if weight is not None:
+            self.loss.weight = <const void *><uintptr_t>weight.ctypes.data
+
+
+def run_shard_loss(int dtype, e, records, block_max, *arguments):
+    """Write the records of losses; returns whether all soft labels are valid. arguments: those of _ShardLoss."""
+    cdef _ShardLoss c = _ShardLoss(*arguments)
+    cdef const cpu.csm_view *powers = c.b.take(5, e, True, True)
+    cdef int64_t *words = _words(records)
+    cdef double *maxima = <double *>_doubles(block_max)
+    cdef cpu.csm_status status
+    with nogil:
+        status = cpu.csm_shard_losses(<cpu.csm_array_type>dtype, &c.b.shape, &c.b.view[0], powers, words, maxima, &c.o,
+                                      &c.loss)
+    if status == cpu.CSM_BAD_LABEL:
+        return False
+    _raise(status)
+    return True
+
+
+def run_shard_squares(int dtype, records, block_max, squares, *arguments):
+    """Write the sums of the squares of gradients."""
+    cdef _ShardLoss c = _ShardLoss(*arguments)
+    cdef const int64_t *words = _words(records)
+    cdef const double *maxima = _doubles(block_max)
+    cdef int64_t *to = _words(squares)
+    cdef cpu.csm_status status
+    with nogil:
+        status = cpu.csm_shard_squares(<cpu.csm_array_type>dtype, &c.b.shape, &c.b.view[0], words, maxima, to, &c.o,
+                                       &c.loss)
+    _raise(status)
+
+
+def run_shard_lost(int dtype, records, lost, *arguments):
+    """Mark rows that hold a class whose gradient is lost (1), or may hold one in any shard (2)."""
+    cdef _ShardLoss c = _ShardLoss(*arguments)
+    cdef const int64_t *words = _words(records)
+    cdef int64_t *to = _words(lost)
+    cdef cpu.csm_status status
+    with nogil:
+        status = cpu.csm_shard_lost(<cpu.csm_array_type>dtype, &c.b.shape, &c.b.view[0], words, to, &c.o, &c.loss)
+    _raise(status)
+
+
+def finish_shard_loss(int dtype, bint from_e, records, block_max, loss, gradient, squares, *arguments):
+    """Write the losses of rows, unless None, and the gradient of their sum / divisor, unless None."""
+    cdef _ShardLoss c = _ShardLoss(*arguments)
+    cdef const cpu.csm_view *to = c.b.take(5, gradient, True, True)
+    cdef const int64_t *words = NULL if records is None else _words(records)
+    cdef const double *maxima = _doubles(block_max)
+    cdef double *losses = <double *>_doubles(loss)
+    cdef cpu.csm_status status
+    if squares is not None:
+        c.o.squares = _words(squares)
+    with nogil:
+        status = cpu.csm_finish_losses(<cpu.csm_array_type>dtype, &c.b.shape, &c.b.view[0], from_e, words, maxima,
+                                       losses, to, &c.o, &c.loss)
+    _raise(status)
+
+
+def shard_weights(int dtype, weight):
+    """The sum of the class weights of a shard, in the compute dtype, as SUM_WORDS words: an array('q')."""
+    words = _frombuffer(bytearray(8 * cpu.CSM_SUM_WORDS), "q")
+    cdef int64_t *to = _words(words)
+    cdef const void *w = <const void *><uintptr_t>weight.ctypes.data
+    cpu.csm_shard_weights(<cpu.csm_array_type>dtype, w, len(weight), to)
+    return words
+
+
+def sum_totals(words, totals):
+    """Write the numbers that sums of SUM_WORDS words are."""
+    cdef const int64_t *from_ = _words(words)
+    cdef double *to = <double *>_doubles(totals)
+    cdef size_t i, count = totals.size
+    for i in range(count):
+        to[i] = cpu.csm_sum_total(from_ + i * <size_t>cpu.CSM_SUM_WORDS)
+
+
+def merge_sums(into, other):
+    """Merge sums of SUM_WORDS words each."""
+    cpu.csm_sums_merge(_words(into), _words(other), into.size // cpu.CSM_SUM_WORDS)
+
+
+def clear_records(records):
+    """Make records, words last, those of no element."""
+    cdef size_t words = records.shape[-1]
+    if words:
+        cpu.csm_records_clear(_words(records), records.size // words, words)
+
+
+def merge_records(into, other):
+    """Merge records, words last."""
+    cdef size_t words = into.shape[-1], rows = into.size // words
+    cdef int64_t *a = _words(into)
+    cdef const int64_t *b = _words(other)
+    with nogil:
+        cpu.csm_records_merge(a, b, rows, words)
+
+
+def fold_records(records, row_max):
+    """Make row_max the maximum of each record."""
+    cdef size_t words = records.shape[-1]
+    cpu.csm_records_fold(_words(records), _doubles(row_max), records.size // words, words)
+
+
+def raise_records(records, highest):
+    """Bring the exact sums of records to the given highest bins, of which each record has record_sums(words)."""
+    cdef size_t words = records.shape[-1]
+    cpu.csm_records_raise(_words(records), _words(highest), records.size // words, words)
+
+
+def record_sums(size_t words):
+    """The number of exact sums of a record."""
+    return cpu.csm_records_sums(words)
+
+
+def find_second_round(int kind, int dtype, records, double temperature, temperatures, row_max):
+    """Set row_max to the maxima of rows that need the second round, else NaN; return how many need it."""
+    cdef size_t words = records.shape[-1]
+    return cpu.csm_records_second_round(<cpu.csm_shard_kind>kind, <cpu.csm_array_type>dtype, _words(records),
+                                        records.size // words, words, temperature, _doubles(temperatures),
+                                        <double *>_doubles(row_max))

@@ -1,0 +1,606 @@
+"""What shards of rows make of merged sums: their parts of results, with the bits of whole rows."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .._arguments.foreign import accept_foreign
+from .._arguments.labels import check_upstream, raise_bad_label
+from .._arguments.layouts import axis_last, check_out
+from .._arguments.numbers import as_number
+from .._arguments.places import as_float
+from .._cpu import binding
+from .._cpu.dtypes import as_buffer
+from .shard import BLOCK, NO_LABEL, Partial, Piece, Terms
+
+__all__ = [
+    "finish_gradient",
+    "finish_log_softmax",
+    "finish_logsumexp",
+    "finish_loss",
+    "finish_softmax",
+    "finish_vjp",
+]
+
+
+class Merged(NamedTuple):
+    """Checked sums of whole rows."""
+
+    records: Any
+    joined: dict[int, Any]  # maxima of the blocks that are divided among shards
+    whole: Piece | None
+    row_max: Any | None
+    weight_sum: float
+
+
+def check_merged(part: Partial, merged: Any) -> Merged:
+    """Check that merged sums are those of whole rows, and need no second round."""
+    terms = part.terms
+    if part.intervals and part.local is None and part.whole is None and not part.fragments:
+        raise ValueError("partial must be the result of `partial` for this shard, not of a merge")
+    if not isinstance(merged, Partial):
+        merged = _from_records(part, merged)
+    for name in ("kind", "name", "n_classes", "batch", "words"):
+        if getattr(merged.terms, name) != getattr(terms, name):
+            raise ValueError(f"merged is of another call: {getattr(merged.terms, name)}, not {getattr(terms, name)}")
+    n = terms.n_classes
+    if n and merged.intervals != ((0, n),):
+        present = ", ".join(f"{a} to {b - 1}" for a, b in merged.intervals) or "none"
+        raise ValueError(f"merged must have all classes, 0 to {n - 1}; it has {present}")
+    if merged.second_round is not None:
+        raise ValueError(
+            "rows have maxima outside the range of the first round: call partial again with "
+            "row_max=merged.second_round and merge the results"
+        )
+    if (part.row_max is None) != (merged.row_max is None):
+        raise ValueError("partial and merged are of different rounds")
+    check_owners(merged)
+    words = merged.weight_words
+    total = float(n) if words is None else float(total_sums(words))
+    return Merged(merged.records, merged.joined, merged.whole, merged.row_max, total)
+
+
+def total_sums(words: Any) -> NDArray[np.float64]:
+    """The numbers that sums are, whose words are the last axis."""
+    totals = np.empty(words.shape[:-1])
+    binding.sum_totals(np.ascontiguousarray(words), totals)
+    return totals
+
+
+def _from_records(part: Partial, records: Any) -> Partial:
+    """Records without their Partial, of shards that all begin at multiples of 4096."""
+    terms = part.terms
+    if terms.n_classes <= BLOCK and records is None and part.whole is not None:
+        return part
+    records = np.asarray(records)
+    shape = (*terms.batch, terms.words)
+    if records.dtype != np.int64 or records.shape != shape:
+        raise ValueError(f"merged has dtype {records.dtype} and shape {records.shape}; records are int64 of {shape}")
+    if part.fragments or part.joined or terms.n_classes <= BLOCK or (terms.losses and terms.losses.has_weight):
+        raise ValueError(
+            "merged must be a Partial where shards begin elsewhere than at multiples of 4096, rows have at most 4096 "
+            "classes, or losses have class weights"
+        )
+    records = np.ascontiguousarray(records)
+    return Partial(records, None, {}, None, ((0, terms.n_classes),), part.row_max, None, terms)
+
+
+def check_classes(terms: Terms) -> None:
+    """Raise for a label that is no class."""
+    losses = terms.losses
+    if losses is not None and losses.labels is not None and (losses.labels == NO_LABEL).any():
+        raise_bad_label(losses.target, terms.n_classes, losses.ignore_index)
+
+
+def check_owners(merged: Partial) -> None:
+    """Raise the same error in every shard for a label that is no class, or that no or several shards have."""
+    check_classes(merged.terms)
+    losses = merged.terms.losses
+    if losses is None or losses.labels is None or merged.records is None:
+        return
+    owners = merged.records[..., binding.LABEL_WORDS - 1]
+    bad = (owners != 1) & (losses.labels >= 0)
+    if bad.any():
+        at = np.unravel_index(int(bad.argmax()), bad.shape)
+        where = f"[{', '.join(map(str, at))}]" if at else ""
+        raise ValueError(
+            f"target{where} is {losses.labels[at]}: {owners[at]} shards have this class or this label, and exactly 1 "
+            "is allowed; shards leave a gap or overlap, or have different labels"
+        )
+
+
+def _rows(terms: Terms, x: Any, name: str = "x", axis: int = -1) -> Any:
+    """The shard with the class axis last, as the plan has it."""
+    given, dtype = as_float(name, x)
+    if dtype != terms.dtype:
+        raise ValueError(f"{name} has dtype {given.dtype}; the partial result is of {terms.name}")
+    return as_buffer(axis_last(given, (axis % max(1, given.ndim),)))
+
+
+def _pieces(part: Partial, merged: Merged, shard: Piece) -> list[tuple[Piece, Any]]:
+    """The parts of a shard that are finished one by one, with the maxima of their blocks."""
+    n, first, stop = part.terms.n_classes, shard.first, shard.stop
+    begin = min(-(-first // BLOCK) * BLOCK, stop)
+    end = stop if stop == n else max(begin, stop // BLOCK * BLOCK)
+    pieces: list[tuple[Piece, Any]] = [(shard.part(begin, end), part.block_max)] if end > begin else []
+    for a, b in ((first, begin), (end, stop)):
+        if b > a:
+            pieces.append((shard.part(a, b), merged.joined[a // BLOCK]))
+    return pieces
+
+
+def shard_of(part: Partial) -> tuple[int, int]:
+    """The classes of a partial result that is not merged."""
+    return part.intervals[0] if part.intervals else (0, 0)
+
+
+def _check_shape(part: Partial, rows: Any, name: str) -> int:
+    """The first class of the shard, after checking that the rows are those of the partial result."""
+    first, stop = shard_of(part)
+    shape = (*part.terms.batch, stop - first)
+    if rows.shape != shape:
+        raise ValueError(f"{name} has shape {rows.shape} with the classes last; the partial result is of {shape}")
+    return first
+
+
+def _place_result(out: Any, like: Any, axis: int, own: Any = None) -> tuple[Any, Any]:
+    """The result of the shape and dtype of an array, and its rows, the class axis last."""
+    result = own if own is not None and out is None else np.empty_like(like) if out is None else out
+    if out is not None:
+        check_out(out, like.shape, like.dtype)
+    return result, as_buffer(axis_last(result, (axis % max(1, result.ndim),)))
+
+
+def write_rows(
+    name: str,
+    part: Partial,
+    merged: Merged,
+    x: Any,
+    result: Any,
+    *,
+    where: Any = None,
+    from_e: bool = False,
+    num_threads: Any = None,
+) -> None:
+    """Write the shard of a result, the class axis last."""
+    terms = part.terms
+    first = _check_shape(part, x, "x")
+    kind = binding.SHARD_KINDS[name]
+    if merged.whole is not None:  # at most 4096 classes: the ordinary function with the whole row
+        whole, to = merged.whole, np.empty((*terms.batch, terms.n_classes), x.dtype)
+        arguments = whole.x, None, to, whole.where, terms.temperature, num_threads, terms.temperatures
+        binding.run_softmax(binding.OPS[name], terms.dtype, *arguments)
+        result[...] = to[..., first : first + x.shape[-1]]
+        return
+    numbers = terms.temperature, terms.temperatures, merged.row_max, num_threads
+    for piece, block_max in _pieces(part, merged, Piece(first, x, None, where)):
+        to = result[..., piece.first - first : piece.stop - first]
+        keeps = from_e and block_max is part.block_max
+        arrays = piece.x, None, keeps, piece.where, merged.records, block_max, to
+        binding.finish_shard(kind, terms.dtype, *arrays, terms.n_classes, piece.first, *numbers)
+
+
+def _where_of(part: Partial) -> Any:
+    """The mask of a shard, from its partial result: that of the complete blocks, with those of the fragments."""
+    if part.whole is not None:
+        return None
+    pieces = [p for blocks in part.fragments.values() for p in blocks]
+    if part.local is not None:
+        pieces.append(part.local)
+    pieces = sorted((p for p in pieces if p.x.shape[-1]), key=lambda p: p.first)
+    if not pieces or pieces[0].where is None:
+        return None
+    return np.concatenate([p.where for p in pieces], axis=-1)
+
+
+@accept_foreign
+def _finish_rows(x: Any, name: str, part: Partial, merged: Any, axis: int, out: Any) -> Any:
+    if KIND_OF[name] != part.terms.kind:
+        raise ValueError(f"partial has kind {part.terms.kind!r}; finish_{name} needs {KIND_OF[name]!r}")
+    whole = check_merged(part, merged)
+    rows = _rows(part.terms, x, axis=axis)
+    _check_shape(part, rows, "x")
+    own, powers = None, part.e
+    if powers is not None and powers.shape == rows.shape and out is None and rows.ndim == np.ndim(x):
+        own = np.moveaxis(powers, -1, axis)
+        part.e = None  # its memory becomes the result
+    result, to = _place_result(out, as_float("x", x)[0], axis, own)
+    write_rows(name, part, whole, rows, to, where=_where_of(part), from_e=own is not None)
+    return result
+
+
+KIND_OF = {"softmax": "softmax", "log_softmax": "log", "logsumexp": "log"}
+
+
+def finish_softmax(
+    x: ArrayLike, partial: Partial, merged: Any, *, axis: int = -1, out: NDArray[Any] | None = None
+) -> Any:
+    """The softmax of a shard, from merged sums.
+
+    Parameters
+    ----------
+    x : array_like of shape (..., k)
+        The shard, as `partial` has seen it.
+    partial : Partial
+        The sums of this shard, of kind "softmax".
+    merged : Partial, or ndarray of int64
+        The merged sums of all shards; their records alone where all shards begin at multiples of 4096.
+    axis : int, default -1
+        Axis of the classes.
+    out : ndarray of the shape and dtype of x, optional
+        Array that receives the result. It may be `x`.
+
+    Returns
+    -------
+    ndarray of the shape and dtype of x
+        The shard of ``csoftmax.softmax`` of the whole rows, equal in every bit.
+
+    Raises
+    ------
+    ValueError
+        If classes are missing, or rows need a second round (`Partial.second_round`).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from csoftmax.distributed import finish_softmax, merge, partial
+    >>> x = np.zeros((1, 8192))
+    >>> parts = [partial(x[:, i : i + 4096], offset=i, n_classes=8192) for i in (0, 4096)]
+    >>> float(finish_softmax(x[:, :4096], parts[0], merge(parts)).sum())
+    0.5
+    """
+    return _finish_rows(x, "softmax", partial, merged, axis, out)
+
+
+def finish_log_softmax(
+    x: ArrayLike, partial: Partial, merged: Any, *, axis: int = -1, out: NDArray[Any] | None = None
+) -> Any:
+    """The log-softmax of a shard, from merged sums.
+
+    Parameters
+    ----------
+    x, partial, merged, axis, out
+        As in `finish_softmax`; the partial result is of kind "log".
+
+    Returns
+    -------
+    ndarray of the shape and dtype of x
+        The shard of ``csoftmax.log_softmax`` of the whole rows, equal in every bit.
+
+    Raises
+    ------
+    ValueError
+        As in `finish_softmax`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from csoftmax.distributed import finish_log_softmax, merge, partial
+    >>> x = np.zeros((1, 8192))
+    >>> parts = [partial(x[:, i : i + 4096], offset=i, n_classes=8192, kind="log") for i in (0, 4096)]
+    >>> float(finish_log_softmax(x[:, :4096], parts[0], merge(parts))[0, 0])
+    -9.010913347279288
+    """
+    return _finish_rows(x, "log_softmax", partial, merged, axis, out)
+
+
+def sum_up_rows(part: Partial, merged: Merged) -> Any:
+    """The log-sum-exp of each row, in the dtype of x."""
+    terms = part.terms
+    result = np.empty(terms.batch, terms.bits)
+    numbers = terms.temperature, terms.temperatures
+    kind = binding.SHARD_KINDS["logsumexp"]
+    if merged.whole is not None:
+        arrays = merged.whole.x, None, result, merged.whole.where
+        binding.run_softmax(binding.OPS["logsumexp"], terms.dtype, *arrays, numbers[0], None, numbers[1])
+        return result
+    shape = np.broadcast_to(np.zeros((), terms.bits), (*terms.batch, 0))
+    parts = shape, None, False, None, merged.records, None, result
+    binding.finish_shard(kind, terms.dtype, *parts, terms.n_classes, 0, *numbers, merged.row_max, None)
+    return result
+
+
+def as_scalar_or_rows(terms: Terms, result: Any) -> Any:
+    """Rows of bits in the dtype that they stand for; a scalar for a single row without a shape."""
+    return result.view(terms.storage)[()]
+
+
+def finish_logsumexp(partial: Partial, merged: Any) -> Any:
+    """The log-sum-exp of rows, from merged sums.
+
+    Parameters
+    ----------
+    partial, merged
+        As in `finish_softmax`; the partial result is of kind "log".
+
+    Returns
+    -------
+    ndarray or scalar
+        ``csoftmax.logsumexp`` of the whole rows, equal in every bit.
+
+    Raises
+    ------
+    ValueError
+        As in `finish_softmax`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from csoftmax.distributed import finish_logsumexp, merge, partial
+    >>> x = np.zeros((1, 8192))
+    >>> parts = [partial(x[:, i : i + 4096], offset=i, n_classes=8192, kind="log") for i in (0, 4096)]
+    >>> finish_logsumexp(parts[0], merge(parts))
+    array([9.01091335])
+    """
+    if partial.terms.kind != "log":
+        raise ValueError(f"partial has kind {partial.terms.kind!r}; finish_logsumexp needs 'log'")
+    return as_scalar_or_rows(partial.terms, sum_up_rows(partial, check_merged(partial, merged)))
+
+
+def write_vjp(part: Partial, merged: Merged, dy: Any, y: Any, result: Any, *, where: Any, num_threads: Any) -> None:
+    """Write the shard of a gradient, the class axis last."""
+    terms = part.terms
+    first = _check_shape(part, dy, "dy")
+    numbers = terms.temperature, terms.temperatures
+    if merged.whole is not None:
+        whole, to = merged.whole, np.empty((*terms.batch, terms.n_classes), dy.dtype)
+        arrays = whole.x, whole.y, to, whole.where
+        binding.run_softmax(binding.OPS[terms.kind], terms.dtype, *arrays, numbers[0], num_threads, numbers[1])
+        result[...] = to[..., first : first + dy.shape[-1]]
+        return
+    kind = binding.SHARD_KINDS[terms.kind]
+    for piece, _ in _pieces(part, merged, Piece(first, dy, y, where)):
+        to = result[..., piece.first - first : piece.stop - first]
+        parts = piece.x, piece.y, False, piece.where, merged.records, None, to
+        binding.finish_shard(
+            kind, terms.dtype, *parts, terms.n_classes, piece.first, *numbers, merged.row_max, num_threads
+        )
+
+
+def finish_vjp(
+    dy: ArrayLike, y: ArrayLike, partial: Partial, merged: Any, *, axis: int = -1, out: NDArray[Any] | None = None
+) -> Any:
+    """The gradient of softmax or log_softmax of a shard, from merged sums.
+
+    Parameters
+    ----------
+    dy, y : array_like of shape (..., k)
+        The shard of the derivative of the result and of the result, as `partial` has seen them.
+    partial : Partial
+        The sums of this shard, of kind "softmax_vjp" or "log_softmax_vjp".
+    merged, axis, out
+        As in `finish_softmax`.
+
+    Returns
+    -------
+    ndarray of the shape and dtype of dy
+        The shard of ``csoftmax.softmax_vjp`` or ``csoftmax.log_softmax_vjp`` of the whole rows, equal in every bit.
+
+    Raises
+    ------
+    ValueError
+        As in `finish_softmax`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from csoftmax.distributed import finish_vjp, merge, partial
+    >>> dy, y = np.ones((1, 8192)), np.full((1, 8192), 1 / 8192)
+    >>> shards = [slice(0, 4096), slice(4096, 8192)]
+    >>> parts = [partial(dy[:, s], offset=s.start, n_classes=8192, kind="softmax_vjp", y=y[:, s]) for s in shards]
+    >>> float(abs(finish_vjp(dy[:, :4096], y[:, :4096], parts[0], merge(parts))).max())
+    0.0
+    """
+    return _finish_vjp(dy, y, partial, merged, axis, out)
+
+
+@accept_foreign
+def _finish_vjp(dy: Any, y: Any, partial: Partial, merged: Any, axis: int, out: Any) -> Any:
+    if not partial.terms.kind.endswith("_vjp"):
+        raise ValueError(f"partial has kind {partial.terms.kind!r}; finish_vjp needs that of a gradient")
+    whole = check_merged(partial, merged)
+    rows, second = _rows(partial.terms, dy, "dy", axis), _rows(partial.terms, y, "y", axis)
+    _check_shape(partial, second, "y")
+    result, to = _place_result(out, as_float("dy", dy)[0], axis)
+    write_vjp(partial, whole, rows, second, to, where=_where_of(partial), num_threads=None)
+    return result
+
+
+def add_losses(part: Partial, merged: Merged) -> NDArray[np.float64]:
+    """The loss of each row in float64, not yet rounded to the compute type."""
+    terms = part.terms
+    losses = terms.losses
+    assert losses is not None
+    loss = np.empty(terms.batch)
+    if merged.whole is not None:
+        arguments = terms.loss_arguments(merged.whole, None, None, merged.weight_sum, 1.0)
+        binding.finish_shard_loss(terms.dtype, False, None, None, loss, None, None, *arguments)
+        return loss
+    nothing = np.broadcast_to(np.zeros((), terms.bits), (*terms.batch, 0))
+    soft = None if losses.labels is not None else np.broadcast_to(np.zeros((), terms.compute), (*terms.batch, 0))
+    weight = np.empty(0, terms.compute) if losses.has_weight else None
+    arguments = terms.loss_arguments(
+        Piece(0, nothing, soft=soft, weight=weight), merged.row_max, None, merged.weight_sum, 1.0
+    )
+    binding.finish_shard_loss(terms.dtype, False, merged.records, None, loss, None, None, *arguments)
+    return loss
+
+
+def round_losses(terms: Terms, loss: Any) -> Any:
+    """Losses in the compute type."""
+    with np.errstate(over="ignore", under="ignore"):
+        return loss.astype(terms.compute, copy=False)[()]
+
+
+def finish_loss(partial: Partial, merged: Any) -> Any:
+    """The cross-entropy of each row, from merged sums.
+
+    Parameters
+    ----------
+    partial, merged
+        As in `finish_softmax`; the partial result is of kind "loss".
+
+    Returns
+    -------
+    ndarray or scalar
+        ``csoftmax.cross_entropy`` of the whole rows with reduction "none", equal in every bit.
+
+    Raises
+    ------
+    IndexError
+        If a label is no class.
+    ValueError
+        As in `finish_softmax`, and if no shard or several have a label.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from csoftmax.distributed import finish_loss, merge, partial
+    >>> x = np.zeros((1, 8192))
+    >>> shards = [slice(0, 4096), slice(4096, 8192)]
+    >>> parts = [partial(x[:, s], offset=s.start, n_classes=8192, kind="loss", target=[5000]) for s in shards]
+    >>> finish_loss(parts[0], merge(parts))
+    array([9.01091335])
+    """
+    return round_losses(partial.terms, add_losses(partial, check_merged(partial, merged)))
+
+
+def add_squares(
+    terms: Terms, merged: Merged, piece: Piece | None, block_max: Any, upstream: Any, divisor: float
+) -> NDArray[np.int64]:
+    """The sums of the squares of the row losses' gradient over whole blocks, for clip_norm."""
+    squares = np.zeros((*terms.batch, binding.SUM_WORDS), np.int64)
+    if piece is None:
+        return squares
+    arguments = terms.loss_arguments(piece, merged.row_max, upstream, merged.weight_sum, divisor)
+    binding.run_shard_squares(terms.dtype, merged.records, block_max, squares, *arguments)
+    return squares
+
+
+def find_lost(part: Partial, merged: Merged, shard: Piece, upstream: Any, divisor: float) -> NDArray[np.int64]:
+    """1 for rows in which the shard has a class whose gradient underflows, 2 for rows that may have one, else 0."""
+    terms = part.terms
+    lost = np.zeros(terms.batch, np.int64)
+    if merged.whole is not None:
+        return lost
+    arguments = terms.loss_arguments(shard, merged.row_max, upstream, merged.weight_sum, divisor)
+    binding.run_shard_lost(terms.dtype, merged.records, lost, *arguments)
+    return lost
+
+
+def loss_shard(part: Partial, x: Any) -> Piece:
+    """The shard of a loss with its soft labels and class weights, which its partial result has in pieces."""
+    first, _ = shard_of(part)
+    if part.whole is not None:
+        return Piece(first, x)
+    pieces = [p for blocks in part.fragments.values() for p in blocks]
+    pieces += [] if part.local is None else [part.local]
+    pieces = sorted((p for p in pieces if p.x.shape[-1]), key=lambda p: p.first) or pieces[:1]
+    soft, weight = (
+        None
+        if not pieces or getattr(pieces[0], name) is None
+        else np.concatenate([getattr(p, name) for p in pieces], axis=-1)
+        for name in ("soft", "weight")
+    )
+    return Piece(first, x, soft=soft, weight=weight)
+
+
+def write_gradient(
+    part: Partial,
+    merged: Merged,
+    shard: Piece,
+    result: Any,
+    *,
+    upstream: Any,
+    divisor: float,
+    from_e: bool = False,
+    squares: Any = None,
+    num_threads: Any = None,
+) -> None:
+    """Write the shard of the gradient of the sum of the losses, divided by the divisor; the class axis last."""
+    terms = part.terms
+    if merged.whole is not None:
+        whole, to = merged.whole, np.empty((*terms.batch, terms.n_classes), result.dtype)
+        arguments = terms.loss_arguments(whole, None, upstream, merged.weight_sum, divisor, num_threads)
+        binding.finish_shard_loss(terms.dtype, False, None, None, None, to, None, *arguments)
+        result[...] = to[..., shard.first : shard.stop]
+        return
+    for piece, block_max in _pieces(part, merged, shard):
+        to = result[..., piece.first - shard.first : piece.stop - shard.first]
+        arguments = terms.loss_arguments(piece, merged.row_max, upstream, merged.weight_sum, divisor, num_threads)
+        keeps = from_e and block_max is part.block_max
+        binding.finish_shard_loss(terms.dtype, keeps, merged.records, block_max, None, to, squares, *arguments)
+
+
+def finish_gradient(
+    x: ArrayLike,
+    partial: Partial,
+    merged: Any,
+    *,
+    axis: int = -1,
+    divisor: float = 1.0,
+    upstream: ArrayLike = 1.0,
+    out: NDArray[Any] | None = None,
+) -> Any:
+    """The gradient of a loss with respect to the logits of a shard, from merged sums.
+
+    Parameters
+    ----------
+    x, partial, merged, axis, out
+        As in `finish_softmax`; the partial result is of kind "loss".
+    divisor : float, default 1.0
+        The gradient is that of the sum of the row losses divided by this number: of a mean, the number of rows or the
+        sum of their weights. Where it is 0, the gradient is 0.
+    upstream : float or array_like that broadcasts to the rows, default 1.0
+        Factor of the gradient.
+
+    Returns
+    -------
+    ndarray of the shape and dtype of x
+        The shard of the gradient of ``csoftmax.cross_entropy_with_grad`` of the whole rows, equal in every bit.
+
+    Raises
+    ------
+    IndexError, ValueError
+        As in `finish_loss`.
+    NotImplementedError
+        If factors are so large that gradients of classes far below the maximum count, which needs the whole row.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from csoftmax.distributed import finish_gradient, merge, partial
+    >>> x = np.zeros((1, 8192))
+    >>> shards = [slice(0, 4096), slice(4096, 8192)]
+    >>> parts = [partial(x[:, s], offset=s.start, n_classes=8192, kind="loss", target=[5000]) for s in shards]
+    >>> float(finish_gradient(x[:, :4096], parts[0], merge(parts))[0, 0])
+    0.0001220703125
+    """
+    return _finish_gradient(x, partial, merged, axis, divisor, upstream, out)
+
+
+@accept_foreign
+def _finish_gradient(x: Any, partial: Partial, merged: Any, axis: int, divisor: Any, upstream: Any, out: Any) -> Any:
+    terms = partial.terms
+    if terms.losses is None:
+        raise ValueError(f"partial has kind {terms.kind!r}; finish_gradient needs 'loss'")
+    if not (divisor := as_number("divisor", divisor)) >= 0:
+        raise ValueError(f"divisor must be at least 0, got {divisor!r}")
+    factor = check_upstream(upstream, "none", terms.batch)
+    whole = check_merged(partial, merged)
+    rows = _rows(terms, x, axis=axis)
+    _check_shape(partial, rows, "x")
+    shard = loss_shard(partial, rows)
+    lost = find_lost(partial, whole, shard, factor, divisor) == 1
+    if lost.any():
+        raise NotImplementedError(
+            f"row {np.unravel_index(int(lost.argmax()), lost.shape)} has gradients that underflow before they are "
+            "multiplied by its weights, upstream or 1 / temperature; csoftmax.cross_entropy_with_grad with whole rows "
+            "computes them"
+        )
+    result, to = _place_result(out, as_float("x", x)[0], axis)
+    write_gradient(partial, whole, shard, to, upstream=factor, divisor=divisor)
+    return result

@@ -1,0 +1,315 @@
+"""Cross-entropy of a linear layer whose classes are divided among the ranks of a group."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any, Literal, NamedTuple, SupportsIndex
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .._arguments.foreign import as_native
+from .._arguments.labels import as_label_bits, check_loss_options, check_target
+from .._arguments.layers import check_bias, check_layer, count_chunk_rows
+from .._arguments.numbers import check_count, check_reduction
+from .._arguments.places import as_float
+from .._cpu import binding
+from .._cpu.apart import multiply
+from .._cpu.dtypes import compute_dtype
+from .._ops.linear_cross_entropy import LinearCrossEntropyResult
+from .groups import Header, as_group, enter
+from .losses import RowSums, run_loss
+from .rows import give_result, known
+from .shard import BLOCK
+
+__all__ = ["linear_cross_entropy", "linear_cross_entropy_with_grad"]
+
+
+class _Layer(NamedTuple):
+    """A checked call of this rank."""
+
+    x: Any  # (N, D)
+    w: Any  # (k, D)
+    bias: Any | None
+    target: Any  # (N,) or (N, k)
+    is_soft: bool
+    batch: tuple[int, ...]
+    sample_weight: Any | None  # (N,)
+    upstream: Any | None  # (N,)
+    weight: Any | None
+    compute: np.dtype[Any]
+
+    def panels(self, first: int) -> list[slice]:
+        """Classes from one multiple of 4096 to the next, so that products have the same shapes in every shard."""
+        stop = first + len(self.w)
+        bounds = [first, *range(-(-(first + 1) // BLOCK) * BLOCK, stop, BLOCK), stop]
+        return [slice(a - first, b - first) for a, b in itertools.pairwise(bounds) if b > a]
+
+    def logits(self, rows: slice, panels: list[slice]) -> Any:
+        """The logits of some rows."""
+        x = self.x[rows].astype(self.compute, copy=False)
+        logits = binding.empty((len(x), len(self.w)), self.compute)
+        for panel in panels:
+            logits[:, panel] = multiply(x, self.w[panel].astype(self.compute, copy=False).T)
+        if self.bias is not None:
+            logits += self.bias
+        return logits
+
+
+def _prepare(
+    x: Any, w: Any, target: Any, bias: Any, n_classes: Any, offset: Any, reduction: str, options: dict[str, Any]
+) -> tuple[Header, _Layer]:
+    check_reduction(reduction)
+    x, w, target, bias = (as_native(a, n) for a, n in ((x, "x"), (w, "w"), (target, "target"), (bias, "bias")))
+    x, dtype = as_float("x", x)
+    w, _ = as_float("w", w)
+    check_layer(x, w)
+    batch, compute, rows = x.shape[:-1], compute_dtype(x.dtype), math.prod(x.shape[:-1])
+    if bias is not None:
+        bias = check_bias(np.asarray(bias), len(w)).astype(compute)
+    labels, soft = check_target(target, (*batch, len(w)), batch, compute)
+    checked = check_loss_options(len(w), batch, compute, reduction, **options)
+    s, upstream = (
+        None if a is None else np.ascontiguousarray(a).reshape(rows) for a in (checked.sample_weight, checked.upstream)
+    )
+    given = soft.reshape(rows, len(w)) if labels is None else labels.reshape(rows)
+    layer = _Layer(
+        x.reshape(rows, x.shape[-1]), w, bias, given, labels is None, batch, s, upstream, checked.weight, compute
+    )
+    text = f"{reduction} features={x.shape[-1]} bias={bias is not None}"
+    numbers = known("n_classes", n_classes), known("offset", offset), len(w)
+    return Header("linear_cross_entropy", dtype, 0, rows, *numbers, checked.temperature, text), layer
+
+
+def _run(
+    group: Any,
+    x: Any,
+    w: Any,
+    target: Any,
+    *,
+    bias: Any,
+    n_classes: Any,
+    offset: Any,
+    chunk_bytes: Any,
+    reduction: str,
+    gradient: bool,
+    num_threads: Any,
+    upstream: Any = None,
+    **options: Any,
+) -> LinearCrossEntropyResult:
+    comm = as_group(group)
+    limit = None if chunk_bytes is None else check_count("chunk_bytes", chunk_bytes, 1, "an int or None")
+    checks = options | {"upstream": upstream if gradient else None}
+    arguments = x, w, target, bias, n_classes, offset, reduction, checks
+    layout, layer = enter(comm, lambda: _prepare(*arguments))
+    first, rows = layout.offsets[comm.rank], len(layer.x)
+    step = count_chunk_rows(rows, layout.n_classes, layer.x.dtype, limit)
+    panels = layer.panels(first)
+    losses, divisor = np.zeros(rows), 1.0
+    if reduction == "mean":
+        divisor = _find_divisor(comm, layer, layout.n_classes, first, options["ignore_index"])
+    factor = np.ones(rows) if layer.upstream is None else layer.upstream
+    with np.errstate(divide="ignore", invalid="ignore"):
+        factor = factor / divisor if divisor else np.zeros(rows)
+    grad_x = np.zeros(layer.x.shape, layer.compute)
+    grad_w, grad_bias = np.zeros(layer.w.shape, layer.compute), np.zeros(len(layer.w))
+    for begin in range(0, rows, step):
+        some = slice(begin, min(begin + step, rows))
+        logits = _logits_or_raise(comm, layer, some, panels)
+        more = options | {
+            "weight": layer.weight,
+            "sample_weight": None if layer.sample_weight is None else layer.sample_weight[some],
+        }
+        more |= {"axis": -1, "n_classes": layout.n_classes, "offset": first, "reduction": "none", "gradient": gradient}
+        more |= {"upstream": factor[some], "out": logits} if gradient else {}
+        name = "linear_cross_entropy rows"
+        losses[some], grad = run_loss(comm, None, name, logits, layer.target[some], num_threads, **more)
+        if gradient:
+            part = layer.x[some].astype(layer.compute, copy=False)
+            for panel in panels:
+                grad_w[panel] += multiply(grad[:, panel].T, part)
+                grad_x[some] += multiply(grad[:, panel], layer.w[panel].astype(layer.compute, copy=False))
+            grad_bias += grad.sum(0, dtype=np.float64)
+    return _finish(comm, x, layer, losses, divisor, reduction, (grad_x, grad_w, grad_bias) if gradient else None)
+
+
+def _logits_or_raise(comm: Any, layer: _Layer, rows: slice, panels: list[slice]) -> Any:
+    """The logits of some rows; an error becomes that of the header that the other ranks wait for."""
+    try:
+        return layer.logits(rows, panels)
+    except Exception as problem:
+        error = problem
+
+    def fail() -> Any:
+        raise error
+
+    return enter(comm, fail)
+
+
+def _find_divisor(comm: Any, layer: _Layer, n_classes: int, first: int, ignore_index: Any) -> float:
+    """The sum of the weights of the rows; class weights and soft labels are added up over the ranks in their order."""
+    target = layer.target
+    mass = np.zeros(len(layer.x))
+    if layer.is_soft:
+        weight = 1.0 if layer.weight is None else layer.weight
+        mass = (target.astype(np.float64) * weight).sum(-1)
+    else:
+        bits = as_label_bits(int(ignore_index), target)
+        is_kept = np.ones(len(mass), bool) if bits is None else target != target.dtype.type(int(ignore_index))
+        is_own = is_kept & (target >= first) & (target < first + len(layer.w))
+        at = np.where(is_own, target, first).astype(np.int64) - first
+        weight = np.ones(len(layer.w)) if layer.weight is None else layer.weight
+        mass[is_own] = weight[at[is_own]]
+    total = np.zeros(len(mass))
+    for part in comm.all_gather(mass):
+        total += part
+    s = 1.0 if layer.sample_weight is None else layer.sample_weight
+    return RowSums(None, len(mass)).add(total * s)
+
+
+def _finish(
+    comm: Any, like: Any, layer: _Layer, losses: Any, divisor: float, reduction: str, gradients: Any
+) -> LinearCrossEntropyResult:
+    """The results; the gradient of x is the sum over the shards in the order of the ranks."""
+    if reduction == "none":
+        loss: Any = losses.reshape(layer.batch)
+    else:
+        total = RowSums(None, len(losses)).add(losses)
+        loss = np.float64(total) / np.float64(divisor) if divisor else np.float64("nan")
+    loss = give_result(like, None, np.asarray(loss).astype(layer.compute)[()])
+    if gradients is None:
+        return LinearCrossEntropyResult(loss, None, None, None)
+    grad_x = np.zeros(layer.x.shape, layer.compute)
+    for part in comm.all_gather(gradients[0]):
+        grad_x += part
+    dtype = layer.x.dtype
+    arrays = grad_x.reshape(*layer.batch, layer.x.shape[-1]), gradients[1], gradients[2]
+    if layer.bias is None:
+        arrays = *arrays[:2], None
+    results = (None if a is None else give_result(like, None, a.astype(dtype, copy=False)) for a in arrays)
+    return LinearCrossEntropyResult(loss, *results)
+
+
+def linear_cross_entropy(
+    x: ArrayLike,
+    w: ArrayLike,
+    target: ArrayLike,
+    *,
+    group: Any,
+    bias: ArrayLike | None = None,
+    n_classes: SupportsIndex | None = None,
+    offset: SupportsIndex | None = None,
+    chunk_bytes: SupportsIndex | None = None,
+    weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: SupportsIndex = -100,
+    z_loss: float = 0.0,
+    temperature: float = 1.0,
+    reduction: Literal["none", "sum", "mean"] = "mean",
+    num_threads: SupportsIndex | None = None,
+) -> Any:
+    """Cross-entropy of the logits ``x @ w.T + bias``, with the rows of w divided among the ranks of a group.
+
+    Parameters
+    ----------
+    x : array_like of shape (..., D)
+        Features, the same on all ranks.
+    w : array_like of shape (k, D) and the dtype of x
+        The classes of this rank.
+    target, weight, sample_weight, label_smoothing, ignore_index, z_loss, temperature, reduction
+        As in `cross_entropy`.
+    bias : array_like of shape (k,), optional
+        Added to the logits of this rank's classes.
+    group, n_classes, offset, num_threads
+        As in `softmax`.
+    chunk_bytes : int, optional
+        As in `csoftmax.linear_cross_entropy`, for the logits of all ranks together.
+
+    Returns
+    -------
+    scalar, or ndarray of the shape of the rows with reduction "none"
+        The loss, on all ranks.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError, MemoryError, DistributedError
+        As in `cross_entropy`.
+
+    Notes
+    -----
+    Products are computed for 4096 classes at a time. On one kind of machine, with shards that begin at multiples of
+    4096, the loss and the gradients of w and the bias have the same bits for any number of ranks as far as the BLAS
+    has for products of the same shapes; the gradient of x is a sum over the ranks, which is rounded.
+
+    Examples
+    --------
+    >>> from csoftmax.distributed import SingleProcess, linear_cross_entropy
+    >>> linear_cross_entropy([[1.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]], [1], group=SingleProcess())
+    np.float64(0.6931471805599453)
+    """
+    result = _run(
+        group, x, w, target, bias=bias, n_classes=n_classes, offset=offset, chunk_bytes=chunk_bytes, weight=weight,
+        sample_weight=sample_weight, label_smoothing=label_smoothing, ignore_index=ignore_index, z_loss=z_loss,
+        temperature=temperature, reduction=reduction, gradient=False, num_threads=num_threads,
+    )  # fmt: skip
+    return result.loss
+
+
+def linear_cross_entropy_with_grad(
+    x: ArrayLike,
+    w: ArrayLike,
+    target: ArrayLike,
+    *,
+    group: Any,
+    bias: ArrayLike | None = None,
+    n_classes: SupportsIndex | None = None,
+    offset: SupportsIndex | None = None,
+    chunk_bytes: SupportsIndex | None = None,
+    weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: SupportsIndex = -100,
+    z_loss: float = 0.0,
+    temperature: float = 1.0,
+    reduction: Literal["none", "sum", "mean"] = "mean",
+    upstream: ArrayLike = 1.0,
+    num_threads: SupportsIndex | None = None,
+) -> LinearCrossEntropyResult:
+    """Cross-entropy of the logits ``x @ w.T + bias`` and its gradients, with w divided among the ranks of a group.
+
+    Parameters
+    ----------
+    x, w, target, group, bias, n_classes, offset, chunk_bytes, weight, sample_weight, label_smoothing, ignore_index, \
+z_loss, temperature, reduction, num_threads
+        As in `linear_cross_entropy`.
+    upstream
+        As in `csoftmax.linear_cross_entropy_with_grad`.
+
+    Returns
+    -------
+    LinearCrossEntropyResult
+        The loss and the gradient of x on all ranks, and those of this rank's w and bias.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError, MemoryError, DistributedError
+        As in `cross_entropy`.
+
+    Notes
+    -----
+    The gradient of x takes one more collective of the size of x from each rank.
+
+    Examples
+    --------
+    >>> from csoftmax.distributed import SingleProcess, linear_cross_entropy_with_grad
+    >>> linear_cross_entropy_with_grad([[1.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]], [1], group=SingleProcess()).grad_w
+    array([[ 0.5,  0. ],
+           [-0.5,  0. ]])
+    """
+    return _run(
+        group, x, w, target, bias=bias, n_classes=n_classes, offset=offset, chunk_bytes=chunk_bytes, weight=weight,
+        sample_weight=sample_weight, label_smoothing=label_smoothing, ignore_index=ignore_index, z_loss=z_loss,
+        temperature=temperature, reduction=reduction, gradient=True, upstream=upstream, num_threads=num_threads,
+    )  # fmt: skip

@@ -1,0 +1,444 @@
+"""Cross-entropy of rows whose classes, and rows, are divided among the ranks of groups."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, SupportsIndex
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .._arguments.foreign import as_native
+from .._arguments.labels import check_upstream
+from .._arguments.layers import scale_products
+from .._arguments.layouts import apart_from, axis_last, normalize_axes
+from .._arguments.numbers import check_positive, check_reduction
+from .._cpu import binding
+from .._cpu.dtypes import as_buffer
+from .._ops.cross_entropy import CrossEntropyResult
+from .finish import (
+    Merged,
+    add_losses,
+    add_squares,
+    find_lost,
+    round_losses,
+    total_sums,
+    write_gradient,
+)
+from .groups import Header, Layout, as_group, digest_of, enter, raise_on_all
+from .merge import cut_lengths
+from .nodes import Nodes
+from .rows import (
+    check_result,
+    chunks_of,
+    give_result,
+    header_of,
+    known,
+    merge_over,
+    place_in,
+    place_result,
+    rows_of,
+)
+from .shard import BLOCK, Partial, Piece, Terms, plan_partial
+
+__all__ = ["cross_entropy", "cross_entropy_with_grad"]
+
+_NODE_CAPACITY = 192  # nodes of consecutive rows: at most 14 single rows and two for each level
+
+
+class Loss(NamedTuple):
+    """A checked call of this rank, before it knows the other shards."""
+
+    terms: Terms
+    piece: Piece
+    axis: int
+    out: Any | None
+    upstream: Any | None  # float64 of the shape of the rows
+    reduction: str
+    gradient: bool
+
+
+class Chunk(NamedTuple):
+    """Some rows of a call, and their sums."""
+
+    rows: slice | None
+    terms: Terms
+    piece: Piece
+    part: Partial
+    merged: Merged
+
+
+def prepare_loss(
+    function: str,
+    logits: Any,
+    target: Any,
+    *,
+    axis: Any,
+    n_classes: Any,
+    offset: Any,
+    reduction: str,
+    gradient: bool,
+    upstream: Any = 1.0,
+    clip_norm: Any = None,
+    clip_value: Any = None,
+    out: Any = None,
+    **losses: Any,
+) -> tuple[Header, Loss]:
+    """Check a call on this rank."""
+    n, first = known("n_classes", n_classes), known("offset", offset)
+    check_reduction(reduction)
+    arrays = ("logits", logits), ("target", target), ("upstream", upstream), ("out", out)
+    logits, target, upstream, out = (as_native(a, name) for name, a in arrays)
+    losses = {name: as_native(a, name) for name, a in losses.items()}
+    terms, piece = plan_partial(logits, offset=0, n_classes=None, kind="loss", axis=axis, target=target, losses=losses)
+    place = normalize_axes(axis, len(terms.batch) + 1)[0]
+    check_result(terms, piece, place, out)
+    checked = terms.losses
+    assert checked is not None
+    factors = *checked.factors[:3], check_positive("clip_norm", clip_norm), check_positive("clip_value", clip_value)
+    terms = terms._replace(losses=checked._replace(factors=factors))
+    factor = check_upstream(upstream, reduction, terms.batch) if gradient else None
+    if out is not None:
+        x, soft = (
+            None if a is None else apart_from(a, as_buffer(axis_last(out, (place,)))) for a in (piece.x, piece.soft)
+        )
+        piece = piece._replace(x=x, soft=soft)
+    options = (
+        f"{reduction} label_smoothing={factors[1]} z_loss={factors[2]} clip_norm={factors[3]} clip_value={factors[4]} "
+        f"ignore_index={checked.ignore_index} weight={checked.has_weight} "
+        f"target={digest_of(checked.target)} rows={digest_of(checked.sample_weight, factor)}"
+    )
+    return header_of(function, terms, piece, n, first, options), Loss(
+        terms, piece, place, out, factor, reduction, gradient
+    )
+
+
+def _scaled(group: Any, terms: Terms, piece: Piece) -> tuple[Terms, Piece]:
+    """Weights of a mean as `scale_products` makes them from all class weights."""
+    losses = terms.losses
+    assert losses is not None
+    if not losses.has_weight or losses.factors[3] or losses.factors[4]:
+        return terms, piece
+    own = np.array([piece.weight.max(initial=0)], np.float64).view(np.int64)  # not negative: in order as integers
+    largest = group.all_reduce(own, "max").view(np.float64).astype(terms.compute)
+    weight, s = scale_products(np.concatenate([piece.weight, largest]), losses.sample_weight, terms.batch)
+    return terms._replace(losses=losses._replace(sample_weight=s)), piece._replace(
+        weight=np.ascontiguousarray(weight[:-1])
+    )
+
+
+def masses_of(chunk: Chunk) -> NDArray[np.float64]:
+    """The weight of each row, but for its sample weight: w of its label, or the mass of its soft labels."""
+    terms, losses = chunk.terms, chunk.terms.losses
+    assert losses is not None
+    records = chunk.merged.records
+    if losses.labels is not None:
+        kept = (losses.labels >= 0).astype(np.float64)
+        if not losses.has_weight:
+            return kept
+        if chunk.merged.whole is not None:
+            labels = np.maximum(losses.labels, 0)
+            return kept * chunk.merged.whole.weight[labels].astype(np.float64)
+        return kept * np.ascontiguousarray(records[..., -1]).view(np.float64)
+    if chunk.merged.whole is not None:
+        records, _, _ = terms.sums(chunk.merged.whole, None)
+    words = np.zeros((*terms.batch, binding.SUM_WORDS), np.int64)
+    words[..., :-1] = records[..., binding.TERMS_WORDS :]
+    totals = total_sums(words)
+    return np.where(records[..., 11] & 32, np.inf, totals)
+
+
+class RowSums:
+    """Sums over all rows, which may be divided among the ranks of another group."""
+
+    def __init__(self, rows_group: Any, rows: int):
+        self.group, self.first, self.rows = rows_group, 0, rows
+        if rows_group is not None:
+            counts = rows_group.all_gather(np.array([rows], np.int64))[:, 0]
+            self.first, self.rows = int(counts[: rows_group.rank].sum()), int(counts.sum())
+
+    def add(self, values: Any) -> float:
+        """The sum of one number for each row, in the tree of the core."""
+        nodes = Nodes.nodes(values.reshape(-1), self.first)
+        if self.group is not None:
+            own = np.zeros((_NODE_CAPACITY, 3), np.int64)
+            own[:, 0] = -1
+            for i, ((level, index), value) in enumerate(nodes.items()):
+                own[i] = level, index, np.float64(value).view(np.int64)
+            nodes = {}
+            for theirs in self.group.all_gather(own):
+                for level, index, bits in theirs[theirs[:, 0] >= 0]:
+                    nodes = Nodes.merge(nodes, {(int(level), int(index)): np.int64(bits).view(np.float64)})
+        return float(Nodes.total(nodes, self.rows))
+
+
+def find_divisor(chunks: list[Chunk], sums: RowSums) -> float:
+    """The number by which a mean divides."""
+    losses = chunks[0].terms.losses
+    assert losses is not None
+    each = [masses_of(chunk) for chunk in chunks]
+    for i, chunk in enumerate(chunks):
+        s = chunk.terms.losses.sample_weight if chunk.terms.losses is not None else None
+        if s is not None:
+            with np.errstate(over="ignore", invalid="ignore"):
+                each[i] = np.where(each[i] == 0, 0, s * each[i]) if losses.labels is not None else s * each[i]
+    return sums.add(np.concatenate([m.reshape(-1) for m in each]))
+
+
+def _merge_squares(group: Any, layout: Layout, chunk: Chunk, upstream: Any, divisor: float) -> Any:
+    """The sums of squares that clip_norm needs, over all ranks; None without it."""
+    terms = chunk.terms
+    losses = terms.losses
+    assert losses is not None
+    if not losses.factors[3] or chunk.merged.whole is not None:
+        return None
+    own = add_squares(terms, chunk.merged, chunk.part.local, chunk.part.block_max, upstream, divisor)
+    first = layout.offsets[group.rank]
+    for block, piece in chunk.part.blocks.items():
+        if first <= block * BLOCK < first + layout.lengths[group.rank]:
+            arguments = piece, chunk.merged.joined[block], upstream, divisor
+            binding.merge_sums(own, add_squares(terms, chunk.merged, *arguments))
+    gathered = group.all_gather(own)
+    merged = gathered[0].copy()
+    for other in gathered[1:]:
+        binding.merge_sums(merged, np.ascontiguousarray(other))
+    return merged
+
+
+def _write_lost(
+    group: Any, layout: Layout, chunk: Chunk, to: Any, upstream: Any, divisor: float, num_threads: Any
+) -> None:
+    """Compute rows whose gradients underflow again, from whole rows."""
+    terms, piece = chunk.terms, chunk.piece
+    lost = find_lost(chunk.part, chunk.merged, piece, upstream, divisor)
+    if not lost.any():  # 2 on all ranks where any of them may have 1
+        return
+    is_lost = group.all_reduce((lost == 1).astype(np.int64), "max") != 0
+    if not is_lost.any():
+        return
+    losses = terms.losses
+    assert losses is not None
+    longest = max(layout.lengths)
+    pieces = {
+        "x": piece.x[is_lost],
+        "soft": None if piece.soft is None else piece.soft[is_lost],
+        "weight": piece.weight,
+    }
+    whole = {}
+    order = sorted(range(group.size), key=lambda r: layout.offsets[r])
+    for name, a in pieces.items():
+        if a is None:
+            continue
+        padded = np.zeros((*a.shape[:-1], longest), a.dtype)
+        padded[..., : a.shape[-1]] = a
+        bytes_ = group.all_gather(padded.view(np.uint8))
+        parts = [bytes_[r].view(a.dtype)[..., : layout.lengths[r]] for r in order]
+        whole[name] = np.ascontiguousarray(np.concatenate(parts, axis=-1))
+    each = losses.labels, losses.sample_weight, upstream
+    labels, s, factor = (
+        None if a is None else np.ascontiguousarray(np.broadcast_to(a, terms.batch)[is_lost]) for a in each
+    )
+    some = terms._replace(batch=(int(is_lost.sum()),), losses=losses._replace(labels=labels, sample_weight=s))
+    gradient = np.empty((*some.batch, layout.n_classes), piece.x.dtype)
+    arguments = some.loss_arguments(Piece(0, **whole), None, factor, chunk.merged.weight_sum, divisor, num_threads)
+    binding.finish_shard_loss(terms.dtype, False, None, None, None, gradient, None, *arguments)
+    to[is_lost] = gradient[:, piece.first : piece.stop]
+
+
+def run_loss(
+    group: Any,
+    rows_group: Any,
+    function: str,
+    logits: Any,
+    target: Any,
+    num_threads: Any,
+    **options: Any,
+) -> tuple[Any, Any]:
+    """The loss, and the gradient or None."""
+    comm = as_group(group)
+    by_rows = None if rows_group is None else as_group(rows_group)
+    layout, call = _enter(comm, by_rows, lambda: prepare_loss(function, logits, target, **options))
+    terms, piece = place_in(layout, comm, call.terms, call.piece)
+    if call.reduction == "mean":
+        terms, piece = _scaled(comm, terms, piece)
+    chunks = []
+    itemsize = piece.x.itemsize + (0 if piece.soft is None else piece.soft.itemsize)
+    slices = chunks_of(comm, layout, terms, itemsize)
+    is_cut = cut_lengths(layout, comm.rank) > 0
+    keep = call.gradient and call.out is None and slices == [None] and not is_cut
+    for rows in slices:
+        some, part_piece = rows_of(terms, piece, rows)
+        chunks.append(Chunk(rows, some, part_piece, *merge_over(comm, layout, some, part_piece, keep, num_threads)))
+    sums = RowSums(by_rows, int(np.prod(terms.batch, dtype=np.int64)))
+    divisor = find_divisor(chunks, sums) if call.reduction == "mean" else 1.0
+    losses = np.concatenate([add_losses(c.part, c.merged).reshape(-1) for c in chunks])
+    gradient = None
+    if call.gradient:
+        gradient, rows_to = place_result(terms, piece, call.axis, call.out, chunks[0].part.e)
+        for chunk in chunks:
+            to = rows_to if chunk.rows is None else rows_to[chunk.rows]
+            factor = call.upstream
+            if factor is not None and chunk.rows is not None:
+                factor = factor[chunk.rows]
+            squares = _merge_squares(comm, layout, chunk, factor, divisor)
+            write_gradient(
+                chunk.part,
+                chunk.merged,
+                chunk.piece,
+                to,
+                upstream=factor,
+                divisor=divisor,
+                from_e=chunk.part.e is not None,
+                squares=squares,
+                num_threads=num_threads,
+            )
+            if chunk.merged.whole is None:
+                _write_lost(comm, layout, chunk, to, factor, divisor, num_threads)
+    gradient = None if gradient is None else give_result(logits, options.get("out"), gradient)
+    if call.reduction == "none":
+        return give_result(logits, None, round_losses(terms, losses.reshape(terms.batch))), gradient
+    total = sums.add(losses)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        is_empty = divisor == 0 or np.isinf(divisor)
+        value = np.float64("nan") if is_empty else np.float64(total) / np.float64(divisor)
+        return give_result(logits, None, value.astype(terms.compute)), gradient
+
+
+def _enter(group: Any, rows_group: Any, prepare: Any) -> tuple[Layout, Loss]:
+    """Begin a call over the classes and, in a second group, over the rows; an error of either is raised on all."""
+    error, entered = None, None
+    try:
+        entered = enter(group, prepare)
+    except Exception as problem:
+        if rows_group is None:
+            raise
+        error = problem
+    if rows_group is not None:
+        failed = rows_group.all_gather(np.array([error is not None], np.int64))[:, 0] != 0
+        if failed.any():
+            raise_on_all(rows_group, error, failed)
+    assert entered is not None
+    return entered
+
+
+def cross_entropy(
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    group: Any,
+    rows_group: Any = None,
+    axis: SupportsIndex = -1,
+    n_classes: SupportsIndex | None = None,
+    offset: SupportsIndex | None = None,
+    weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: SupportsIndex = -100,
+    z_loss: float = 0.0,
+    temperature: float = 1.0,
+    reduction: Literal["none", "sum", "mean"] = "mean",
+    num_threads: SupportsIndex | None = None,
+) -> Any:
+    """Cross-entropy of rows whose classes are divided among the ranks of a group.
+
+    Parameters
+    ----------
+    logits : array_like of shape (..., k)
+        The classes of this rank along `axis`.
+    target : array_like
+        Labels as numbers from 0 to n_classes - 1, the same on all ranks; or soft labels of this rank's classes.
+    group, axis, n_classes, offset, num_threads
+        As in `softmax`.
+    rows_group : as group, optional
+        The ranks that have the same classes of other rows, as in a two-dimensional arrangement: a mean or sum is that
+        over the rows of all of them, in the order of its ranks.
+    weight : array_like of shape (k,), optional
+        Class weights of this rank's classes.
+    sample_weight, label_smoothing, ignore_index, z_loss, temperature, reduction
+        As in `csoftmax.cross_entropy`, the same on all ranks.
+
+    Returns
+    -------
+    scalar, or ndarray of the shape of the rows with reduction "none"
+        ``csoftmax.cross_entropy`` of the whole rows, equal in every bit on all ranks.
+
+    Raises
+    ------
+    IndexError
+        On all ranks, if a label is neither a class nor `ignore_index`.
+    TypeError, ValueError, MemoryError, DistributedError
+        As in `softmax`.
+
+    Notes
+    -----
+    The sums of a row are 128 bytes; 224 with label smoothing, 272 with soft labels, and 8 more with class weights.
+
+    Examples
+    --------
+    >>> from csoftmax.distributed import SingleProcess, cross_entropy
+    >>> cross_entropy([[0.0, 0.0], [40.0, 0.0]], [1, 0], group=SingleProcess(), reduction="none")
+    array([6.93147181e-01, 4.24835426e-18])
+    """
+    loss, _ = run_loss(
+        group, rows_group, "cross_entropy", logits, target, num_threads, axis=axis, n_classes=n_classes, offset=offset,
+        weight=weight, sample_weight=sample_weight, label_smoothing=label_smoothing, ignore_index=ignore_index,
+        z_loss=z_loss, temperature=temperature, reduction=reduction, gradient=False,
+    )  # fmt: skip
+    return loss
+
+
+def cross_entropy_with_grad(
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    group: Any,
+    rows_group: Any = None,
+    axis: SupportsIndex = -1,
+    n_classes: SupportsIndex | None = None,
+    offset: SupportsIndex | None = None,
+    weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: SupportsIndex = -100,
+    z_loss: float = 0.0,
+    temperature: float = 1.0,
+    reduction: Literal["none", "sum", "mean"] = "mean",
+    upstream: ArrayLike = 1.0,
+    clip_norm: float | None = None,
+    clip_value: float | None = None,
+    out: NDArray[Any] | None = None,
+    num_threads: SupportsIndex | None = None,
+) -> CrossEntropyResult:
+    """Cross-entropy, and its gradient with respect to this rank's logits, over the ranks of a group.
+
+    Parameters
+    ----------
+    logits, target, group, rows_group, axis, n_classes, offset, weight, sample_weight, label_smoothing, ignore_index, \
+z_loss, temperature, reduction, num_threads
+        As in `cross_entropy`.
+    upstream, clip_norm, clip_value
+        As in `csoftmax.cross_entropy_with_grad`, the same on all ranks. `clip_norm` takes one more collective.
+    out : ndarray of the shape and dtype of the gradient, optional
+        Array that receives the gradient. It may be `logits`.
+
+    Returns
+    -------
+    CrossEntropyResult
+        `loss`, as from `cross_entropy`, and `grad`, the shard of the gradient of the whole rows, equal in every bit.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError, MemoryError, DistributedError
+        As in `cross_entropy`.
+
+    Examples
+    --------
+    >>> from csoftmax.distributed import SingleProcess, cross_entropy_with_grad
+    >>> cross_entropy_with_grad([[0.0, 0.0]], [1], group=SingleProcess()).grad
+    array([[ 0.5, -0.5]])
+    """
+    return CrossEntropyResult(*run_loss(
+        group, rows_group, "cross_entropy_with_grad", logits, target, num_threads, axis=axis, n_classes=n_classes,
+        offset=offset, weight=weight, sample_weight=sample_weight, label_smoothing=label_smoothing,
+        ignore_index=ignore_index, z_loss=z_loss, temperature=temperature, reduction=reduction, gradient=True,
+        upstream=upstream, clip_norm=clip_norm, clip_value=clip_value, out=out,
+    ))  # fmt: skip

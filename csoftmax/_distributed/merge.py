@@ -1,0 +1,166 @@
+"""The merge of the records of all ranks of a group: by one all-gather, or by reductions of integers.
+
+    gather   every rank gets all records and merges them; up to GATHERED_RANKS ranks
+    reduce   MAX of the maxima; MAX of the highest bins and of powers; SUM of everything else, after each rank has
+             brought its records to the same maxima and bins
+
+Both give the same bits. Elements of blocks that are divided among ranks travel in one more all-gather.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._cpu import binding
+from .groups import Layout, raise_on_all
+from .shard import BLOCK, Partial, Piece, Terms, join_fragments
+
+GATHERED_RANKS = 64
+_FLAGS = (1, 4, 8, 32, 64, 128)  # those that are summed, each in a field of its own
+_FIELD_BITS = 10
+_LIMBS = 5
+_NOTHING = np.iinfo(np.int64).min
+
+
+def exchange(
+    group: Any, layout: Layout, terms: Terms, piece: Piece, part: Partial | None, error: Exception | None
+) -> Partial:
+    """Merge the sums of all ranks. piece: this rank's shard; part None: it has failed, and all ranks raise."""
+    row_max = None if part is None else part.row_max
+    words = np.zeros(1 + binding.SUM_WORDS, np.int64)
+    words[0] = part is None
+    records = terms.clear_records() if part is None or part.records is None else part.records
+    if part is not None and part.weight_words is not None:
+        words[1:] = part.weight_words
+    if terms.n_classes <= BLOCK:
+        _check_status(group, group.all_gather(words), error)
+        merged = None
+    elif group.size <= GATHERED_RANKS:
+        gathered = group.all_gather(np.concatenate([words, records.reshape(-1)]))
+        _check_status(group, gathered, error)
+        words = _merge_words(gathered, terms)
+        merged = gathered[0][len(words) + 1 :].reshape(records.shape)
+        for other in gathered[1:]:
+            if merged.size:
+                binding.merge_records(merged, other[len(words) + 1 :].reshape(records.shape))
+    else:
+        gathered = group.all_gather(words)
+        _check_status(group, gathered, error)
+        words = _merge_words(gathered, terms)
+        merged = reduce_records(group, records.copy()) if records.size else records
+    sum_ = words[-binding.SUM_WORDS :] if terms.losses is not None and terms.losses.has_weight else None
+    n = terms.n_classes
+    result = Partial(merged, None, {}, None, ((0, n),) if n else (), row_max, sum_, terms)
+    if any(cut_lengths(layout, rank) for rank in range(group.size)):
+        assert part is not None
+        _exchange_fragments(group, layout, terms, _arrays_of(terms, piece), part, result)
+    return result
+
+
+def _check_status(group: Any, gathered: NDArray[np.int64], error: Exception | None) -> None:
+    failed = gathered[:, 0] != 0
+    if failed.any():
+        raise_on_all(group, error, failed)
+
+
+def _merge_words(gathered: NDArray[np.int64], terms: Terms) -> NDArray[np.int64]:
+    """The sum of the class weights of all ranks."""
+    words = np.array(gathered[0][1 : 1 + binding.SUM_WORDS])
+    if terms.losses is not None and terms.losses.has_weight:
+        for other in gathered[1:]:
+            binding.merge_sums(words, np.array(other[1 : 1 + binding.SUM_WORDS]))
+    return words
+
+
+def _ordered(bits: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Bits of doubles as integers of the same order, and back."""
+    return np.where(bits < 0, bits ^ np.int64(2**63 - 1), bits)
+
+
+def reduce_records(group: Any, records: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Merge records by reductions of int64; overwrites its argument."""
+    words = records.shape[-1]
+    own = _ordered(records[..., 6])
+    highest = _ordered(group.all_reduce(np.ascontiguousarray(own), "max"))
+    binding.fold_records(records, np.ascontiguousarray(highest).view(np.float64))
+    records[..., 6] = highest
+    begins = [0, 16, 22, 28][: binding.record_sums(words)]
+    powers = np.where(records[..., 7:8] > 0, records[..., 8:11], _NOTHING)  # equal wherever the maximum is counted
+    found = group.all_reduce(np.concatenate([records[..., begins], powers], axis=-1), "max")
+    binding.raise_records(records, np.ascontiguousarray(found[..., :-3]))
+    records[..., 8:11] = np.where(found[..., -3:] == _NOTHING, 0, found[..., -3:])
+    columns = [first + 1 + i for first in begins for i in range(_LIMBS)] + [7]
+    if words > binding.RECORD_WORDS:
+        label = [12, 13, 14] + [words - 1] * (words in (binding.LABEL_WORDS + 1, binding.TERMS_WORDS + 1))
+        for column in label:
+            records[..., column] = np.where(records[..., 15] > 0, records[..., column], 0)
+        columns += [*label, 15]
+    flags = records[..., 11]
+    fields = sum((flags & bit != 0).astype(np.int64) << _FIELD_BITS * i for i, bit in enumerate(_FLAGS))
+    if group.size >= 1 << _FIELD_BITS:
+        each = np.stack([(flags & bit != 0).astype(np.int64) for bit in _FLAGS], axis=-1)
+        any_ = group.all_reduce(np.ascontiguousarray(each), "max")
+        fields = sum(any_[..., i] << _FIELD_BITS * i for i in range(len(_FLAGS)))
+    summed = np.concatenate([records[..., columns], np.asarray(fields)[..., None]], axis=-1)
+    summed = group.all_reduce(np.ascontiguousarray(summed), "sum")
+    fields = fields if group.size >= 1 << _FIELD_BITS else summed[..., -1]
+    records[..., columns] = summed[..., :-1]
+    kept = flags & ~np.int64(sum(_FLAGS))
+    mask = (1 << _FIELD_BITS) - 1
+    for i, bit in enumerate(_FLAGS):
+        kept = kept | np.where(np.asarray(fields) >> _FIELD_BITS * i & mask, bit, 0)
+    records[..., 11] = kept
+    return records
+
+
+def cut_intervals(layout: Layout, rank: int) -> list[tuple[int, int]]:
+    """The classes of a rank that are in blocks divided among ranks: [first, stop) before and after its whole blocks."""
+    n, first = layout.n_classes, layout.offsets[rank]
+    stop = first + layout.lengths[rank]
+    if n <= BLOCK:
+        return [(first, stop)] if stop > first else []
+    begin = min(-(-first // BLOCK) * BLOCK, stop)
+    end = stop if stop == n else max(begin, stop // BLOCK * BLOCK)
+    return [(a, b) for a, b in ((first, begin), (end, stop)) if b > a]
+
+
+def cut_lengths(layout: Layout, rank: int) -> int:
+    """The number of these classes."""
+    return sum(b - a for a, b in cut_intervals(layout, rank))
+
+
+def _arrays_of(terms: Terms, piece: Piece) -> list[tuple[str, Any, tuple[int, ...]]]:
+    """The names, dtypes and leading shapes of a piece's arrays."""
+    leading = dict.fromkeys(("x", "y", "where", "soft"), terms.batch) | {"weight": ()}
+    return [
+        (name, getattr(piece, name).dtype, leading[name])
+        for name in Piece._fields[1:]
+        if getattr(piece, name) is not None
+    ]
+
+
+def _exchange_fragments(
+    group: Any, layout: Layout, terms: Terms, arrays: list[tuple[str, Any, tuple[int, ...]]], part: Partial, to: Partial
+) -> None:
+    """Gather the elements of divided blocks, and add these blocks to the merged sums."""
+    per_class = sum(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for _, dtype, shape in arrays)
+    own = np.zeros(per_class * max(cut_lengths(layout, rank) for rank in range(group.size)), np.uint8)
+    pieces = sorted((p for found in part.fragments.values() for p in found), key=lambda p: p.first)
+    pieces = pieces or ([part.whole] if part.whole is not None else [])
+    data = [np.ascontiguousarray(getattr(p, name)).view(np.uint8).reshape(-1) for p in pieces for name, _, _ in arrays]
+    if data:
+        flat = np.concatenate(data)
+        own[: len(flat)] = flat
+    for rank, received in enumerate(group.all_gather(own)):
+        at = 0
+        for a, b in cut_intervals(layout, rank):
+            found = {}
+            for name, dtype, shape in arrays:
+                size = int(np.prod(shape, dtype=np.int64)) * (b - a) * dtype.itemsize
+                found[name] = received[at : at + size].copy().view(dtype).reshape(*shape, b - a)
+                at += size
+            to.fragments.setdefault(a // BLOCK, []).append(Piece(a, **found))
+    join_fragments(to)

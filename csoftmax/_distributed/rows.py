@@ -1,0 +1,437 @@
+"""softmax, log_softmax, logsumexp and their gradients of rows whose classes are divided among the ranks of a group."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, SupportsIndex
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .._arguments.foreign import as_native, give_like, is_foreign, tell_written
+from .._arguments.layouts import apart_from, axis_last, check_out, normalize_axes
+from .._arguments.numbers import check_count, check_flag
+from .._cpu import binding
+from .._cpu.dtypes import as_buffer
+from .finish import (
+    KIND_OF,
+    Merged,
+    as_scalar_or_rows,
+    check_classes,
+    check_merged,
+    sum_up_rows,
+    write_rows,
+    write_vjp,
+)
+from .groups import UNKNOWN, Header, Layout, as_group, digest_of, enter
+from .merge import cut_lengths, exchange
+from .shard import Partial, Piece, Terms, plan_partial, sum_piece
+
+__all__ = ["log_softmax", "log_softmax_vjp", "logsumexp", "softmax", "softmax_vjp"]
+
+FRAGMENT_BYTES = 64 << 20  # of the elements of divided blocks that all ranks together hold at a time
+
+
+def rows_of(terms: Terms, piece: Piece, rows: slice | None) -> tuple[Terms, Piece]:
+    """Some rows of a call, along its first batch axis; None: all."""
+    if rows is None:
+        return terms, piece
+    batch = (len(range(terms.batch[0])[rows]), *terms.batch[1:])
+    losses = terms.losses
+    if losses is not None:
+        each = losses.labels, losses.target, losses.sample_weight
+        labels, target, s = (None if a is None else np.ascontiguousarray(a[rows]) for a in each)
+        losses = losses._replace(labels=labels, target=target, sample_weight=s)
+    temperatures = None if terms.temperatures is None else terms.temperatures[rows]
+    arrays: dict[str, Any] = {
+        n: None if getattr(piece, n) is None else getattr(piece, n)[rows] for n in ("x", "y", "where", "soft")
+    }
+    return terms._replace(batch=batch, temperatures=temperatures, losses=losses), piece._replace(**arrays)
+
+
+def chunks_of(group: Any, layout: Layout, terms: Terms, itemsize: int) -> list[slice | None]:
+    """Rows that are merged at a time: all of them, unless elements of divided blocks need much memory."""
+    longest = max(cut_lengths(layout, rank) for rank in range(group.size))
+    if not longest or not terms.batch or terms.batch[0] == 0:
+        return [None]
+    by_row = longest * group.size * itemsize * int(np.prod(terms.batch[1:], dtype=np.int64))
+    count = max(1, FRAGMENT_BYTES // max(1, by_row))
+    return [slice(i, i + count) for i in range(0, terms.batch[0], count)] if count < terms.batch[0] else [None]
+
+
+def merge_over(
+    group: Any, layout: Layout, terms: Terms, piece: Piece, keep: bool, num_threads: Any
+) -> tuple[Partial, Merged]:
+    """The sums of this rank's shard and the merged ones, after a second round if rows need one."""
+    row_max = None
+    while True:
+        part, error = None, None
+        try:
+            check_classes(terms)
+            part = sum_piece(terms, piece, row_max, keep=keep, num_threads=num_threads)
+        except Exception as problem:  # raised on every rank, after the next collective
+            error = problem
+        merged = exchange(group, layout, terms, piece, part, error)
+        assert part is not None
+        row_max = merged.second_round
+        if row_max is None:
+            part.joined, part.blocks = merged.joined, merged.blocks
+            part.whole = merged.whole
+            return part, check_merged(part, merged)
+
+
+def known(name: str, given: Any) -> int:
+    """A count that may be left out."""
+    return UNKNOWN if given is None else check_count(name, given)
+
+
+def place_in(layout: Layout, group: Any, terms: Terms, piece: Piece) -> tuple[Terms, Piece]:
+    """The call with its place among the shards."""
+    return terms.with_classes(layout.n_classes), piece._replace(first=layout.offsets[group.rank])
+
+
+def header_of(function: str, terms: Terms, piece: Piece, n_classes: int, offset: int, options: str = "") -> Header:
+    """The header of a rank."""
+    length, rows = piece.x.shape[-1], int(np.prod(terms.batch, dtype=np.int64))
+    temperature = terms.temperature if terms.temperatures is None else float("nan")
+    return Header(function, terms.dtype, terms.words, rows, n_classes, offset, length, temperature, options)
+
+
+class _Rows(NamedTuple):
+    """A checked call of this rank, before it knows the other shards."""
+
+    terms: Terms
+    piece: Piece
+    axis: int
+    out: Any | None
+
+
+def place_result(terms: Terms, piece: Piece, axis: int, out: Any, powers: Any = None) -> tuple[Any, Any]:
+    """The result in the layout of the argument, and as rows; powers: memory that becomes the result, or None."""
+    if out is not None:
+        result = out
+    else:
+        memory = binding.empty(piece.x.shape, terms.storage) if powers is None else powers
+        result = np.moveaxis(memory, -1, axis)
+    return result, as_buffer(axis_last(result, (axis,)))
+
+
+def check_result(terms: Terms, piece: Piece, axis: int, out: Any) -> None:
+    """Refuse an array that cannot hold the result, or that overlaps an argument."""
+    if out is None:
+        return
+    shape = list(piece.x.shape[:-1])
+    shape.insert(axis, piece.x.shape[-1])
+    check_out(out, tuple(shape), terms.storage)
+
+
+def _prepare(
+    name: str, x: Any, y: Any, axis: Any, n_classes: Any, offset: Any, temperature: Any, where: Any, out: Any
+) -> tuple[Header, _Rows]:
+    n, first = known("n_classes", n_classes), known("offset", offset)
+    gives = "dy" if y is not None else "x"
+    x, y, where, out = (as_native(a, i) for a, i in ((x, gives), (y, "y"), (where, "where"), (out, "out")))
+    kind = KIND_OF.get(name, name)
+    terms, piece = plan_partial(
+        x, offset=0, n_classes=None, kind=kind, axis=axis, temperature=temperature, where=where, y=y
+    )
+    place = normalize_axes(axis, len(terms.batch) + 1)[0]
+    check_result(terms, piece, place, out)
+    if out is not None:
+        apart = (None if a is None else apart_from(a, as_buffer(axis_last(out, (place,)))) for a in piece[1:4])
+        piece = Piece(piece.first, *apart)
+    options = "with where" if where is not None else "without where"
+    options += "" if terms.temperatures is None else f" temperatures={digest_of(terms.temperatures)}"
+    return header_of(name, terms, piece, n, first, options), _Rows(terms, piece, place, out)
+
+
+def _run(
+    name: str,
+    group: Any,
+    x: Any,
+    y: Any = None,
+    *,
+    axis: Any,
+    n_classes: Any,
+    offset: Any,
+    temperature: Any,
+    where: Any,
+    out: Any = None,
+    num_threads: Any,
+) -> Any:
+    comm = as_group(group)
+    layout, call = enter(comm, lambda: _prepare(name, x, y, axis, n_classes, offset, temperature, where, out))
+    terms, piece = place_in(layout, comm, call.terms, call.piece)
+    chunks = chunks_of(comm, layout, terms, piece.x.itemsize * (1 if y is None else 2))
+    is_cut = cut_lengths(layout, comm.rank) > 0
+    keep = name == "softmax" and out is None and chunks == [None] and not is_cut
+    result: Any = None
+    rows: Any = None
+    sums = []
+    for chunk in chunks:
+        part_terms, part_piece = rows_of(terms, piece, chunk)
+        part, merged = merge_over(comm, layout, part_terms, part_piece, keep, num_threads)
+        if name == "logsumexp":
+            sums.append(sum_up_rows(part, merged))
+            continue
+        if rows is None:
+            result, rows = place_result(terms, piece, call.axis, call.out, part.e)
+        to = rows if chunk is None else rows[chunk]
+        options = {"where": part_piece.where, "num_threads": num_threads}
+        if y is None:
+            write_rows(name, part, merged, part_piece.x, to, from_e=part.e is not None, **options)
+        else:
+            write_vjp(part, merged, part_piece.x, part_piece.y, to, **options)
+    if name == "logsumexp":
+        result = as_scalar_or_rows(terms, sums[0] if len(sums) == 1 else np.concatenate(sums))
+    return give_result(x, out, result)
+
+
+def give_result(like: Any, out: Any, result: Any) -> Any:
+    """The caller's out, or the result as an array of the library of `like`."""
+    if out is not None:
+        tell_written(out)
+        return out
+    return give_like(like, np.asarray(result)) if is_foreign(like) else result
+
+
+def softmax(
+    x: ArrayLike,
+    axis: SupportsIndex = -1,
+    *,
+    group: Any,
+    n_classes: SupportsIndex | None = None,
+    offset: SupportsIndex | None = None,
+    temperature: ArrayLike = 1.0,
+    where: ArrayLike | None = None,
+    out: NDArray[Any] | None = None,
+    num_threads: SupportsIndex | None = None,
+) -> Any:
+    """Softmax of rows whose classes are divided among the ranks of a group.
+
+    Every rank calls it at the same time with its shard.
+
+    Parameters
+    ----------
+    x : array_like of shape (..., k)
+        The classes of this rank along `axis`; k may differ between ranks, and be 0.
+    axis : int, default -1
+        Axis of the classes.
+    group : communicator of mpi4py, torch.distributed.ProcessGroup, or Group
+        The ranks that hold the classes. Any object with the members of `Group` serves.
+    n_classes : int, optional
+        Number of classes of the whole row; by default the sum over the ranks.
+    offset : int, optional
+        Number of this rank's first class; by default the shards follow each other in the order of the ranks. Given on
+        all ranks or on none.
+    temperature, where, num_threads
+        As in `csoftmax.softmax`.
+    out : ndarray of the shape and dtype of x, optional
+        Array that receives the result. It may be `x`.
+
+    Returns
+    -------
+    ndarray of the shape and dtype of x
+        The shard of ``csoftmax.softmax`` of the whole rows, equal in every bit for any number of ranks and any
+        boundaries.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        As in `csoftmax.softmax`, on all ranks at once if all have the same error; and if ranks disagree on an argument,
+        or their shards do not tile the classes.
+    DistributedError
+        On all ranks, if some of them fail; the message names the first and its error.
+
+    Notes
+    -----
+    A call has two collectives: a header of 64 bytes from each rank, and the sums, 96 bytes a row and rank, in one
+    all-gather; with more than 64 ranks three reductions of integers instead. Rows whose largest element is beyond the
+    range of exp's reduction take a second exchange. Shards that begin elsewhere than at multiples of 4096 (`split`)
+    also exchange the elements of the blocks that are cut, and rows of at most 4096 classes are exchanged whole.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from csoftmax.distributed import SingleProcess, softmax
+    >>> float(softmax(np.zeros(5000), group=SingleProcess())[0])
+    0.0002
+    """
+    return _run(
+        "softmax", group, x, axis=axis, n_classes=n_classes, offset=offset, temperature=temperature, where=where,
+        out=out, num_threads=num_threads,
+    )  # fmt: skip
+
+
+def log_softmax(
+    x: ArrayLike,
+    axis: SupportsIndex = -1,
+    *,
+    group: Any,
+    n_classes: SupportsIndex | None = None,
+    offset: SupportsIndex | None = None,
+    temperature: ArrayLike = 1.0,
+    where: ArrayLike | None = None,
+    out: NDArray[Any] | None = None,
+    num_threads: SupportsIndex | None = None,
+) -> Any:
+    """Log-softmax of rows whose classes are divided among the ranks of a group.
+
+    Parameters
+    ----------
+    x, axis, group, n_classes, offset, temperature, where, out, num_threads
+        As in `softmax`.
+
+    Returns
+    -------
+    ndarray of the shape and dtype of x
+        The shard of ``csoftmax.log_softmax`` of the whole rows, equal in every bit.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError, DistributedError
+        As in `softmax`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from csoftmax.distributed import SingleProcess, log_softmax
+    >>> log_softmax(np.float32([16.9, 0.0]), group=SingleProcess())
+    array([-4.5753403e-08, -1.6900000e+01], dtype=float32)
+    """
+    return _run(
+        "log_softmax", group, x, axis=axis, n_classes=n_classes, offset=offset, temperature=temperature, where=where,
+        out=out, num_threads=num_threads,
+    )  # fmt: skip
+
+
+def logsumexp(
+    x: ArrayLike,
+    axis: SupportsIndex = -1,
+    *,
+    group: Any,
+    n_classes: SupportsIndex | None = None,
+    offset: SupportsIndex | None = None,
+    keepdims: bool = False,
+    temperature: ArrayLike = 1.0,
+    where: ArrayLike | None = None,
+    num_threads: SupportsIndex | None = None,
+) -> Any:
+    """Log-sum-exp of rows whose classes are divided among the ranks of a group.
+
+    Parameters
+    ----------
+    x, axis, group, n_classes, offset, temperature, where, num_threads
+        As in `softmax`.
+    keepdims : bool, default False
+        If True, the axis stays in the result with length 1.
+
+    Returns
+    -------
+    ndarray or scalar
+        ``csoftmax.logsumexp`` of the whole rows, equal in every bit on all ranks.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError, DistributedError
+        As in `softmax`.
+
+    Examples
+    --------
+    >>> from csoftmax.distributed import SingleProcess, logsumexp
+    >>> logsumexp([1000.0, 1000.0], group=SingleProcess())
+    np.float64(1000.6931471805599)
+    """
+    keeps = check_flag("keepdims", keepdims)
+    result = _run(
+        "logsumexp", group, x, axis=axis, n_classes=n_classes, offset=offset, temperature=temperature, where=where,
+        num_threads=num_threads,
+    )  # fmt: skip
+    return np.expand_dims(result, normalize_axes(axis, np.ndim(x))) if keeps else result
+
+
+def softmax_vjp(
+    dy: ArrayLike,
+    y: ArrayLike,
+    axis: SupportsIndex = -1,
+    *,
+    group: Any,
+    n_classes: SupportsIndex | None = None,
+    offset: SupportsIndex | None = None,
+    temperature: ArrayLike = 1.0,
+    where: ArrayLike | None = None,
+    out: NDArray[Any] | None = None,
+    num_threads: SupportsIndex | None = None,
+) -> Any:
+    """Gradient of softmax, of rows whose classes are divided among the ranks of a group.
+
+    Parameters
+    ----------
+    dy, y : array_like of shape (..., k)
+        The shards of the derivative of the result, and of the result.
+    axis, group, n_classes, offset, temperature, where, out, num_threads
+        As in `softmax`.
+
+    Returns
+    -------
+    ndarray of the shape and dtype of dy
+        The shard of ``csoftmax.softmax_vjp`` of the whole rows, equal in every bit.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError, DistributedError
+        As in `softmax`.
+
+    Examples
+    --------
+    >>> from csoftmax.distributed import SingleProcess, softmax_vjp
+    >>> softmax_vjp([1.0, 0.0], [0.5, 0.5], group=SingleProcess())
+    array([ 0.25, -0.25])
+    """
+    return _run(
+        "softmax_vjp", group, dy, y, axis=axis, n_classes=n_classes, offset=offset, temperature=temperature,
+        where=where, out=out, num_threads=num_threads,
+    )  # fmt: skip
+
+
+def log_softmax_vjp(
+    dy: ArrayLike,
+    y: ArrayLike,
+    axis: SupportsIndex = -1,
+    *,
+    group: Any,
+    n_classes: SupportsIndex | None = None,
+    offset: SupportsIndex | None = None,
+    temperature: ArrayLike = 1.0,
+    where: ArrayLike | None = None,
+    out: NDArray[Any] | None = None,
+    num_threads: SupportsIndex | None = None,
+) -> Any:
+    """Gradient of log_softmax, of rows whose classes are divided among the ranks of a group.
+
+    Parameters
+    ----------
+    dy, y : array_like of shape (..., k)
+        The shards of the derivative of the result, and of the result.
+    axis, group, n_classes, offset, temperature, where, out, num_threads
+        As in `softmax`.
+
+    Returns
+    -------
+    ndarray of the shape and dtype of dy
+        The shard of ``csoftmax.log_softmax_vjp`` of the whole rows, equal in every bit.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError, DistributedError
+        As in `softmax`.
+
+    Examples
+    --------
+    >>> from csoftmax.distributed import SingleProcess, log_softmax, log_softmax_vjp
+    >>> log_softmax_vjp([1.0, 0.0], log_softmax([0.0, 0.0], group=SingleProcess()), group=SingleProcess())
+    array([ 0.5, -0.5])
+    """
+    return _run(
+        "log_softmax_vjp", group, dy, y, axis=axis, n_classes=n_classes, offset=offset, temperature=temperature,
+        where=where, out=out, num_threads=num_threads,
+    )  # fmt: skip

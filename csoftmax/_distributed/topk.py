@@ -1,0 +1,386 @@
+"""The k best classes, and draws, of rows whose classes are divided among the ranks of a group."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple, NoReturn, SupportsIndex
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .._arguments.foreign import as_native
+from .._arguments.generators import check_uniforms, draw_uniforms, restore_states, save_states
+from .._arguments.layouts import check_where, masked, normalize_axes
+from .._arguments.numbers import check_count, check_flag
+from .._arguments.places import CPU, as_float
+from .._cpu import binding
+from .._cpu.dtypes import as_buffer
+from .._ops import sample as whole_sample
+from .._ops import topk as whole_topk
+from .._ops.topk import TopK
+from .groups import Header, Layout, as_group, enter
+from .rows import give_result, known, softmax
+
+__all__ = ["entmax", "sample", "sparsemax", "topk", "topk_softmax"]
+
+GATHERED_BYTES = 256 << 20  # of the logits that all ranks together hold at a time while they draw
+_NOT_OVER_SHARDS = ("typical_p", "top_n_sigma", "order")
+
+
+class _Local(NamedTuple):
+    """The shard of this rank, the class axis last."""
+
+    x: Any
+    axis: int
+    values: Any  # the best of the shard, first the best
+    indices: Any
+    is_kept: Any  # None without where: whether a row has a class in this shard that takes part
+
+
+def _header(function: str, x: Any, n_classes: int, offset: int, options: str) -> Header:
+    rows = math.prod(x.shape[:-1])
+    dtype = binding.INTEGER + x.dtype.itemsize if x.dtype.kind in "iu" else binding.DTYPES[x.dtype.name]
+    return Header(function, dtype, 0, rows, n_classes, offset, x.shape[-1], 1.0, options)
+
+
+def _rows(name: str, x: Any, axis: Any, where: Any, keeps_integers: bool = False) -> tuple[Any, int, Any]:
+    """The shard with the class axis last, the axis, and whether rows have a class that takes part."""
+    native = as_native(x, name)
+    given = CPU.array(name, native)
+    if not (keeps_integers and given.dtype.kind in "iu"):
+        given, _ = as_float(name, native)
+    if given.ndim == 0:
+        raise ValueError(f"{name} is 0-dimensional; a shard has an axis of classes")
+    axes = normalize_axes(axis, given.ndim)
+    if len(axes) != 1:
+        raise ValueError(f"axis must be one axis for a shard, got {axis!r}")
+    rows, is_kept = np.moveaxis(given, axes[0], -1), None
+    if where is not None:
+        mask = np.moveaxis(check_where(as_native(where, "where"), given.shape), axes[0], -1)
+        rows, is_kept = masked(np, mask, rows), mask.any(-1)
+    return rows, axes[0], is_kept
+
+
+def _gather(group: Any, layout: Layout, a: Any, counts: tuple[int, ...]) -> list[Any]:
+    """Arrays of all ranks in the order of their classes; the last axis may differ in length."""
+    longest = max(counts)
+    own = np.zeros((*a.shape[:-1], longest), as_buffer(a).dtype)
+    own[..., : a.shape[-1]] = as_buffer(a)
+    parts = group.all_gather(own)
+    order = sorted(range(group.size), key=lambda rank: layout.offsets[rank])
+    return [parts[rank][..., : counts[rank]].view(a.dtype) for rank in order]
+
+
+def _run(
+    function: str,
+    group: Any,
+    x: Any,
+    k: Any,
+    axis: Any,
+    n_classes: Any,
+    offset: Any,
+    where: Any,
+    options: dict[str, Any],
+) -> tuple[Any, Any, Any, _Local, Any]:
+    """The candidates of all ranks in the order of their indices, these, and what this rank has prepared."""
+    comm = as_group(group)
+    largest, text = options.get("largest", True), f"k={k!r} {sorted(options.items())} where={where is not None}"
+
+    def prepare() -> tuple[Header, _Local]:
+        count = check_count("k", k)
+        rows, place, is_kept = _rows("x", x, axis, where, function == "topk")
+        best = whole_topk.topk(rows, min(count, rows.shape[-1]), largest=largest)
+        header = _header(function, rows, known("n_classes", n_classes), known("offset", offset), text)
+        return header, _Local(rows, place, *best, is_kept)
+
+    layout, local = enter(comm, prepare)
+    count = int(k)
+    if count > layout.n_classes:
+        raise ValueError(f"k must be at most the number of classes, {layout.n_classes}, got {count}")
+    counts = tuple(min(count, length) for length in layout.lengths)
+    values = np.concatenate(_gather(comm, layout, local.values, counts), axis=-1)
+    own = local.indices + layout.offsets[comm.rank]
+    indices = np.concatenate(_gather(comm, layout, own, counts), axis=-1)
+    order = np.argsort(indices, axis=-1)
+    candidates = np.take_along_axis(values, order, -1), np.take_along_axis(indices, order, -1)
+    return comm, layout, (*candidates, order, counts), local, count
+
+
+def _finish(like: Any, local: _Local, values: Any, indices: Any) -> TopK:
+    results = (np.moveaxis(a, -1, local.axis) for a in (values, indices))
+    return TopK(*(give_result(like, None, np.ascontiguousarray(a)) for a in results))
+
+
+def topk(
+    x: ArrayLike,
+    k: SupportsIndex,
+    axis: SupportsIndex = -1,
+    *,
+    group: Any,
+    n_classes: SupportsIndex | None = None,
+    offset: SupportsIndex | None = None,
+    largest: bool = True,
+    sorted: bool = True,
+) -> TopK:
+    """The k largest (or smallest) elements of rows whose classes are divided among the ranks of a group.
+
+    Parameters
+    ----------
+    x : array_like of shape (..., m)
+        The classes of this rank along `axis`, in a dtype of `csoftmax.topk`.
+    k : int
+        Number of elements, at most the number of classes of the whole row.
+    axis, group, n_classes, offset
+        As in `softmax`.
+    largest, sorted
+        As in `csoftmax.topk`.
+
+    Returns
+    -------
+    TopK
+        That of the whole rows, on all ranks: the indices are those of the whole row. The order is that of
+        ``sorted=True`` in either case.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError, DistributedError
+        As in `softmax`.
+
+    Examples
+    --------
+    >>> from csoftmax.distributed import SingleProcess, topk
+    >>> topk([3, 1, 4, 1, 5], 2, group=SingleProcess()).indices
+    array([4, 2])
+    """
+    options = {"largest": largest, "sorted": sorted}
+    _comm, _layout, (values, indices, *_), local, count = _run(
+        "topk", group, x, k, axis, n_classes, offset, None, options
+    )
+    best = whole_topk.topk(values, count, largest=largest)
+    return _finish(x, local, best.values, np.take_along_axis(indices, best.indices, -1))
+
+
+def topk_softmax(
+    x: ArrayLike,
+    k: SupportsIndex,
+    axis: SupportsIndex = -1,
+    *,
+    group: Any,
+    n_classes: SupportsIndex | None = None,
+    offset: SupportsIndex | None = None,
+    temperature: float = 1.0,
+    normalize: Literal["topk", "full"] = "topk",
+    where: ArrayLike | None = None,
+) -> TopK:
+    """Softmax of the k largest elements of rows whose classes are divided among the ranks of a group.
+
+    Parameters
+    ----------
+    x, k, axis, group, n_classes, offset
+        As in `topk`.
+    temperature, normalize, where
+        As in `csoftmax.topk_softmax`.
+
+    Returns
+    -------
+    TopK
+        That of the whole rows, on all ranks, equal in every bit.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError, DistributedError
+        As in `softmax`.
+
+    Examples
+    --------
+    >>> from csoftmax.distributed import SingleProcess, topk_softmax
+    >>> topk_softmax([1.0, 1.0, 0.0], 2, group=SingleProcess()).values
+    array([0.5, 0.5])
+    """
+    options = {"temperature": temperature, "normalize": normalize}
+    comm, layout, (values, indices, order, counts), local, count = _run(
+        "topk_softmax", group, x, k, axis, n_classes, offset, where, options
+    )
+    scaled = whole_topk.topk_softmax(values, count, temperature=temperature)
+    best = scaled.values
+    if normalize == "full":
+        first = layout.offsets[comm.rank]
+        arguments = {"group": comm, "n_classes": layout.n_classes, "offset": first, "temperature": temperature}
+        probabilities = np.take_along_axis(softmax(local.x, **arguments), local.indices, -1)
+        gathered = np.concatenate(_gather(comm, layout, probabilities, counts), axis=-1)
+        best = np.take_along_axis(np.take_along_axis(gathered, order, -1), scaled.indices, -1)
+    elif normalize != "topk":
+        raise ValueError(f"normalize must be one of 'topk', 'full', got {normalize!r}")
+    if local.is_kept is not None:
+        is_kept = comm.all_reduce(local.is_kept.astype(np.int64), "max") != 0
+        best = np.where(is_kept[..., None], best, best.dtype.type(0))
+    return _finish(x, local, best, np.take_along_axis(indices, scaled.indices, -1))
+
+
+def sample(
+    logits: ArrayLike,
+    *,
+    group: Any,
+    axis: SupportsIndex = -1,
+    n_classes: SupportsIndex | None = None,
+    offset: SupportsIndex | None = None,
+    temperature: ArrayLike = 1.0,
+    top_k: ArrayLike | None = None,
+    top_p: ArrayLike | None = None,
+    min_p: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    size: SupportsIndex | tuple[SupportsIndex, ...] | None = None,
+    rng: Any = None,
+    uniforms: ArrayLike | None = None,
+    replace: bool = True,
+    return_log_prob: bool = False,
+    num_threads: SupportsIndex | None = None,
+    **options: Any,
+) -> Any:
+    """Draw classes of rows whose classes are divided among the ranks of a group.
+
+    Parameters
+    ----------
+    logits : array_like of shape (..., m)
+        The classes of this rank along `axis`.
+    group, axis, n_classes, offset, num_threads
+        As in `softmax`.
+    temperature, top_k, top_p, min_p, where, size
+        As in `csoftmax.sample`, the same on all ranks; `where` is that of this rank's classes.
+    rng, uniforms
+        As in `csoftmax.sample`. Those of rank 0 count, and only its generator advances.
+    replace, return_log_prob, **options
+        Only the defaults are allowed; `typical_p`, `top_n_sigma` and `order` are not.
+
+    Returns
+    -------
+    ndarray of int64 of the shape of the rows, followed by `size`
+        The draws of ``csoftmax.sample`` with the whole rows and the generator of rank 0, on all ranks.
+
+    Raises
+    ------
+    NotImplementedError
+        For what draws over shards do not have.
+    TypeError, ValueError, MemoryError, DistributedError
+        As in `softmax`.
+
+    Notes
+    -----
+    The ranks gather the logits of the rows, some rows at a time, and all draw.
+
+    Examples
+    --------
+    >>> from csoftmax.distributed import SingleProcess, sample
+    >>> sample([0.0, 50.0, 0.0], group=SingleProcess(), size=3, rng=0)
+    array([1, 1, 1])
+    """
+    comm = as_group(group)
+    refused = [name for name in _NOT_OVER_SHARDS if options.pop(name, None) is not None]
+    refused += ["replace=False"] * (not replace) + ["return_log_prob"] * bool(return_log_prob)
+    if options:
+        raise TypeError(f"sample has no argument {next(iter(options))!r}")
+    parameters = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    text = f"size={size!r} {[(n, None if p is None else np.asarray(p).tolist()) for n, p in parameters.items()]}"
+    states = save_states(rng)
+
+    def prepare() -> tuple[Header, Any]:
+        if refused:
+            raise NotImplementedError(f"sample over shards has no {', '.join(refused)}")
+        check_flag("return_log_prob", return_log_prob)
+        rows, _, _ = _rows("logits", logits, axis, where)
+        shape = () if size is None else tuple(map(int, size)) if isinstance(size, tuple) else (int(size),)
+        draws = np.zeros((*rows.shape[:-1], math.prod(shape)))
+        if comm.rank == 0:
+            given = as_native(uniforms, "uniforms")
+            draws = (
+                draw_uniforms(rng, rows.shape[:-1], shape)
+                if given is None
+                else check_uniforms(given, rows.shape[:-1], shape)
+            )
+        header = _header("sample", rows, known("n_classes", n_classes), known("offset", offset), text)
+        return header, (rows, draws, shape)
+
+    try:
+        layout, (rows, draws, shape) = enter(comm, prepare)
+        return _draw(comm, layout, rows, draws, shape, parameters, num_threads)
+    except BaseException:
+        restore_states(states)
+        raise
+
+
+def _draw(comm: Any, layout: Layout, rows: Any, draws: Any, shape: Any, parameters: Any, num_threads: Any) -> Any:
+    """Gather some rows at a time, and draw from them."""
+    bits = np.ascontiguousarray(draws).view(np.int64)
+    uniforms = comm.all_reduce(bits, "sum").view(np.float64)  # zeros but on rank 0
+    batch = rows.shape[:-1]
+    flat, uniforms = rows.reshape(-1, rows.shape[-1]), uniforms.reshape(-1, draws.shape[-1])
+    each: dict[str, Any] = {
+        name: None if p is None else np.broadcast_to(np.asarray(p), batch).reshape(-1) for name, p in parameters.items()
+    }
+    count = max(1, GATHERED_BYTES // max(1, max(layout.lengths) * comm.size * rows.itemsize))
+    indices = np.empty(uniforms.shape, np.int64)
+    for begin in range(0, len(flat), count):
+        some = slice(begin, begin + count)
+        whole = np.concatenate(_gather(comm, layout, flat[some], layout.lengths), axis=-1)
+        options: dict[str, Any] = {name: None if p is None else p[some] for name, p in each.items()}
+        indices[some] = whole_sample.sample(
+            whole, size=draws.shape[-1], uniforms=uniforms[some], num_threads=num_threads, **options
+        )
+    return indices.reshape(*batch, *shape)[()]
+
+
+def _refuse(name: str) -> NoReturn:
+    raise NotImplementedError(
+        f"{name} over shards is not implemented: its support may lie in any of them. Gather the rows and call "
+        f"csoftmax.{name}"
+    )
+
+
+def sparsemax(x: ArrayLike, axis: SupportsIndex = -1, *, group: Any, **options: Any) -> NoReturn:
+    """Refuse: sparsemax over shards is not implemented.
+
+    Parameters
+    ----------
+    x, axis, group, **options
+        As in `softmax`; not read.
+
+    Raises
+    ------
+    NotImplementedError
+        Always.
+
+    Examples
+    --------
+    >>> from csoftmax.distributed import SingleProcess, sparsemax
+    >>> sparsemax([1.0, 0.0], group=SingleProcess())
+    Traceback (most recent call last):
+        ...
+    NotImplementedError: sparsemax over shards is not implemented: its support may lie in any of them. Gather the rows \
+and call csoftmax.sparsemax
+    """
+    _refuse("sparsemax")
+
+
+def entmax(x: ArrayLike, alpha: float = 1.5, axis: SupportsIndex = -1, *, group: Any, **options: Any) -> NoReturn:
+    """Refuse: entmax over shards is not implemented.
+
+    Parameters
+    ----------
+    x, alpha, axis, group, **options
+        As in `csoftmax.entmax`; not read.
+
+    Raises
+    ------
+    NotImplementedError
+        Always.
+
+    Examples
+    --------
+    >>> from csoftmax.distributed import SingleProcess, entmax
+    >>> entmax([1.0, 0.0], group=SingleProcess())
+    Traceback (most recent call last):
+        ...
+    NotImplementedError: entmax over shards is not implemented: its support may lie in any of them. Gather the rows \
+and call csoftmax.entmax
+    """
+    _refuse("entmax")

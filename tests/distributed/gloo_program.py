@@ -1,0 +1,64 @@
+"""What each rank of test_gloo.py runs. Arguments: rank, number of ranks, a file for them to meet, what to do."""
+
+import os
+import signal
+import sys
+import time
+from datetime import timedelta
+
+import numpy as np
+import torch.distributed as dist
+from helpers.sharded_calls import Call
+
+from csoftmax import distributed
+
+
+def check_random_calls(group, rank, size):
+    rng = np.random.default_rng(size)
+    for _ in range(40):
+        call = Call(rng)
+        inner = sorted(map(int, rng.integers(0, call.n + 1, size - 1)))
+        call.boundaries = [0, *inner, call.n]
+        with np.errstate(all="ignore"):
+            result = call.over_group(group, rank)
+        results = [None] * size
+        dist.all_gather_object(results, result, group=group)
+        if rank == 0:
+            call.check_over_group(results)
+
+
+def lose_a_rank(group, rank):
+    """One rank is killed; the others get an error, not a result and no endless wait."""
+    x = np.zeros((2, 4096), np.float32)
+    distributed.softmax(x, group=group)
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    start = time.monotonic()
+    try:
+        for _ in range(10):
+            distributed.softmax(x, group=group)
+    except RuntimeError:
+        assert time.monotonic() - start < 20
+        return
+    raise AssertionError("no error")
+
+
+def main():
+    rank, size, meeting, what = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    limit = timedelta(seconds=20)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size, timeout=limit)
+    group = dist.group.WORLD
+    if what == "calls":
+        check_random_calls(group, rank, size)
+        dist.barrier()
+    else:
+        lose_a_rank(group, rank)
+    print("ok", flush=True)
+    if what == "lose":
+        os._exit(0)  # the group cannot be left in order
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,334 @@
+"""Functions over groups, on threads of one process: bits, protocols, errors on all ranks, collectives."""
+
+import threading
+
+import numpy as np
+import pytest
+from helpers import assert_same_bits
+from helpers.sharded_calls import Call
+from helpers.thread_group import ThreadGroup, run_on
+
+import csoftmax
+from csoftmax import distributed
+from csoftmax._distributed import merge as group_merge
+from csoftmax._distributed import rows as group_rows
+from csoftmax.distributed import DistributedError, DistributedMemoryError
+
+
+def check_random_calls(seed, count):
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        call = Call(rng)
+        call.check_over_group(run_on(len(call.shards), call.over_group))
+
+
+@pytest.mark.parametrize("protocol", ["gather", "reduce"])
+def test_random_calls_have_the_bits_of_whole_rows(protocol, monkeypatch):
+    monkeypatch.setattr(group_merge, "GATHERED_RANKS", 64 if protocol == "gather" else 0)
+    check_random_calls(7, 80)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("protocol", ["gather", "reduce"])
+@pytest.mark.parametrize("seed", range(20))
+def test_many_random_calls(protocol, seed, monkeypatch):
+    monkeypatch.setattr(group_merge, "GATHERED_RANKS", 64 if protocol == "gather" else 0)
+    check_random_calls(100 + seed, 1000)
+
+
+def test_rows_that_are_merged_in_chunks_have_the_same_bits(monkeypatch):
+    monkeypatch.setattr(group_rows, "FRAGMENT_BYTES", 40000)
+    rng = np.random.default_rng(3)
+    x, weight = rng.normal(size=(7, 9000)).astype(np.float32), rng.random(9000)
+    target, cuts = rng.integers(0, 9000, 7), [0, 2500, 5000, 9000]
+    expected = csoftmax.cross_entropy_with_grad(x, target, weight=weight)
+
+    def work(group):
+        s = slice(*cuts[group.rank : group.rank + 2])
+        y = distributed.softmax(x[:, s], group=group)
+        return y, *distributed.cross_entropy_with_grad(x[:, s], target, weight=weight[s], group=group)
+
+    results = run_on(3, work)
+    assert_same_bits(np.concatenate([y for y, _, _ in results], axis=1), csoftmax.softmax(x))
+    assert all(loss == expected.loss for _, loss, _ in results)
+    assert_same_bits(np.concatenate([grad for _, _, grad in results], axis=1), expected.grad)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("n", [100, 9000])
+@pytest.mark.parametrize("is_soft", [False, True])
+def test_rows_may_be_divided_as_well(reduction, n, is_soft):
+    rng = np.random.default_rng(n)
+    x, weight, s = rng.normal(size=(21, n)), rng.random(n), rng.random(21)
+    target = rng.random((21, n)) if is_soft else rng.integers(0, n, 21)
+    expected = csoftmax.cross_entropy_with_grad(x, target, weight=weight, sample_weight=s, reduction=reduction)
+    columns, rows = [0, n // 3, n], [slice(0, 10), slice(10, 11), slice(11, 21)]
+    by_class = [([None] * 2, threading.Barrier(2, timeout=20)) for _ in rows]
+    by_rows = [([None] * 3, threading.Barrier(3, timeout=20)) for _ in range(2)]
+
+    def work(group):
+        i, j = divmod(group.rank, 2)
+        classes, r = slice(*columns[j : j + 2]), rows[i]
+        y = target[r, classes] if is_soft else target[r]
+        return distributed.cross_entropy_with_grad(
+            x[r, classes], y, weight=weight[classes], sample_weight=s[r], reduction=reduction,
+            group=ThreadGroup(j, 2, by_class[i]), rows_group=ThreadGroup(i, 3, by_rows[j]),
+        )  # fmt: skip
+
+    results = run_on(6, work)
+    gradient = np.concatenate([np.concatenate([r.grad for r in results[2 * i : 2 * i + 2]], 1) for i in range(3)])
+    assert_same_bits(gradient, expected.grad)
+    if reduction == "none":
+        assert_same_bits(np.concatenate([results[2 * i].loss for i in range(3)]), expected.loss)
+    else:
+        assert {float(r.loss) for r in results} == {float(expected.loss)}
+
+
+def test_collectives_and_bytes():
+    x, target = np.zeros((64, 12288), np.float32), np.zeros(64, int)
+    groups = []
+
+    def work(group):
+        groups.append(group)
+        a, b = distributed.split(12288, 3)[group.rank : group.rank + 2]
+        return distributed.cross_entropy_with_grad(x[:, a:b], target, group=group)
+
+    run_on(3, work)
+    for group in groups:
+        assert group.collectives == 2  # a header and the records
+        assert group.sent == 64 + 8 * (1 + 7) + 64 * 128
+
+
+# Errors: the same exception on every rank, and no rank that waits for ever.
+
+
+def call_on(size, function, broken, change, **options):
+    """Results of `function` on ranks of which one has other arguments."""
+    x, target = np.zeros((3, 4096), np.float32), np.arange(3)
+
+    def work(group):
+        arguments = {"logits": x, "target": target} | options
+        if group.rank == broken:
+            arguments |= change
+        if function is not distributed.cross_entropy:
+            arguments = {"x": arguments.pop("logits")} | {k: v for k, v in arguments.items() if k != "target"}
+        return function(**arguments, group=group)
+
+    return run_on(size, work)
+
+
+ALL_RANKS = [
+    ({"target": np.array([0, 1, 99999])}, "ranks disagree on options"),
+    ({"logits": np.zeros((3, 4096))}, "ranks disagree on the dtype: float32 on rank 0 and float64 on rank 1"),
+    ({"logits": np.zeros((4, 4096), np.float32), "target": np.arange(4)}, "the number of rows: 3 on rank 0 and 4 on"),
+    ({"label_smoothing": 0.1}, "options: mean label_smoothing=0.0 .* rank 0 and mean label_smoothing=0.1 .* rank 1"),
+    ({"temperature": 2.0}, "ranks disagree on the temperature: 1.0 on rank 0 and 2.0 on rank 1"),
+    ({"n_classes": 20000}, "ranks disagree on n_classes: None on rank 0 and 20000 on rank 1"),
+    ({"offset": 5}, "offset must be given on all ranks or on none"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), ALL_RANKS)
+def test_ranks_that_disagree_all_raise_the_same(change, message):
+    results = call_on(3, distributed.cross_entropy, 1, change)
+    assert len({str(r) for r in results}) == 1
+    for result in results:
+        with pytest.raises(ValueError, match=message):
+            raise result
+
+
+def test_ranks_with_other_temperatures_of_rows_all_raise():
+    x = np.zeros((2, 4096))
+    temperatures = [[[1.0], [2.0]], [[1.0], [3.0]]]
+    for result in run_on(2, lambda group: distributed.softmax(x, group=group, temperature=temperatures[group.rank])):
+        with pytest.raises(ValueError, match=r"ranks disagree on options: without where temperatures=.* on rank 0 and"):
+            raise result
+
+
+def test_rows_may_have_temperatures():
+    x = np.random.default_rng(0).normal(size=(2, 8192))
+    t = [[0.5], [1e300]]
+    results = run_on(2, lambda group: distributed.softmax(np.split(x, 2, 1)[group.rank], group=group, temperature=t))
+    assert_same_bits(np.concatenate(results, axis=1), csoftmax.softmax(x, temperature=t))
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"label_smoothing": 2.0}, "rank 1: ValueError: label_smoothing must be at least 0 and at most 1, got 2.0"),
+    ({"logits": np.zeros((3, 4096), int).astype(object)}, "rank 1: TypeError: x has dtype object"),
+    ({"target": np.array([0.5, 1, 2])}, "rank 1: ValueError: target has shape"),
+])  # fmt: skip
+def test_an_error_on_one_rank_is_raised_on_all(change, message):
+    for result in call_on(3, distributed.cross_entropy, 1, change):
+        assert type(result) is DistributedError
+        assert result.rank == 1
+        assert str(result).startswith(message)
+
+
+def test_an_error_that_all_ranks_have_is_raised_itself():
+    for result in call_on(2, distributed.cross_entropy, None, {}, target=[0, 1, 8192]):
+        with pytest.raises(IndexError, match=r"target\[2\] is 8192: the classes are 0 to 8191"):
+            raise result
+
+
+@pytest.mark.parametrize("stage", ["sum_piece", "plan_partial"])
+def test_a_lack_of_memory_on_one_rank_is_raised_on_all(stage, monkeypatch):
+    original = getattr(group_rows, stage)
+    count = iter(range(100))
+
+    def fail_once(*arguments, **options):
+        if next(count) == 0:
+            raise MemoryError("no memory")
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(group_rows, stage, fail_once)
+    results = call_on(3, distributed.softmax, None, {})
+    assert {type(r) for r in results} == {DistributedMemoryError}
+    assert all(r.message == "MemoryError: no memory" for r in results)
+
+
+@pytest.mark.parametrize(("offsets", "message"), [
+    ([0, 4096, 8193], "rank 2 begins at 8193, after the shards before it end at 8192, which is a gap"),
+    ([0, 4095, 8192], "rank 1 begins at 4095, after the shards before it end at 4096, which is an overlap"),
+])  # fmt: skip
+def test_shards_must_tile_the_classes(offsets, message):
+    x = np.zeros((1, 4096))
+    for result in run_on(3, lambda g: distributed.softmax(x, group=g, offset=offsets[g.rank])):
+        with pytest.raises(ValueError, match=message):
+            raise result
+
+
+def test_shards_in_any_order():
+    x = np.random.default_rng(0).normal(size=(2, 12288))
+    offsets = [8192, 0, 4096]
+    results = run_on(3, lambda g: distributed.softmax(x[:, (a := offsets[g.rank]) : a + 4096], group=g, offset=a))
+    assert_same_bits(np.concatenate([results[i] for i in (1, 2, 0)], axis=1), csoftmax.softmax(x))
+
+
+def test_what_is_no_group_is_named():
+    with pytest.raises(TypeError, match=r"group is a builtins\.int; allowed are a communicator of mpi4py"):
+        distributed.softmax([1.0], group=3)
+
+
+def test_results_go_to_out_and_other_axes():
+    x = np.random.default_rng(5).normal(size=(9000, 2)).astype(np.float32)
+
+    def work(group):
+        part = x[:5000].copy() if group.rank == 0 else x[5000:].copy()
+        return distributed.softmax(part, 0, group=group, out=part), part
+
+    results = run_on(2, work)
+    assert all(result is part for result, part in results)
+    assert_same_bits(np.concatenate([result for result, _ in results]), csoftmax.softmax(x, 0))
+
+
+# The k best, draws, linear layers
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, np.int32])
+@pytest.mark.parametrize("n", [30, 9000])
+def test_topk_is_that_of_whole_rows(dtype, n):
+    rng = np.random.default_rng(n)
+    x = rng.integers(-40, 40, (4, n)).astype(dtype)  # many ties
+    if dtype != np.int32:
+        x[1, ::5], x[2, 3] = -np.inf, np.nan
+    cuts = [0, 7, n // 2, n]
+    for k in (1, 5, 20):
+        for largest in (True, False):
+            expected = csoftmax.topk(x, k, largest=largest)
+
+            def work(group, k=k, largest=largest):
+                shard = x[:, slice(*cuts[group.rank : group.rank + 2])]
+                return distributed.topk(shard, k, group=group, largest=largest)
+
+            for result in run_on(3, work):
+                assert_same_bits(result.values, expected.values)
+                assert_same_bits(result.indices, expected.indices)
+
+
+@pytest.mark.parametrize("normalize", ["topk", "full"])
+@pytest.mark.parametrize("n", [30, 9000])
+@pytest.mark.parametrize("masks", [False, True])
+def test_topk_softmax_is_that_of_whole_rows(normalize, n, masks):
+    rng = np.random.default_rng(n)
+    x = np.round(rng.normal(size=(3, n)) * 3, 1).astype(np.float32)
+    where = rng.random((3, n)) < [[0.5], [0.0], [1.0]] if masks else None
+    cuts, options = [0, 11, n // 2, n], {"normalize": normalize, "temperature": 0.7}
+    expected = csoftmax.topk_softmax(x, 6, where=where, **options)
+
+    def work(group):
+        s = slice(*cuts[group.rank : group.rank + 2])
+        return distributed.topk_softmax(
+            x[:, s], 6, group=group, where=None if where is None else where[:, s], **options
+        )
+
+    for result in run_on(3, work):
+        assert_same_bits(result.values, expected.values)
+        assert_same_bits(result.indices, expected.indices)
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 5}, {"top_p": 0.9, "temperature": 0.8}, {"min_p": 0.01}])
+def test_draws_are_those_of_whole_rows_with_the_generator_of_rank_0(options):
+    x = np.random.default_rng(0).normal(size=(5, 9000)) * 3
+    expected = csoftmax.sample(x, size=4, rng=np.random.default_rng(8), **options)
+    generators = [np.random.default_rng(8), np.random.default_rng(9)]
+
+    def work(group):
+        a, b = ((0, 5000), (5000, 9000))[group.rank]
+        return distributed.sample(x[:, a:b], group=group, size=4, rng=generators[group.rank], **options)
+
+    for result in run_on(2, work):
+        assert_same_bits(result, expected)
+    assert generators[0].random() != np.random.default_rng(8).random()
+    assert generators[1].random() == np.random.default_rng(9).random()
+
+
+@pytest.mark.parametrize("options", [{"replace": False}, {"return_log_prob": True}, {"typical_p": 0.5}])
+def test_draws_that_shards_do_not_have_are_refused_on_all_ranks(options):
+    for result in run_on(2, lambda group: distributed.sample(np.zeros((1, 5)), group=group, **options)):
+        with pytest.raises(NotImplementedError, match="sample over shards has no"):
+            raise result
+
+
+@pytest.mark.parametrize("function", [distributed.sparsemax, distributed.entmax])
+def test_entmax_over_shards_is_not_implemented(function):
+    for result in run_on(2, lambda group: function(np.zeros((1, 5)), group=group)):
+        with pytest.raises(NotImplementedError, match="over shards is not implemented"):
+            raise result
+
+
+@pytest.mark.parametrize(("reduction", "is_soft"), [("mean", False), ("sum", False), ("none", True)])
+def test_linear_layers_have_the_same_bits_for_any_number_of_ranks(reduction, is_soft):
+    rng = np.random.default_rng(0)
+    n, d = 9000, 8
+    x, w, bias = (rng.normal(size=s).astype(np.float32) for s in ((10, d), (n, d), (n,)))
+    weight, s = rng.random(n), rng.random(10)
+    target = (rng.random((10, n)) * (rng.random((10, n)) < 0.001)).astype(np.float32) if is_soft else None
+    target = rng.integers(0, n, 10) if target is None else target
+    if not is_soft:
+        target[3] = -100
+    options = {"label_smoothing": 0.1, "reduction": reduction, "sample_weight": s}
+    expected = csoftmax.linear_cross_entropy_with_grad(x, w, target, bias=bias, weight=weight, **options)
+    found = []
+    for size in (1, 2, 3):
+        cuts = distributed.split(n, size)
+
+        def work(group, cuts=cuts):
+            part = slice(*cuts[group.rank : group.rank + 2])
+            y = target[:, part] if is_soft else target
+            shard = {"bias": bias[part], "weight": weight[part]}
+            loss = distributed.linear_cross_entropy(x, w[part], y, group=group, **shard, **options)
+            result = distributed.linear_cross_entropy_with_grad(x, w[part], y, group=group, **shard, **options)
+            assert_same_bits(np.asarray(loss), np.asarray(result.loss))
+            return result
+
+        results = run_on(size, work)
+        for result in results:
+            assert not isinstance(result, Exception), result
+            assert_same_bits(np.asarray(result.loss), np.asarray(results[0].loss))
+            np.testing.assert_allclose(result.grad_x, expected.grad_x, rtol=0, atol=2e-5 * abs(expected.grad_x).max())
+        found.append((results[0].loss, *(np.concatenate([r[i] for r in results]) for i in (2, 3))))
+        for got, right in zip(found[-1], (expected.loss, *expected[2:]), strict=True):
+            np.testing.assert_allclose(got, right, rtol=0, atol=2e-5 * np.abs(right).max())
+    for got in found[1:]:
+        for a, b in zip(got, found[0], strict=True):
+            assert_same_bits(np.asarray(a), np.asarray(b))
