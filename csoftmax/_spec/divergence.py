@@ -37,9 +37,12 @@ def exact_rows(x, y, temperature=1.0, where=None):
     eps = EPS.get(np.asarray(x).dtype.name, 2.0**-24)
     with np.errstate(invalid="ignore", over="ignore"):
         differences = log_p - log_q
-        if 0 < temperature < np.inf:  # distances to the maxima, which are exact, before they are divided
+        t = np.asarray(temperature, EXACT)
+        is_usual = (t > 0) & (t < np.inf)
+        if is_usual.any():  # distances to the maxima, which are exact, before they are divided
             (u, tail_x), (v, tail_y) = (distances(a, b, where) for a, b in ((x, log_p), (y, log_q)))
-            differences = (u - v) / EXACT(temperature) + (tail_y - tail_x)
+            usual = (u - v) / np.where(is_usual, t, 1) + (tail_y - tail_x)
+            differences = np.where(is_usual, usual, differences)
         w = np.where(p > 0, differences, 0)
         series = np.ones_like(w)
         for k in range(24, 2, -1):

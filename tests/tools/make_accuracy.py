@@ -331,6 +331,29 @@ def of_record(record):
     return lines
 
 
+def record_tables():
+    """Return the tables of operations whose record has an oracle for all options, with their explanations."""
+    return [
+        "Margin softmax: K = 2 to 1,000 classes, logits of scale 0.3 and 5 and rows of other kinds, all options of",
+        "the record but past_pi, which jumps. Largest error as a share of the promise, which is 4 ULP of a loss and 1",
+        "of a gradient beside a bound of the rounding of lengths and products (`csoftmax/_spec/margins.py`); in",
+        "brackets, for the scales, in ULP of the largest element of the result. The scale of the cosines, 8 to 64,",
+        "multiplies their rounding. Oracle: longdouble (64 bits), all logits, angles and tangents.",
+        "",
+        *of_record(BY_NAME["margin_cross_entropy_with_grad"]),
+        "",
+        "Kullback-Leibler divergence, on the same rows, every other student close to its teacher: as a share of the",
+        "promise (`csoftmax/_spec/divergence.py`); the figures in brackets are large where the divergence is small",
+        "beside its terms.",
+        "",
+        *of_record(BY_NAME["kl_divergence_with_grad"]),
+        "",
+        "Plackett-Luce loss, on the same rows, all options of the record.",
+        "",
+        *of_record(BY_NAME["plackett_luce_loss_with_grad"]),
+    ]
+
+
 def output_of(*command):
     try:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
@@ -430,10 +453,7 @@ def main():
     of_losses = losses(arguments.effort)
     of_sparse = sparse()
     of_chains = chains()
-    of_margins, of_divergence, of_rankings = (
-        of_record(BY_NAME[f"{name}_with_grad"])
-        for name in ("margin_cross_entropy", "kl_divergence", "plackett_luce_loss")
-    )
+    of_records = record_tables()
     seconds = time.time() - begin
     commit = output_of("git", "rev-parse", "--short=12", "HEAD") or "unknown"
     if output_of("git", "status", "--porcelain", "--", "src_c", "csoftmax"):
@@ -496,23 +516,7 @@ def main():
         "",
         *of_chains,
         "",
-        "Margin softmax: K = 2 to 1,000 classes, logits of scale 0.3 and 5 and rows of other kinds, all options of",
-        "the record but past_pi, which jumps. Largest error as a share of the promise, which is 4 ULP of a loss and 1",
-        "of a gradient beside a bound of the rounding of lengths and products (`csoftmax/_spec/margins.py`); in",
-        "brackets, for the scales, in ULP of the largest element of the result. The scale of the cosines, 8 to 64,",
-        "multiplies their rounding. Oracle: longdouble (64 bits), all logits, angles and tangents.",
-        "",
-        *of_margins,
-        "",
-        "Kullback-Leibler divergence, on the same rows, every other student close to its teacher: as a share of the",
-        "promise (`csoftmax/_spec/divergence.py`); the figures in brackets are large where the divergence is small",
-        "beside its terms.",
-        "",
-        *of_divergence,
-        "",
-        "Plackett-Luce loss, on the same rows, all options of the record.",
-        "",
-        *of_rankings,
+        *of_records,
         "",
         "## Softmax beside its peers (sampled)",
         "",
