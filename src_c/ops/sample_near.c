@@ -102,7 +102,7 @@ size_t csm_sample_sort(const double *values, size_t count, uint64_t *room, doubl
     size_t left = 0;
     for (size_t i = 0; i < count; i++) max = values[i] > max ? values[i] : max;
     for (size_t i = 0; i < count; i++) {
-        const float distance = (float)(max - values[i]);
+        const float distance = (float)(max - values[i]) + 0.0f; /* -0 - 0 is -0, whose bits are large */
         uint32_t bits;
         memcpy(&bits, &distance, sizeof bits);
         if (values[i] > -CSM_INF) room[left++] = (uint64_t)bits << 32 | i;

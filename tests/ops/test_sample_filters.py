@@ -164,6 +164,17 @@ def test_a_long_row_of_seven_threads(seven_threads):
         assert np.array_equal(one, many), options
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_zeros_of_both_signs(dtype, isa):
+    """They are ties, whichever the largest is taken to be: the distance of one from the other is -0."""
+    n, u = 9001, np.array([0.0, 0.25, 1 - 2.0**-53])
+    for first in (0.0, -0.0):
+        x = np.where(np.arange(n) % 3 == 0, first, -first).astype(dtype)
+        for filters in ({"top_p": 0.9}, {"top_p": 0.9, "typical_p": 1.0}, {"top_k": 8101}):
+            draws = csoftmax.sample(x, uniforms=u, size=3, **filters)
+            assert draws.tolist() == [0, 2025, 8100]
+
+
 def test_parameters_of_each_row_in_one_batch():
     """A request has the same draws in any batch, whatever the others ask for."""
     x = logits((7, 5000), "float32", sigma=2)
