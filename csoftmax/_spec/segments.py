@@ -109,8 +109,8 @@ def over_segments(record: Operation, **changes: Any) -> Operation:
 
 
 def without_weights(variants: Any) -> dict[str, Any]:
-    """Return the variants of a loss that have no class weights, which segments do not share."""
-    return {name: v for name, v in variants.items() if "weight" not in v.options((2, 3), "float32", 0)}
+    """Return the variants of a loss without class weights and soft caps, which segments do not have."""
+    return {n: v for n, v in variants.items() if not {"weight", "softcap"} & set(v.options((2, 3), "float32", 0))}
 
 
 LOSS_ERRORS = (

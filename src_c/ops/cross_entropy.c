@@ -296,7 +296,7 @@ static csm_status prepare(csm_loss_run *call, csm_dtype dtype, const csm_table *
                       (!call->is_soft || csm_is_contiguous(&c->shape, &call->soft_labels, c->wide_size, 1));
     call->pitch = csm_pack_pitch(n, c->itemsize);
     call->soft_pitch = csm_pack_pitch(n, c->wide_size);
-    call->group = csm_pack_rows(n, c->itemsize);
+    call->group = call->capped ? csm_loss_capped_group(call) : csm_pack_rows(n, c->itemsize);
     const size_t block = n < CSM_BLOCK ? n : CSM_BLOCK;
     const int is_grouped = csm_is_single(c) && gradient;
     call->e_size = csm_rounded((is_grouped ? csm_loss_scratch(block, call->rows) : block + 16) * c->wide_size);

@@ -75,6 +75,8 @@ double csm_loss_weight_sum(const csm_loss_run *, size_t n);
 
 /* Sets a soft cap of the logits; from here on, the call computes rows of the compute type. */
 void csm_loss_set_softcap(csm_loss_run *, double c);
+/* How many of its rows are capped together. */
+size_t csm_loss_capped_group(const csm_loss_run *);
 /* Computes the rows of a job, at most a group, whose logits have a soft cap.  memory: a thread's scratch. */
 csm_status csm_loss_capped_rows(csm_loss_run *, const csm_loss_job *, int thread, char *memory);
 /* The slope of the cap at element j of a row of the caller. */

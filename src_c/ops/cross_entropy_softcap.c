@@ -24,6 +24,12 @@ void csm_loss_set_softcap(csm_loss_run *call, double c) {
     call->kernels = call->wide_kernels;
 }
 
+/* Few enough for the first level of cache, with their slopes and e'. */
+size_t csm_loss_capped_group(const csm_loss_run *call) {
+    enum { GROUP_BYTES = 16384 };
+    const size_t rows = GROUP_BYTES / (call->pitch + 1) + 1;
+    return rows > call->rows && call->rows > 0 ? call->rows : rows;
+}
 static size_t slopes_size(const csm_loss_run *call) {
     return call->loss_call.gradient ? call->group * call->pitch : 0;
 }
@@ -106,12 +112,19 @@ static int is_dense(const csm_loss_run *call, ptrdiff_t step, ptrdiff_t axis) {
     return axis == (ptrdiff_t)call->itemsize && step == (ptrdiff_t)(n * call->itemsize) && n <= CSM_BLOCK;
 }
 
+static int all_take_part(const csm_loss_job *job) {
+    csm_loss_input in;
+    size_t i = 0;
+    while (i < job->rows && csm_read_label_and_weight(job, (ptrdiff_t)i, &in)) i++;
+    return i == job->rows;
+}
+
 csm_status csm_loss_capped_rows(csm_loss_run *call, const csm_loss_job *job, int thread, char *memory) {
     const csm_call *c = &call->base;
     const size_t n = c->shape.n;
     const int is_contiguous = call->x.axis_stride == (ptrdiff_t)call->itemsize || n == 1;
     const int clips = call->options->clip_norm > 0 || call->options->clip_value > 0;
-    const int together = !call->has_lost && is_dense(call, job->x_step, call->x.axis_stride);
+    const int together = !call->has_lost && is_dense(call, job->x_step, call->x.axis_stride) && all_take_part(job);
     const size_t pitch = together ? n * c->wide_size : call->pitch;
     char *y = memory + call->e_size + call->block_size + call->wide_size, *q = y + call->group * call->pitch;
     char *slope = q + (call->is_soft ? call->group * call->soft_pitch : 0);
@@ -119,15 +132,14 @@ csm_status csm_loss_capped_rows(csm_loss_run *call, const csm_loss_job *job, int
     char *row = (char *)far + csm_rounded(call->group * sizeof(double));
     if (!job->gradient) slope = NULL;
     if (together) call->capped->cap(job->x, y, slope, job->rows * n, &call->softcap);
-    for (size_t i = 0; i < job->rows; i++) {
+    for (size_t i = 0; i < job->rows && !together; i++) {
         char *const steep = slope ? slope + i * pitch : NULL;
         const char *x = job->x + (ptrdiff_t)i * job->x_step;
         csm_loss_input in;
-        if (!csm_read_label_and_weight(job, (ptrdiff_t)i, &in)) { /* its logits are not used, and its gradient is 0 */
+        if (!csm_read_label_and_weight(job, (ptrdiff_t)i, &in)) { /* its logits are not read, and its gradient is 0 */
             if (steep) memset(steep, 0, n * c->wide_size);
             continue;
         }
-        if (together) continue;
         if (!is_contiguous) {
             const csm_strided from = {x, 0, call->x.axis_stride};
             if (!csm_gather_row(&call->base, thread, row, from, n, call->itemsize, NULL, NULL)) return CSM_INTERRUPTED;
