@@ -79,8 +79,7 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
             const csm_strided from = {job.x, job.x_step, call->x.axis_stride};
             const csm_strided from_q = {job.q, job.q_step, call->soft_labels.axis_stride};
             if (!csm_loss_gather_kept(call, thread, &job, x, call->pitch, from, c->itemsize)) return CSM_INTERRUPTED;
-            if (call->is_soft &&
-                !csm_loss_gather_kept(call, thread, &job, q, call->soft_pitch, from_q, c->wide_size))
+            if (call->is_soft && !csm_loss_gather_kept(call, thread, &job, q, call->soft_pitch, from_q, c->wide_size))
                 return CSM_INTERRUPTED;
             csm_loss_job packed = job;
             packed.x = x;
@@ -266,7 +265,8 @@ static csm_status prepare(csm_loss_run *call, csm_dtype dtype, const csm_table *
     const size_t n = shape->n;
     if (!o->temperatures && !is_temperature(o->temperature)) return CSM_BAD_TEMPERATURE;
     if (!is_fraction(o->label_smoothing) || !(o->z_loss >= 0 && o->z_loss < CSM_INF) || !(o->clip_norm >= 0) ||
-        !(o->clip_value >= 0) || !(o->softcap == 0 || is_softcap(o->softcap)) || !o->labels == !o->soft || (unsigned)o->reduction > CSM_MEAN)
+        !(o->clip_value >= 0) || !(o->softcap == 0 || is_softcap(o->softcap)) || !o->labels == !o->soft ||
+        (unsigned)o->reduction > CSM_MEAN)
         return CSM_BAD_OPTION;
     csm_status status = csm_lay_out(
         c, shape, (const csm_view *[]){x, NULL, gradient, o->soft, o->sample_weight, o->upstream, o->temperatures},

@@ -45,8 +45,7 @@ static int has_lost_gradient(const csm_loss_run *call, const csm_loss_job *job, 
     const int single = csm_is_single(c);
     const double upstream = fabs(in->upstream), factor = in->weight * upstream * (in->mass + call->lost_extra);
     if (job->far && csm_loss_loses_slope(call, factor, job->far[at])) return 1;
-    if (!(factor > call->lost_limit) && !(upstream > call->lost_upstream))
-        return 0;
+    if (!(factor > call->lost_limit) && !(upstream > call->lost_upstream)) return 0;
     in->max = -CSM_INF;
     for (size_t b = 0; b < count; b++) {
         const double max = c->table->max[c->dtype](x + b * CSM_BLOCK * c->itemsize, csm_block_length(n, b * CSM_BLOCK));

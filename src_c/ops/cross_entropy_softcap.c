@@ -30,9 +30,7 @@ size_t csm_loss_capped_group(const csm_loss_run *call) {
     const size_t rows = GROUP_BYTES / (call->pitch + 1) + 1;
     return rows > call->rows && call->rows > 0 ? call->rows : rows;
 }
-static size_t slopes_size(const csm_loss_run *call) {
-    return call->loss_call.gradient ? call->group * call->pitch : 0;
-}
+static size_t slopes_size(const csm_loss_run *call) { return call->loss_call.gradient ? call->group * call->pitch : 0; }
 size_t csm_loss_softcap_size(const csm_loss_run *call) {
     const size_t soft = call->is_soft ? call->group * call->soft_pitch : 0, far = call->group * sizeof(double);
     return call->group * call->pitch + soft + slopes_size(call) + csm_rounded(far) +

@@ -4,7 +4,7 @@
 #endif
 
 INLINE double FN(cap_block)(const T *x, REAL *y, REAL *slope, size_t k, const csm_softcap *c, const int with_slope) {
-    enum { GROUP = V(SIDE) * V(W) };
+    enum { GROUP = V(SIDE) *V(W) };
     V(t) far = V(zero)(), from[V(SIDE)], to[V(SIDE)], steep[V(SIDE)];
     size_t i = 0;
     UNROLL

@@ -18,8 +18,8 @@
     UNROLL   \
     for (int v = 0; v < count; v++)
 /* Replaces y and slope where z is beyond the polynomial.  Returns the largest finite |x| of these, or `far`. */
-INLINE V(t) V(cap_beyond)(const int count, const V(t) *x, const V(t) *z, V(t) *y, V(t) *slope, V(t) far,
-                          const csm_softcap *c) {
+INLINE V(t)
+    V(cap_beyond)(const int count, const V(t) *x, const V(t) *z, V(t) *y, V(t) *slope, V(t) far, const csm_softcap *c) {
     const V(shift) s = V(shift_by)(V(set)(EXP_EXPONENT_BIAS + EXP_BIAS), &c->half, 1);
     const V(t) cap = V(set)(c->cap), one = V(set)(1), scale = V(set)(EXP_UNBIAS);
     V(t) a[V(SIDE)], t[V(SIDE)], r[V(SIDE)], q[V(SIDE)];
