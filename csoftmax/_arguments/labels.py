@@ -10,6 +10,7 @@ import numpy as np
 
 from .._cpu.dtypes import is_bfloat16
 from .numbers import (
+    as_number,
     check_integer,
     check_non_negative,
     check_positive,
@@ -18,7 +19,7 @@ from .numbers import (
     check_temperatures,
     number_and_rows,
 )
-from .places import CPU, Place, as_array, is_cupy, to_host
+from .places import CPU, DeviceError, Place, as_array, is_cupy, to_host
 
 # How the message goes on for one-hot rows that are not floating.
 CONVERT_ONE_HOT = (
@@ -166,6 +167,18 @@ def check_upstream(upstream: Any, reduction: str, batch: tuple[int, ...], place:
     return None if not place.on_cuda and values.ndim == 0 and values == 1 else values
 
 
+def check_softcap(softcap: Any, place: Place = CPU) -> float:
+    """Return the soft cap of logits, 0.0 for None; one outside the range of its constants, or on a device, raises."""
+    if softcap is None:
+        return 0.0
+    cap = as_number("softcap", softcap)
+    if not 1e-30 <= cap <= 1e30:
+        raise ValueError(f"softcap must be None or a number from 1e-30 to 1e30, got {softcap!r}")
+    if place.on_cuda:
+        raise DeviceError("softcap is computed on the CPU only; cap the logits first, or move them to the host")
+    return cap
+
+
 class LossOptions(NamedTuple):
     """Checked options of a loss; weights are in the compute type."""
 
@@ -179,6 +192,7 @@ class LossOptions(NamedTuple):
     clip_value: float
     ignore_index: int
     temperatures: Any | None = None  # those of the rows, which then count instead of `temperature`
+    softcap: float = 0.0  # 0: none
 
     @property
     def factors(self) -> tuple[float, float, float, float, float]:
@@ -201,6 +215,7 @@ def check_loss_options(
     upstream: Any = None,
     clip_norm: Any = None,
     clip_value: Any = None,
+    softcap: Any = None,
     place: Place = CPU,
     row_shape: tuple[int, ...] | None = None,
 ) -> LossOptions:
@@ -228,4 +243,5 @@ def check_loss_options(
         check_positive("clip_value", clip_value),
         check_ignore_index(ignore_index),
         each,
+        check_softcap(softcap, place),
     )

@@ -102,6 +102,7 @@ def run_cross_entropy(
     reduction: int,
     num_threads: int | None,
     temperatures: NDArray[Any] | None = None,
+    softcap: float = 0,
 ) -> int | None: ...
 def sort_segments(ids: Any, count: int, indptr: Any, order: Any) -> bool | int | None: ...
 def run_segments(

@@ -94,7 +94,7 @@ def run_softmax(int op, int dtype, first, second, result, where, double temperat
 
 def run_cross_entropy(int dtype, x, y, loss, labels, ignore, soft, weight, sample_weight, upstream,
                       double temperature, double label_smoothing, double z_loss, double clip_norm,
-                      double clip_value, int reduction, num_threads, temperatures=None):
+                      double clip_value, int reduction, num_threads, temperatures=None, double softcap=0):
     """Compute cross-entropy, and with y its gradient. x, y and soft have the class axis last; other arrays lack it.
 
     labels are integers of a native dtype, ignore is a label as 64 bits or None; sample_weight, upstream and
@@ -110,6 +110,7 @@ def run_cross_entropy(int dtype, x, y, loss, labels, ignore, soft, weight, sampl
     options.z_loss = z_loss
     options.clip_norm = clip_norm
     options.clip_value = clip_value
+    options.softcap = softcap
     options.reduction = <cpu.csm_reduction>reduction
     options.threads = _threads(num_threads)
     options.interrupt = _check_signals

@@ -35,7 +35,8 @@ enum { CSM_KEEP_GIL = 2048 };
     X(REDUCTION, reduction)             \
     X(UPSTREAM, upstream)               \
     X(CLIP_NORM, clip_norm)             \
-    X(CLIP_VALUE, clip_value)
+    X(CLIP_VALUE, clip_value)           \
+    X(SOFTCAP, softcap)
 #define CSM_KEYWORD_ENUM(name, text) CSM_KEYWORD_##name,
 enum { CSM_KEYWORDS(CSM_KEYWORD_ENUM) CSM_KEYWORD_COUNT };
 #undef CSM_KEYWORD_ENUM

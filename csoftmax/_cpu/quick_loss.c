@@ -56,6 +56,7 @@ static int read_options(const csm_arguments *given, csm_loss_options *options) {
                       csm_read_float(k[CSM_KEYWORD_LABEL_SMOOTHING], 0, 1, &options->label_smoothing) &&
                       csm_read_float(k[CSM_KEYWORD_Z_LOSS], 0, DBL_MAX, &options->z_loss) &&
                       csm_read_float(k[CSM_KEYWORD_TEMPERATURE], tiny, DBL_MAX, &options->temperature) &&
+                      csm_read_float(k[CSM_KEYWORD_SOFTCAP], 1e-30, 1e30, &options->softcap) &&
                       csm_read_float(k[CSM_KEYWORD_UPSTREAM], 1, 1, &upstream) &&
                       csm_read_float(k[CSM_KEYWORD_CLIP_NORM], tiny, DBL_MAX, &options->clip_norm) &&
                       csm_read_float(k[CSM_KEYWORD_CLIP_VALUE], tiny, DBL_MAX, &options->clip_value) &&

@@ -366,6 +366,7 @@ void *csm_xla_cross_entropy(xla_frame *f) {
     options.temperatures = has_temperatures ? &temperatures.view : NULL;
     read_real(f, "temperature", &options.temperature);
     read_real(f, "label_smoothing", &options.label_smoothing);
+    read_real(f, "softcap", &options.softcap);
     read_real(f, "z_loss", &options.z_loss);
     options.reduction = CSM_NONE;
     options.threads = threads(f);

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from .._arguments.labels import check_softcap
 from .._arguments.numbers import check_integer
 from .calls import call_kernel, check_floating, check_number, check_rows, is_equal, is_for_rows, like
 
@@ -81,6 +82,7 @@ def cross_entropy(
     ignore_index: int = -100,
     z_loss: float = 0.0,
     temperature: ArrayLike = 1.0,
+    softcap: float | None = None,
     reduction: Literal["mean", "sum", "none"] = "mean",
 ) -> jax.Array:
     """`csoftmax.cross_entropy` of labels, with a gradient that is computed with the loss in one pass.
@@ -96,7 +98,7 @@ def cross_entropy(
     sample_weight : jax.Array, broadcastable to labels, optional
         Weights of rows, at least 0. No gradient flows to them. A row of weight 0 contributes 0, whatever it holds; a
         negative or infinite weight makes the loss NaN.
-    label_smoothing, ignore_index, z_loss
+    label_smoothing, ignore_index, z_loss, softcap
         As in `csoftmax.cross_entropy`; they cannot be traced.
     temperature : float > 0 or array of them, default 1.0
         As in `softmax`.
@@ -131,6 +133,7 @@ def cross_entropy(
     ignore_index = check_integer("ignore_index", ignore_index)
     options = (
         ("label_smoothing", np.float64(check_number("label_smoothing", label_smoothing, 0, 1, open_low=False))),
+        ("softcap", np.float64(0 if softcap is None else check_softcap(check_number("softcap", softcap, 0)))),
         ("temperature", np.float64(1 if is_for_rows(temperature) else check_number("temperature", temperature, 0))),
         ("z_loss", np.float64(check_number("z_loss", z_loss, 0, open_low=False))),
     )

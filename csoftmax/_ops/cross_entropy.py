@@ -78,7 +78,7 @@ class CrossEntropyPlan(NamedTuple):
         """Compute, and return the loss (a scalar unless there is one for each row) and the gradient or None."""
         if self.place.on_cuda:
             return self._run_on_cuda()
-        arguments = [*self._arguments(), self.num_threads, self.options.temperatures]
+        arguments = [*self._arguments(), self.num_threads, self.options.temperatures, self.options.softcap]
         if binding.run_cross_entropy(*arguments) is not None:
             self._raise_bad_label()
             raise RuntimeError("target was changed by another thread during the call; nothing has been written")
@@ -187,6 +187,7 @@ def cross_entropy(
     ignore_index: SupportsIndex = -100,
     z_loss: float = 0.0,
     temperature: ArrayLike = 1.0,
+    softcap: float | None = None,
     reduction: Literal["none", "sum", "mean"] = "mean",
     device: str | None = None,
     num_threads: SupportsIndex | None = None,
@@ -220,6 +221,9 @@ def cross_entropy(
     temperature : float or array_like, default 1.0
         T, positive and finite. An array, of length 1 along `axis`, broadcasts to the rows, each of which then has the
         bits that it has alone. On CUDA rows of the same temperature are a launch.
+    softcap : float, optional
+        c, from 1e-30 to 1e30: the logits become ``c * tanh(logits / c)`` before anything else (Gemma 2, 2024), in the
+        compute type, so that half types are rounded once. -inf, +inf and NaN stay what they are. CPU only.
     reduction : {"mean", "sum", "none"}, default "mean"
         The mean divides by the sum of ``s * sum(w * q)`` over the rows that are not ignored, with q before smoothing;
         for labels that is the sum of s * w[target]. Where that sum is 0, the mean is NaN.
@@ -268,7 +272,10 @@ def cross_entropy(
     - A mean over rows that all weigh 0 is NaN in both. PyTorch's gradient is then NaN or infinite; here it is 0, with
       label smoothing and z-loss too, so that such a batch changes no parameter.
 
-    PyTorch has no sample weights, temperature or z-loss.
+    PyTorch has no sample weights, temperature, soft cap or z-loss.
+
+    With `softcap` the bounds hold for the capped logits, which are within 2 ULP of ``c * tanh(logits / c)``: relative
+    to the exact loss, a probability changes by a factor of up to ``exp(4 * eps * c / T)``, eps the spacing of 1.
 
     Examples
     --------
@@ -289,6 +296,7 @@ def cross_entropy(
         ignore_index=ignore_index,
         z_loss=z_loss,
         temperature=temperature,
+        softcap=softcap,
         reduction=reduction,
         device=device,
         num_threads=num_threads,
@@ -309,6 +317,7 @@ def cross_entropy_with_grad(
     ignore_index: SupportsIndex = -100,
     z_loss: float = 0.0,
     temperature: ArrayLike = 1.0,
+    softcap: float | None = None,
     reduction: Literal["none", "sum", "mean"] = "mean",
     upstream: ArrayLike = 1.0,
     clip_norm: float | None = None,
@@ -321,7 +330,7 @@ def cross_entropy_with_grad(
 
     Parameters
     ----------
-    logits, target, axis, weight, sample_weight, label_smoothing, ignore_index, z_loss, temperature, reduction
+    logits, target, axis, weight, sample_weight, label_smoothing, ignore_index, z_loss, temperature, softcap, reduction
         As in `cross_entropy`.
     upstream : float, or with reduction "none" array_like that broadcasts to the rows; default 1.0
         Factor of the gradient.
@@ -356,6 +365,10 @@ def cross_entropy_with_grad(
     A class with the logit -inf has gradient 0, unless it has w * q > 0: then it is -w * q times the factor of the row
     (with label smoothing -epsilon / K times that factor), beside a loss of +inf.
 
+    With `softcap` the gradient is that of the logits before the cap: times ``1 - tanh(logits / c)**2``, 4 ULP further,
+    which keeps its digits where tanh is near 1. The clips apply to this product. A class with the logit -inf has the
+    gradient that it has without `softcap`.
+
     Examples
     --------
     >>> import numpy as np
@@ -375,6 +388,7 @@ def cross_entropy_with_grad(
         ignore_index=ignore_index,
         z_loss=z_loss,
         temperature=temperature,
+        softcap=softcap,
         reduction=reduction,
         upstream=upstream,
         clip_norm=clip_norm,

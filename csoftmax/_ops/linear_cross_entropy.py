@@ -235,6 +235,7 @@ def run_linear_on_cpu(
             binding.REDUCTIONS["none"],
             num_threads,
             temperatures,
+            options.softcap,
         )
         if bad is not None:
             raise RuntimeError("target was changed by another thread during the call")
@@ -303,6 +304,7 @@ def linear_cross_entropy(
     ignore_index: SupportsIndex = -100,
     z_loss: float = 0.0,
     temperature: ArrayLike = 1.0,
+    softcap: float | None = None,
     reduction: Literal["none", "sum", "mean"] = "mean",
     filter_eps: float = 0.0,
     device: str | None = None,
@@ -325,7 +327,8 @@ def linear_cross_entropy(
         64 MiB (48 MiB for half types).
     filter_eps : float, default 0.0
         Affects gradients only; see `linear_cross_entropy_with_grad`.
-    weight, sample_weight, label_smoothing, ignore_index, z_loss, temperature, reduction, device, num_threads
+    weight, sample_weight, label_smoothing, ignore_index, z_loss, temperature, softcap, reduction, device,
+    num_threads
         As in `cross_entropy`; num_threads does not bound the BLAS (threadpoolctl does).
 
     Returns
@@ -364,6 +367,7 @@ def linear_cross_entropy(
         ignore_index=ignore_index,
         z_loss=z_loss,
         temperature=temperature,
+        softcap=softcap,
         reduction=reduction,
         filter_eps=filter_eps,
         device=device,
@@ -386,6 +390,7 @@ def linear_cross_entropy_with_grad(
     ignore_index: SupportsIndex = -100,
     z_loss: float = 0.0,
     temperature: ArrayLike = 1.0,
+    softcap: float | None = None,
     reduction: Literal["none", "sum", "mean"] = "mean",
     upstream: ArrayLike = 1.0,
     clip_norm: float | None = None,
@@ -400,7 +405,7 @@ def linear_cross_entropy_with_grad(
     ----------
     x, w, target, bias, chunk_bytes
         As in `linear_cross_entropy`.
-    weight, sample_weight, label_smoothing, ignore_index, z_loss, temperature, reduction
+    weight, sample_weight, label_smoothing, ignore_index, z_loss, temperature, softcap, reduction
         As in `cross_entropy`.
     upstream, clip_norm, clip_value
         As in `cross_entropy_with_grad`; clipping applies to the gradient of a row's logits.
@@ -456,6 +461,7 @@ def linear_cross_entropy_with_grad(
         ignore_index=ignore_index,
         z_loss=z_loss,
         temperature=temperature,
+        softcap=softcap,
         reduction=reduction,
         upstream=upstream,
         clip_norm=clip_norm,

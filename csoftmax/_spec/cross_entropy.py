@@ -155,6 +155,11 @@ def every_weight(shape, dtype, seed):
     }
 
 
+def capped(shape, dtype, seed):
+    options = numbers_of_rows("temperature", (1.0, 0.3, 7.0), softcap=2.0, reduction="none")(shape, dtype, seed)
+    return options | {"weight": class_weights(shape, dtype, seed), "label_smoothing": 0.125}
+
+
 def clipped(shape, dtype, seed):
     options = {"clip_norm": 0.5, "clip_value": 0.25, "label_smoothing": 0.125, "reduction": "none"}
     return options | {"sample_weight": row_weights(shape, seed), "upstream": 0.75}
@@ -166,11 +171,18 @@ LOSS_VARIANTS = {
     "every weight, T": Variant(every_weight),
     "soft, z-loss": Variant(constant(z_loss=0.0625, reduction="none"), soft=True),
     "soft, weights": Variant(weighted, soft=True),
+    "softcap": Variant(constant(softcap=5.0, reduction="none"), is_accurate=False),
+    "softcap, soft": Variant(capped, soft=True, is_accurate=False),
     "T a row": Variant(numbers_of_rows("temperature", (1.0, 0.3, 7.0), reduction="none")),
     "mean": Variant(constant(reduction="mean"), is_rowwise=False),
     "sum": Variant(constant(reduction="sum"), is_rowwise=False),
 }
-GRADIENT_VARIANTS = LOSS_VARIANTS | {"clipped": Variant(clipped, is_accurate=False)}
+GRADIENT_VARIANTS = LOSS_VARIANTS | {
+    "clipped": Variant(clipped, is_accurate=False),
+    "softcap, clipped": Variant(
+        lambda shape, dtype, seed: clipped(shape, dtype, seed) | {"softcap": 3.0}, is_accurate=False
+    ),
+}
 
 
 def target_errors():
@@ -211,6 +223,11 @@ LOSS_ERRORS = (
     BadCall({"ignore_index": 1.5}, TypeError, "ignore_index must be an int, got 1.5"),
     BadCall({"ignore_index": True}, TypeError, "ignore_index must be an int, got True"),
 )
+SOFTCAP_ERRORS = (
+    BadCall({"softcap": 0.0}, ValueError, "softcap must be None or a number from 1e-30 to 1e30, got 0.0"),
+    BadCall({"softcap": np.inf}, ValueError, "softcap must be None or a number from 1e-30 to 1e30, got inf"),
+    BadCall({"softcap": [1.0]}, TypeError, "softcap must be a real number"),
+)
 GRADIENT_ERRORS = (
     BadCall({"upstream": [1.0, 2.0, 3.0], "reduction": "mean"}, ValueError, "upstream must be a number where"),
     BadCall({"upstream": [1.0, 2.0], "reduction": "none"}, ValueError, r"upstream has shape \(2,\)"),
@@ -242,7 +259,7 @@ RECORDS = (
         loss_limits,
         LOSS_VARIANTS,
         {"NaN": (np.nan,), "+inf": (np.nan,), "all -inf": (np.nan,)},
-        LOSS_ERRORS,
+        LOSS_ERRORS + SOFTCAP_ERRORS,
         GOLDEN,
         exempt={
             "overlap": "it has no out, and its result lacks the class axis",
@@ -259,7 +276,7 @@ RECORDS = (
         loss_limits,
         GRADIENT_VARIANTS,
         {"NaN": (np.nan, np.nan), "+inf": (np.nan, np.nan), "all -inf": (np.nan, np.nan)},
-        LOSS_ERRORS + GRADIENT_ERRORS,
+        LOSS_ERRORS + SOFTCAP_ERRORS + GRADIENT_ERRORS,
         GOLDEN,
     ),
     Operation(

@@ -9,6 +9,7 @@ import numpy as np
 from .cross_entropy import (
     GRADIENT_ERRORS,
     LOSS_ERRORS,
+    SOFTCAP_ERRORS,
     class_weights,
     exact_rows,
     make_target,
@@ -98,11 +99,13 @@ VARIANTS = {
     "chunks": Variant(in_chunks),
     "soft, z-loss": Variant(constant(z_loss=0.0625, reduction="none"), soft=True),
     "T a row": Variant(numbers_of_rows("temperature", (1.0, 0.3, 7.0), reduction="none")),
+    "softcap": Variant(constant(softcap=5.0, reduction="none"), is_accurate=False),
     "mean": Variant(constant(reduction="mean"), is_rowwise=False),
 }
 W = np.zeros((4, FEATURES), np.float32)
 ERRORS = (
     *LOSS_ERRORS,
+    *SOFTCAP_ERRORS,
     BadCall({"w": np.zeros((4, 3), np.float32)}, ValueError, r"and w \(4, 3\)"),
     BadCall({"w": np.zeros(2, np.float32)}, ValueError, "allowed are"),
     BadCall({"x": np.float32(1)}, ValueError, r"x has shape \(\)"),

@@ -109,8 +109,12 @@ def over_segments(record: Operation, **changes: Any) -> Operation:
 
 
 def without_weights(variants: Any) -> dict[str, Any]:
-    """Return the variants of a loss that have no class weights, which segments do not share."""
-    return {name: v for name, v in variants.items() if "weight" not in v.options((2, 3), "float32", 0)}
+    """Return the variants of a loss without what segments lack: class weights, soft caps, temperatures of rows."""
+
+    def is_shared(options: dict[str, Any]) -> bool:
+        return not {"weight", "softcap"} & set(options) and np.ndim(options.get("temperature", 1)) == 0
+
+    return {name: v for name, v in variants.items() if is_shared(v.options((2, 3), "float32", 0))}
 
 
 LOSS_ERRORS = (

@@ -9,6 +9,7 @@ from torch import Tensor
 
 import csoftmax
 
+from .._arguments.labels import check_softcap
 from .._arguments.numbers import check_integer
 from .operators import (
     Reduction,
@@ -35,11 +36,18 @@ class _LossOptions(NamedTuple):
     ignore_index: int
     z_loss: float
     temperature: float
+    softcap: float  # 0: none
     reduction: str
 
     @classmethod
     def check(
-        cls, label_smoothing: float, ignore_index: int, z_loss: float, temperature: float, reduction: str
+        cls,
+        label_smoothing: float,
+        ignore_index: int,
+        z_loss: float,
+        temperature: float,
+        softcap: float | None,
+        reduction: str,
     ) -> _LossOptions:
         """Convert the numbers to the types that operators expect."""
         return cls(
@@ -47,16 +55,19 @@ class _LossOptions(NamedTuple):
             check_integer("ignore_index", ignore_index),
             as_number("z_loss", z_loss),
             as_number("temperature", temperature),
+            0.0 if softcap is None else check_softcap(as_number("softcap", softcap)),
             reduction,
         )
 
     def as_keywords(self, temperatures: Tensor | None) -> dict[str, Any]:
         """The options of a call, with the temperatures of the rows if there are any."""
-        return self._asdict() | ({} if temperatures is None else {"temperature": temperatures.detach()})
+        options = self._asdict() | {"softcap": self.softcap or None}
+        return options | ({} if temperatures is None else {"temperature": temperatures.detach()})
 
 
 _OPTIONS_SCHEMA = (
-    "float label_smoothing, int ignore_index, float z_loss, float temperature, str reduction, bool gradient"
+    "float label_smoothing, int ignore_index, float z_loss, float temperature, float softcap, str reduction, "
+    "bool gradient"
 )
 
 
@@ -104,12 +115,12 @@ def _save_loss(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
     keep_gradients(ctx, output[1])
 
 
-@of_loss(12)
+@of_loss(13)
 def _differentiate_loss(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     (grad,) = ctx.saved_tensors
     if ctx.reduction == "none":
         upstream = upstream.unsqueeze(ctx.dim)
-    return multiply(grad, upstream), *[None] * 11
+    return multiply(grad, upstream), *[None] * 12
 
 
 _cross_entropy = define(
@@ -134,6 +145,7 @@ def cross_entropy(
     ignore_index: int = -100,
     z_loss: float = 0.0,
     temperature: float | Tensor = 1.0,
+    softcap: float | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     """`csoftmax.cross_entropy` with a gradient with respect to the logits, computed with the loss in one pass.
@@ -150,7 +162,7 @@ def cross_entropy(
         Class weights.
     sample_weight : torch.Tensor, broadcastable to the rows, optional
         Weights of rows. No gradient flows to weights.
-    label_smoothing, ignore_index, z_loss, temperature, reduction
+    label_smoothing, ignore_index, z_loss, temperature, softcap, reduction
         As in `csoftmax.cross_entropy`.
 
     Returns
@@ -176,7 +188,7 @@ def cross_entropy(
     check_constants(target=target, weight=weight, sample_weight=sample_weight)
     gradient = logits.requires_grad and torch.is_grad_enabled()
     number, rows = number_or_rows("temperature", temperature)
-    options = _LossOptions.check(label_smoothing, ignore_index, z_loss, number, reduction)
+    options = _LossOptions.check(label_smoothing, ignore_index, z_loss, number, softcap, reduction)
     return _cross_entropy(logits, target, check_int("dim", dim), weight, sample_weight, rows, *options, gradient)[0]
 
 
@@ -225,10 +237,10 @@ def _save_linear(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
     keep_gradients(ctx, *output[1:])
 
 
-@of_loss(13)
+@of_loss(14)
 def _differentiate_linear(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     grads = [multiply(grad, upstream) for grad in ctx.saved_tensors]
-    return grads[0], grads[1], None, grads[2] if ctx.has_bias else None, *[None] * 9
+    return grads[0], grads[1], None, grads[2] if ctx.has_bias else None, *[None] * 10
 
 
 _linear_cross_entropy = define(
@@ -254,6 +266,7 @@ def linear_cross_entropy(
     ignore_index: int = -100,
     z_loss: float = 0.0,
     temperature: float | Tensor = 1.0,
+    softcap: float | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     """`csoftmax.linear_cross_entropy` with gradients with respect to x, w and bias, without a matrix of all logits.
@@ -264,7 +277,7 @@ def linear_cross_entropy(
         Features and the linear layer.
     target : torch.Tensor
         Labels, or soft labels; no gradient flows to them.
-    weight, sample_weight, label_smoothing, ignore_index, z_loss, temperature
+    weight, sample_weight, label_smoothing, ignore_index, z_loss, temperature, softcap
         As in `csoftmax.linear_cross_entropy`.
     reduction : {"mean", "sum", "none"}
         With "none" there is no gradient, because it would have to be computed together with the loss, before the
@@ -297,5 +310,5 @@ def linear_cross_entropy(
     if gradient and reduction == "none":
         raise ValueError('reduction="none" has no gradient here; use "sum" or "mean", or torch.no_grad()')
     number, rows = number_or_rows("temperature", temperature)
-    options = _LossOptions.check(label_smoothing, ignore_index, z_loss, number, reduction)
+    options = _LossOptions.check(label_smoothing, ignore_index, z_loss, number, softcap, reduction)
     return _linear_cross_entropy(x, w, target, bias, weight, sample_weight, rows, *options, gradient)[0]

@@ -145,6 +145,7 @@ typedef struct csm_loss_options {
     void *interrupt_context;
     size_t position; /* set with CSM_BAD_LABEL: the row, in C order */
     const csm_view *temperatures; /* a double for each row, instead of `temperature`; NULL = the same for all */
+    double softcap; /* c: logits become c tanh(logits / c) first; 0 = none */
 } csm_loss_options;
 static inline csm_loss_options csm_default_loss_options(void) {
     csm_loss_options o = {sizeof(csm_loss_options),
@@ -166,7 +167,8 @@ static inline csm_loss_options csm_default_loss_options(void) {
                           NULL,
                           NULL,
                           0,
-                          NULL};
+                          NULL,
+                          0};
     return o;
 }
 

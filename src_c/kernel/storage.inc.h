@@ -7,6 +7,7 @@
 #include "softmax/ragged_tiles.inc.h"
 #include "softmax/vjp.inc.h"
 #include "cross_entropy/loss.inc.h"
+#include "softcap/softcap.inc.h"
 #include "divergence/divergence.inc.h"
 #include "topk/topk.inc.h"
 #include "entmax/entmax.inc.h"

@@ -16,6 +16,7 @@
 #include "row_optimizer/job.h"
 #include "sample/job.h"
 #include "sampled/job.h"
+#include "softcap/job.h"
 #include "softmax/job.h"
 #include "subsets/job.h"
 #include "topk/job.h"
@@ -51,6 +52,7 @@ typedef struct csm_table {
     csm_kl_kernels divergence[CSM_DTYPE_COUNT];
     csm_subset_kernels subsets;
     csm_ranking_kernels rankings;
+    csm_softcap_kernels softcap[CSM_DTYPE_COUNT];
 } csm_table;
 
 /* One exported symbol per unit; NULL if the unit was built without its instruction set. */

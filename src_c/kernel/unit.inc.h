@@ -96,6 +96,7 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 #include "softmax/element.inc.h"
 #include "topk/select.inc.h"
 #include "sampled/logistic.inc.h"
+#include "softcap/tanh.inc.h"
 #define v32_TO_DOUBLE v32_widen
 #include "sample/sample.inc.h"
 #include "adversarial/climb.inc.h"
@@ -143,6 +144,7 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 #include "softmax/element.inc.h"
 #include "topk/select.inc.h"
 #include "sampled/logistic.inc.h"
+#include "softcap/tanh.inc.h"
 #define v64_TO_DOUBLE(from, to) ((to)[0] = (from))
 #include "sample/sample.inc.h"
 #include "adversarial/climb.inc.h"
@@ -183,6 +185,7 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 #define LOSS(suffix, storage, compute)                                                   \
     {loss_rows_##suffix, loss_pass1_##suffix, loss_sums_##suffix, loss_factors_##suffix, \
      loss_norm_##suffix, loss_pass2_##suffix, loss_mass_##suffix},
+#define SOFTCAP(suffix, storage, compute) {softcap_cap_##suffix, softcap_uncap_##suffix},
 #define ENTMAX(suffix, storage, compute) {support_##suffix, spread_##suffix, entmax_vjp_##suffix},
 #define DIVERGENCE(suffix, storage, compute) \
     {kl_rows_##suffix, kl_pass1_##suffix, kl_again_##suffix, kl_pass2_##suffix},
@@ -237,6 +240,7 @@ static const csm_table table = {
     {CSM_DTYPES(DIVERGENCE)},
     {subset_sigmoids, subset_logs, subset_step},
     {ranking_places, ranking_terms},
+    {CSM_DTYPES(SOFTCAP)},
 };
 const csm_table *const CSM_GLUE(csm_table_, CSM_UNIT) = &table;
 #endif

@@ -4,6 +4,7 @@
 #undef EXP_MANTISSA
 #undef EXP_EXPONENT_BIAS
 #undef EXP_BIAS
+#undef EXP_UNBIAS
 #undef EXP_SAFE
 #undef EXP_SUM_START
 #undef EXP_SMALL_MEAN
@@ -19,6 +20,7 @@
 #define EXP_MANTISSA 52
 #define EXP_EXPONENT_BIAS 1023
 #define EXP_BIAS 500
+#define EXP_UNBIAS 0x1p-500
 #define EXP_SAFE 450
 #define EXP_SUM_START 0x1p501 /* at least the largest e', 1.42 2^B */
 #define EXP_SMALL_MEAN 0x1p454 /* smaller ones are added without EXP_SUM_START: sum.inc.h */

@@ -4,6 +4,7 @@
 #define EXP_MANTISSA 23
 #define EXP_EXPONENT_BIAS 127
 #define EXP_BIAS 60      /* B */
+#define EXP_UNBIAS 0x1p-60
 #define EXP_SAFE 30      /* 1 / sum e' times 2^-30 is a normal number */
 #define EXP_SUM_START 0x1p61 /* at least the largest e', 1.42 2^B */
 #define EXP_SMALL_MEAN 0x1p39 /* smaller ones are added without EXP_SUM_START: sum.inc.h */

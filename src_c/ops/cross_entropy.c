@@ -15,10 +15,8 @@
 
 /* Rows */
 
-/* Copies the rows that take part to their places in scratch; no other row is read.  Returns 0 if the call has been
- * interrupted. */
-static int gather_kept(csm_loss_run *call, int thread, const csm_loss_job *job, char *to, size_t pitch,
-                       csm_strided from, size_t size) {
+int csm_loss_gather_kept(csm_loss_run *call, int thread, const csm_loss_job *job, char *to, size_t pitch,
+                         csm_strided from, size_t size) {
     const size_t n = call->base.shape.n;
     csm_loss_input in;
     for (size_t begin = 0, end; begin < job->rows; begin = end + 1) {
@@ -71,14 +69,17 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
         size_t left = call->inner - begin % call->inner, count = end - begin < left ? end - begin : left;
         if (!call->is_direct && count > call->group) count = call->group;
         const csm_loss_job job = job_of(call, begin, count);
-        if (call->is_direct) {
+        if (call->capped) {
+            const csm_status status = csm_loss_capped_rows(call, &job, thread, memory);
+            if (status != CSM_OK) return status;
+        } else if (call->is_direct) {
             csm_run_loss_rows(call, &job, thread, memory);
         } else {
             char *x = memory + call->e_size + call->block_size + call->wide_size, *q = x + call->group * call->pitch;
             const csm_strided from = {job.x, job.x_step, call->x.axis_stride};
             const csm_strided from_q = {job.q, job.q_step, call->soft_labels.axis_stride};
-            if (!gather_kept(call, thread, &job, x, call->pitch, from, c->itemsize)) return CSM_INTERRUPTED;
-            if (call->is_soft && !gather_kept(call, thread, &job, q, call->soft_pitch, from_q, c->wide_size))
+            if (!csm_loss_gather_kept(call, thread, &job, x, call->pitch, from, c->itemsize)) return CSM_INTERRUPTED;
+            if (call->is_soft && !csm_loss_gather_kept(call, thread, &job, q, call->soft_pitch, from_q, c->wide_size))
                 return CSM_INTERRUPTED;
             csm_loss_job packed = job;
             packed.x = x;
@@ -188,6 +189,7 @@ static csm_status own_body(void *context, size_t begin, size_t end, int thread) 
 /* The call */
 
 static int is_fraction(double x) { return x >= 0 && x <= 1; }
+static int is_softcap(double c) { return c >= CSM_SOFTCAP_LEAST && c <= CSM_SOFTCAP_LARGEST; }
 
 /* The constants that the rows of a call have in common, except the mean's divisor, the temperature's constants and the
  * sum of the weights. */
@@ -197,8 +199,8 @@ csm_loss_call csm_loss_call_of(const csm_loss_options *o, size_t n, int gradient
                                .weight_sum = (double)n,
                                .smoothing = o->label_smoothing,
                                .z_loss = o->z_loss,
-                               .clip_norm = o->clip_norm > 0 ? o->clip_norm : CSM_INF,
-                               .clip_value = o->clip_value > 0 ? o->clip_value : CSM_INF,
+                               .clip_norm = o->clip_norm > 0 && o->softcap == 0 ? o->clip_norm : CSM_INF,
+                               .clip_value = o->clip_value > 0 && o->softcap == 0 ? o->clip_value : CSM_INF,
                                .soft = o->soft != NULL,
                                .gradient = gradient};
     set_temperature(&constants, o->temperature);
@@ -213,9 +215,9 @@ static csm_status clear_body(void *context, size_t begin, size_t end, int thread
     (void)thread;
     for (; begin < end; begin++) {
         char *to = (char *)call->gradient.data + csm_offset(&c->shape, call->gradient.strides, begin);
-        if (axis == (ptrdiff_t)c->itemsize) memset(to, 0, c->shape.n * c->itemsize);
+        if (axis == (ptrdiff_t)call->itemsize) memset(to, 0, c->shape.n * call->itemsize);
         else
-            for (size_t j = 0; j < c->shape.n; j++) memset(to + (ptrdiff_t)j * axis, 0, c->itemsize);
+            for (size_t j = 0; j < c->shape.n; j++) memset(to + (ptrdiff_t)j * axis, 0, call->itemsize);
     }
     return CSM_OK;
 }
@@ -272,7 +274,8 @@ static csm_status prepare(csm_loss_run *call, csm_dtype dtype, const csm_table *
     const size_t n = shape->n;
     if (!o->temperatures && !is_temperature(o->temperature)) return CSM_BAD_TEMPERATURE;
     if (!is_fraction(o->label_smoothing) || !(o->z_loss >= 0 && o->z_loss < CSM_INF) || !(o->clip_norm >= 0) ||
-        !(o->clip_value >= 0) || !o->labels == !o->soft || (unsigned)o->reduction > CSM_MEAN)
+        !(o->clip_value >= 0) || !(o->softcap == 0 || is_softcap(o->softcap)) || !o->labels == !o->soft ||
+        (unsigned)o->reduction > CSM_MEAN)
         return CSM_BAD_OPTION;
     csm_status status = csm_lay_out(
         c, shape, (const csm_view *[]){x, NULL, gradient, o->soft, o->sample_weight, o->upstream, o->temperatures},
@@ -290,6 +293,8 @@ static csm_status prepare(csm_loss_run *call, csm_dtype dtype, const csm_table *
     call->is_soft = o->soft != NULL;
     call->kernels = &table->loss[dtype];
     call->wide_kernels = &table->loss[c->wide_dtype];
+    call->itemsize = c->itemsize;
+    if (o->softcap != 0) csm_loss_set_softcap(call, o->softcap);
     double weight_sum = (double)n;
     if (call->shard) weight_sum = call->shard->options->weight_sum;
     else if (o->weight) weight_sum = csm_loss_weight_sum(call, n);
@@ -300,12 +305,12 @@ static csm_status prepare(csm_loss_run *call, csm_dtype dtype, const csm_table *
     }
     call->loss_call.weight_sum = weight_sum;
     call->inner = c->shape.ndim ? c->shape.shape[c->shape.ndim - 1] : 1;
-    call->is_direct = csm_is_contiguous(&c->shape, &call->x, c->itemsize, 1) &&
+    call->is_direct = !call->capped && csm_is_contiguous(&c->shape, &call->x, c->itemsize, 1) &&
                       (!gradient || csm_is_contiguous(&c->shape, &call->gradient, c->itemsize, 1)) &&
                       (!call->is_soft || csm_is_contiguous(&c->shape, &call->soft_labels, c->wide_size, 1));
     call->pitch = csm_pack_pitch(n, c->itemsize);
     call->soft_pitch = csm_pack_pitch(n, c->wide_size);
-    call->group = csm_pack_rows(n, c->itemsize);
+    call->group = call->capped ? csm_loss_capped_group(call) : csm_pack_rows(n, c->itemsize);
     const size_t block = n < CSM_BLOCK ? n : CSM_BLOCK;
     const int is_grouped = csm_is_single(c) && gradient;
     call->e_size = csm_rounded((is_grouped ? csm_loss_scratch(block, call->rows) : block + 16) * c->wide_size);

@@ -2,6 +2,7 @@
  *
  *   cross_entropy.c           the driver: layouts, temperatures, the sum of the losses
  *   cross_entropy_row.c       contiguous rows of any length and content, and the stages of their shards
+ *   cross_entropy_softcap.c   rows of logits with a soft cap
  *   cross_entropy_weights.c   masses of soft labels, the mean's divisor, the sum of the class weights
  */
 #ifndef CSM_OPS_CROSS_ENTROPY_H
@@ -24,6 +25,10 @@ typedef struct csm_loss_run {
     csm_loss_call loss_call, transformed_call; /* for ordinary and for transformed rows */
     size_t rows, inner; /* all rows; rows along the last batch axis */
     size_t pitch, soft_pitch, group; /* of rows in scratch */
+    size_t itemsize; /* of the caller's logits; base.itemsize is that of the rows that are computed */
+    const csm_softcap_kernels *capped; /* of the caller's logits, whose dtype is `stored`; NULL: they have no cap */
+    csm_softcap softcap;
+    csm_dtype stored;
     int is_soft, is_direct; /* is_direct: every array is contiguous along the axis */
     int has_lost; /* whether rows can have gradients that the kernels lose */
     double lost_extra, lost_limit, lost_upstream; /* those rows: weight |upstream| (mass + extra) > limit, or, where
@@ -52,9 +57,13 @@ static inline size_t csm_order_of(const csm_loss_run *call, size_t row) {
     return (size_t)csm_offset(&call->base.shape, call->order.strides, row);
 }
 
+/* The part of a thread's scratch that logits with a soft cap need. */
+size_t csm_loss_softcap_size(const csm_loss_run *);
+
 static inline char *csm_loss_scratch_of(csm_loss_run *call, int thread) {
     size_t size = call->e_size + call->block_size + call->wide_size;
-    if (!call->is_direct) size += call->group * (call->pitch + (call->is_soft ? call->soft_pitch : 0));
+    if (call->capped) size += csm_loss_softcap_size(call);
+    else if (!call->is_direct) size += call->group * (call->pitch + (call->is_soft ? call->soft_pitch : 0));
     return csm_scratch_get(&call->scratch, thread, 0, size);
 }
 
@@ -68,6 +77,24 @@ double csm_loss_divisor(csm_loss_run *);
 void csm_sum_weights(const void *weight, int is_double, size_t begin, size_t k, double *sum, double *low);
 /* The sum of the n class weights: compensated within a block, without rounding over blocks. */
 double csm_loss_weight_sum(const csm_loss_run *, size_t n);
+
+/* Sets a soft cap of the logits; from here on, the call computes rows of the compute type. */
+void csm_loss_set_softcap(csm_loss_run *, double c);
+/* How many of its rows are capped together. */
+size_t csm_loss_capped_group(const csm_loss_run *);
+/* Computes the rows of a job, at most a group, whose logits have a soft cap.  memory: a thread's scratch. */
+csm_status csm_loss_capped_rows(csm_loss_run *, const csm_loss_job *, int thread, char *memory);
+/* The slope of the cap at element j of a row of the caller. */
+csm_factor csm_loss_slope_at(const csm_loss_run *, const char *uncapped, size_t j);
+/* Whether slopes of a row, the product of whose factors is given, can underflow where the gradient does not. */
+int csm_loss_loses_slope(const csm_loss_run *, double factor, double far);
+
+/* Copies the rows that take part to their places in scratch; no other row is read.  Returns 0 if the call has been
+ * interrupted. */
+int csm_loss_gather_kept(csm_loss_run *, int thread, const csm_loss_job *, char *to, size_t pitch, csm_strided from,
+                         size_t size);
+/* Collects the inputs of a row other than its logits.  Returns whether the row takes part. */
+int csm_loss_read_input(const csm_loss_run *, const csm_loss_job *, ptrdiff_t at, csm_loss_input *);
 
 /* Sets which rows are looked at for gradients that the kernels lose: those with large factors. */
 void csm_find_lost_limit(csm_loss_run *);

@@ -14,12 +14,12 @@ void csm_find_lost_limit(csm_loss_run *call) {
     call->lost_extra = c->smoothing / (double)c->n * c->weight_sum + (c->z_loss != 0 ? 2 * c->z_loss * of_max : 0);
     call->lost_limit = csm_times_pow2(single ? 0x1p20 : 0x1p210, -c->t_exponent - c->divisor_exponent);
     call->lost_upstream = c->clip_value < CSM_INF ? csm_times_pow2(4, -c->divisor_exponent) : CSM_INF;
+    const double limit = call->capped ? csm_times_pow2(1, -c->t_exponent - c->divisor_exponent) : call->lost_limit;
     call->has_lost = c->gradient && (call->is_soft || o->weight || o->sample_weight || o->upstream ||
-                                     1 + call->lost_extra > call->lost_limit || 1 > call->lost_upstream);
+                                     1 + call->lost_extra > limit || 1 > call->lost_upstream);
 }
 
-/* Collects the inputs of a row other than its logits.  Returns whether the row takes part. */
-static int read_input(const csm_loss_run *call, const csm_loss_job *job, ptrdiff_t at, csm_loss_input *in) {
+int csm_loss_read_input(const csm_loss_run *call, const csm_loss_job *job, ptrdiff_t at, csm_loss_input *in) {
     *in = (csm_loss_input){.w_label = 1, .upstream = 1, .e_label = -1};
     if (!csm_read_label_and_weight(job, at, in)) return 0;
     if (job->upstream) memcpy(&in->upstream, job->upstream + at * job->upstream_step, sizeof in->upstream);
@@ -56,9 +56,13 @@ static int holds_lost_gradient(const csm_loss_run *call, const char *x, const cs
     return 0;
 }
 /* Whether the kernels lose the gradient of one of a row's classes; sets the row's maximum in the input. */
-static int has_lost_gradient(const csm_loss_run *call, const char *x, csm_loss_input *in, char *wide) {
+static int has_lost_gradient(const csm_loss_run *call, const csm_loss_job *job, ptrdiff_t at, csm_loss_input *in,
+                             char *wide) {
     const csm_call *c = &call->base;
+    const char *x = job->x + at * job->x_step;
     const size_t n = c->shape.n;
+    const double factor = in->weight * fabs(in->upstream) * (in->mass + call->lost_extra);
+    if (job->far && csm_loss_loses_slope(call, factor, job->far[at])) return 1;
     if (!may_lose_gradient(call, in)) return 0;
     in->max = -CSM_INF;
     for (size_t b = 0; b < csm_block_count(n); b++) {
@@ -75,6 +79,7 @@ typedef struct row_state {
     const csm_loss_kernels *kernels; /* for ordinary or for transformed rows */
     const char *x, *q;
     char *gradient; /* may be x; NULL: none */
+    const char *uncapped; /* the caller's logits, if those of x are capped */
     char *wide, *scratch; /* for a block of the compute type; for e' of a block */
     csm_block *blocks;
     csm_loss_input in;
@@ -239,7 +244,8 @@ static void pass_over_lost(row_state *s, csm_loss_exact *exact, csm_factor *squa
                 continue;
             }
             const double q = s->q ? csm_wide_at(c, s->q, begin + j) : is_label;
-            const csm_factor g = csm_loss_exact_of_row(exact, x, q, csm_class_weight(s->call, begin + j), is_label);
+            csm_factor g = csm_loss_exact_of_row(exact, x, q, csm_class_weight(s->call, begin + j), is_label);
+            if (s->uncapped) g = csm_factor_mul(g, csm_loss_slope_at(s->call, s->uncapped, begin + j));
             if (pass == NORM) *square = csm_factor_add(*square, csm_factor_mul(g, g));
             else csm_put(c, s->gradient + (begin + j) * c->itemsize, csm_loss_exact_result(exact, g));
         }
@@ -247,14 +253,17 @@ static void pass_over_lost(row_state *s, csm_loss_exact *exact, csm_factor *squa
     }
 }
 static void write_lost_gradient(row_state *s) {
-    const csm_loss_call *call = &s->call->loss_call;
-    csm_loss_exact exact = csm_loss_exact_begin(call, s->max);
+    const csm_loss_options *o = s->call->options;
+    csm_loss_call call = s->call->loss_call;
+    call.clip_norm = o->clip_norm > 0 ? o->clip_norm : CSM_INF; /* of capped logits, the call has none */
+    call.clip_value = o->clip_value > 0 ? o->clip_value : CSM_INF;
+    csm_loss_exact exact = csm_loss_exact_begin(&call, s->max);
     csm_factor square = {{0, 0}, 0};
     pass_over_lost(s, &exact, &square, SUMS);
-    csm_loss_exact_factors(call, &s->in, &exact);
-    if (call->clip_norm < CSM_INF) {
+    csm_loss_exact_factors(&call, &s->in, &exact);
+    if (call.clip_norm < CSM_INF) {
         pass_over_lost(s, &exact, &square, NORM);
-        csm_loss_exact_shrink(call, square, &exact);
+        csm_loss_exact_shrink(&call, square, &exact);
     }
     pass_over_lost(s, &exact, &square, GRADIENT);
 }
@@ -480,12 +489,13 @@ static void run_row(csm_loss_run *call, const csm_loss_job *job, ptrdiff_t at, i
         run_shard(call, &s, job, at);
         return;
     }
-    if (!read_input(call, job, at, &s.in)) { /* the logits are not read */
+    if (job->slope) s.uncapped = job->uncapped + at * job->uncapped_step;
+    if (!csm_loss_read_input(call, job, at, &s.in)) { /* the logits are not read */
         *loss = 0;
         fill_row(call, s.gradient, 0, &s.poll);
         return;
     }
-    const int has_lost = s.gradient && call->has_lost && has_lost_gradient(call, s.x, &s.in, s.wide);
+    const int has_lost = s.gradient && call->has_lost && has_lost_gradient(call, job, at, &s.in, s.wide);
     s.stores_e = s.gradient && !has_lost && c->itemsize == c->wide_size;
     if (s.in.label >= 0) s.in.x_label = s.in.z_label = csm_element(c, s.x, (size_t)s.in.label);
     const int is_number = sum_row(&s);
@@ -493,6 +503,7 @@ static void run_row(csm_loss_run *call, const csm_loss_job *job, ptrdiff_t at, i
     if (!s.gradient || s.is_stopped) return;
     if (is_number && has_lost) {
         write_lost_gradient(&s);
+        if (job->slope) fill_row(call, job->slope + at * job->slope_step, 1, &s.poll); /* it is in the gradient */
         return;
     }
     if (is_number) s.kernels->factors(s.loss_call, &s.in, clip_factor(&s), &s.row);
@@ -506,7 +517,7 @@ ptrdiff_t csm_end_of_kernel_rows(csm_loss_run *call, const csm_loss_job *job, pt
     if (c->shape.n > CSM_BLOCK || call->shard || c->scales.always_transform) return at;
     if (!job->gradient || !call->has_lost) return (ptrdiff_t)job->rows;
     for (; at < (ptrdiff_t)job->rows; at++)
-        if (read_input(call, job, at, &in) && has_lost_gradient(call, job->x + at * job->x_step, &in, memory)) break;
+        if (csm_loss_read_input(call, job, at, &in) && has_lost_gradient(call, job, at, &in, memory)) break;
     return at;
 }
 
@@ -520,6 +531,9 @@ csm_loss_job csm_loss_job_at(const csm_loss_job *all, ptrdiff_t at, size_t rows,
     job.loss = all->loss + at * all->order;
     job.weight = all->weight ? all->weight + at * all->weight_step : NULL;
     job.upstream = all->upstream ? all->upstream + at * all->upstream_step : NULL;
+    job.uncapped = all->uncapped ? all->uncapped + at * all->uncapped_step : NULL;
+    job.slope = all->slope ? all->slope + at * all->slope_step : NULL;
+    job.far = all->far ? all->far + at : NULL;
     job.rows = rows;
     job.scratch = scratch;
     return job;

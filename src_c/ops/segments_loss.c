@@ -343,7 +343,7 @@ static csm_status prepare(segment_loss_call *call, csm_dtype dtype, const csm_ta
     if (!(o->temperature > 0 && o->temperature < CSM_INF)) return CSM_BAD_TEMPERATURE;
     if (!is_fraction(o->label_smoothing) || !(o->z_loss >= 0 && o->z_loss < CSM_INF) || !(o->clip_norm >= 0) ||
         !(o->clip_value >= 0) || (o->labels != NULL) + (o->soft != NULL) + (positives != NULL) != 1 || o->weight ||
-        (positives && o->label_smoothing > 0) || (unsigned)o->reduction > CSM_MEAN ||
+        o->softcap != 0 || (positives && o->label_smoothing > 0) || (unsigned)o->reduction > CSM_MEAN ||
         !csm_check_segments(segments, shape->n, &call->longest))
         return CSM_BAD_OPTION;
     csm_status status = csm_lay_out(

@@ -269,7 +269,7 @@ static csm_status run_loss(csm_array_type type, const csm_shape *shape, const cs
     const int is_finish = shard->stage == CSM_STAGE_FINISH || shard->stage == CSM_STAGE_LOST;
     const int fits =
         shard->stage == CSM_STAGE_WHOLE ? shape->n == o->classes : (is_finish ? is_part : is_shard)(shape, o);
-    if ((unsigned)type > CSM_BF16 || !fits) return CSM_BAD_OPTION;
+    if ((unsigned)type > CSM_BF16 || !fits || options.softcap != 0) return CSM_BAD_OPTION;
     options.temperature = o->temperature;
     options.temperatures = NULL;
     options.threads = o->threads;

@@ -341,8 +341,8 @@ def make_calls():
     mask = torch.rand(3, 5, generator=generator) < 0.7
     row_weights = torch.rand(4, dtype=torch.float64, generator=generator)
     temperatures = torch.tensor([[0.5], [1.0], [2.0]], dtype=torch.float64)
-    base = (None, None, None, 0.0, -100, 0.0, 1.0)
-    full = (weight, row_weights, None, 0.1, -100, 0.01, 2.0)
+    base = (None, None, None, 0.0, -100, 0.0, 1.0, 0.0)
+    full = (weight, row_weights, None, 0.1, -100, 0.01, 2.0, 3.0)
     return {
         "softmax": (rows.apply_softmax, (x(3, 5), 0, 1.5, None, None)),
         "log_softmax": (rows._log_softmax, (turned(3, 5), 1, 1.0, None, None)),

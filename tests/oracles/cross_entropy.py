@@ -21,7 +21,11 @@ def exact(x, target, **options):
             lse = mpmath.log(mpmath.fsum(mpmath.exp(v) for v in z))
             return mpmath.fsum(a[j] * (lse - z[j]) for j in range(n) if a[j]) + z_loss * lse**2
 
-        z = [mpmath.mpf(float(v)) / t for v in x]
+        x, slope = [mpmath.mpf(float(v)) for v in x], [mpmath.mpf(1)] * n
+        if options.get("softcap") is not None:
+            c = mpmath.mpf(float(options["softcap"]))
+            x, slope = [c * mpmath.tanh(v / c) for v in x], [mpmath.sech(v / c) ** 2 for v in x]
+        z = [v / t for v in x]
         e = [mpmath.exp(v) for v in z]
         total = mpmath.fsum(e)
         g = mpmath.fsum(a) + 2 * z_loss * mpmath.log(total)
@@ -31,4 +35,4 @@ def exact(x, target, **options):
             up, down = ([v + d * (i == j) / t for i, v in enumerate(z)] for d in (step, -step))
             difference = (loss(up) - loss(down)) / (2 * step)
             assert abs(difference - gradient[j]) <= mpmath.mpf(2) ** -700 * (1 + abs(gradient[j]))
-        return loss(z), gradient
+        return loss(z), [g * s for g, s in zip(gradient, slope)]

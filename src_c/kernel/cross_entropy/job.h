@@ -68,6 +68,12 @@ typedef struct csm_loss_job {
     ptrdiff_t weight_step, upstream_step;
     size_t rows;
     void *scratch;                    /* csm_loss_scratch elements of the compute type */
+    /* Logits with a soft cap, which the kernels see capped: the caller's in their storage type, the slopes of the cap,
+     * and the largest of the caller's that is not small beside the cap, of each row.  NULL: none. */
+    const char *uncapped;
+    char *slope; /* NULL: no gradient */
+    const double *far;
+    ptrdiff_t uncapped_step, slope_step;
 } csm_loss_job;
 
 /* Elements of scratch for rows of n: e' of a row or, from CSM_LOSS_VECTOR + 1 to CSM_LOSS_GROUP_LENGTH, of a group of
