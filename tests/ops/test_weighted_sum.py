@@ -116,6 +116,8 @@ def test_what_is_refused():
     x = np.zeros((3, 4))
     with pytest.raises(ValueError, match=r"b has shape \(3,\), which does not broadcast against \(3, 4\)"):
         csoftmax.logsumexp(x, b=np.ones(3))
+    with pytest.raises(TypeError, match="b must hold real numbers, got bool: give where=b"):
+        csoftmax.logsumexp(x, b=x == 0)
     with pytest.raises(TypeError, match="b must hold real numbers"):
         csoftmax.logsumexp(x, b="a")
     with pytest.raises(ValueError, match="temperature must be positive and finite"):
