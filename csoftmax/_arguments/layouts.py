@@ -78,15 +78,17 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: Any, place: Place = CPU) 
         raise ValueError("out overlaps itself: several of its elements share memory")
 
 
-def check_where(where: Any, shape: tuple[int, ...], place: Place = CPU) -> Any:
-    """The mask as a boolean view of the given shape."""
+def check_where(where: Any, shape: tuple[int, ...], place: Place = CPU, of: str = "x") -> Any:
+    """The mask as a boolean view of the given shape, that of the argument `of`."""
     mask = place.array("where", where)
     if mask.dtype != np.bool_:
         raise TypeError(f"where must be boolean, got dtype {mask.dtype}")
     try:
         return place.xp.broadcast_to(mask, shape)
     except ValueError:
-        raise ValueError(f"where has shape {mask.shape}, which does not broadcast to the shape {shape} of x") from None
+        raise ValueError(
+            f"where has shape {mask.shape}, which does not broadcast to the shape {shape} of {of}"
+        ) from None
 
 
 def address(x: Any) -> int:

@@ -315,8 +315,8 @@ static void end_losses(const csm_view *loss, int wide, double *each, size_t rows
     free(each);
 }
 
-/* (x, y) -> the Kullback-Leibler divergence of each row (float64 for float64, else float32), and the gradient of y if
- * there is a second result. */
+/* (x, y, and optionally a temperature for each row) -> the Kullback-Leibler divergence of each row (float64 for
+ * float64, else float32), and the gradient of y if there is a second result. */
 void *csm_xla_kl_divergence(xla_frame *f) {
     void *answer;
     if (!is_execution(f, &answer)) return answer;
@@ -330,14 +330,23 @@ void *csm_xla_kl_divergence(xla_frame *f) {
         (has_gradient && !view_of(&m, buffer_of(&f->results, 1), m.kind, m.shape.n, &gradient)))
         return wrong(f);
     csm_divergence_options options = csm_default_divergence_options();
+    row_numbers temperatures = {0};
+    if (f->arguments.count > 2) {
+        if (!row_numbers_of(&m, buffer_of(&f->arguments, 2), &temperatures)) return wrong(f);
+        if (!temperatures.view.data) return failed_with(f, CSM_NO_MEMORY);
+        options.temperatures = &temperatures.view;
+    }
     read_real(f, "temperature", &options.temperature);
     options.reduction = CSM_NONE;
     options.threads = threads(f);
     double *each = begin_losses(&loss, wide, m.shape.shape[0]);
-    if (!each) return failed_with(f, CSM_NO_MEMORY);
-    csm_status status = csm_run_divergence(m.dtype, csm_current_table(), &m.shape, &m.x, &y,
-                                           has_gradient ? &gradient : NULL, each, &options);
-    end_losses(&loss, wide, each, m.shape.shape[0], status);
+    csm_status status = CSM_NO_MEMORY;
+    if (each) {
+        status = csm_run_divergence(m.dtype, csm_current_table(), &m.shape, &m.x, &y, has_gradient ? &gradient : NULL,
+                                    each, &options);
+        end_losses(&loss, wide, each, m.shape.shape[0], status);
+    }
+    free(temperatures.memory);
     return failed_with(f, status);
 }
 

@@ -77,6 +77,13 @@ def check_rows(name: str, value: Any, x: jax.Array, axis: int) -> jax.Array:
     return jnp.squeeze(rows, axis).astype(wide)
 
 
+def check_temperature(temperature: Any, x: jax.Array, axis: int) -> tuple[jax.Array | None, float]:
+    """The temperatures of the rows or None, and the one for all."""
+    if is_for_rows(temperature):
+        return jax.lax.stop_gradient(check_rows("temperature", temperature, x, axis)), 1.0
+    return None, check_number("temperature", temperature, 0)
+
+
 def leave_out(x: jax.Array, where: ArrayLike | None) -> jax.Array:
     """The logits with -inf where the mask is False, which is how the kernels leave elements out."""
     return x if where is None else jnp.where(where, x, jnp.asarray(-jnp.inf, x.dtype))

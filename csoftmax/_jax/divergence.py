@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -11,45 +11,58 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from .._arguments.numbers import check_flag
-from .calls import call_kernel, check_floating, check_mask, check_number, leave_out, like
+from .calls import call_kernel, check_floating, check_mask, check_temperature, leave_out, like
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _entropy(x: jax.Array, temperature: float) -> jax.Array:
+# Functions of rows, of a temperature for each row or None, and of the one for all rows.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _entropy(x: jax.Array, each: jax.Array | None, temperature: float) -> jax.Array:
     result = jax.ShapeDtypeStruct(x.shape[:-1], x.dtype)
-    return call_kernel("entropy", result, x, temperature=np.float64(temperature))
+    return call_kernel("entropy", result, x, *_given(each), temperature=np.float64(temperature))
 
 
-def _entropy_backward(temperature: float, x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
+def _entropy_backward(temperature: float, saved: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     """The entropy is sum p (-log p), whose gradient is that of sum p a with the constants a = -log p."""
-    t = np.float64(temperature)
-    p = call_kernel("softmax", like(x), x, temperature=t)
-    minus_log = -call_kernel("log_softmax", like(x), x, temperature=t)
-    return (call_kernel("softmax_vjp", like(x), minus_log, p, temperature=t) * dy[..., None],)
+    x, each = saved
+    t, rows = np.float64(temperature), _given(each)
+    p = call_kernel("softmax", like(x), x, *rows, temperature=t)
+    minus_log = -call_kernel("log_softmax", like(x), x, *rows, temperature=t)
+    return call_kernel("softmax_vjp", like(x), minus_log, p, *rows, temperature=t) * dy[..., None], _no_gradient(each)
 
 
-_entropy.defvjp(lambda x, temperature: (_entropy(x, temperature), x), _entropy_backward)
+_entropy.defvjp(lambda x, each, temperature: (_entropy(x, each, temperature), (x, each)), _entropy_backward)
 
 
-def _compute_kl(x: jax.Array, y: jax.Array, temperature: float, gradient: bool) -> list[jax.Array]:
+def _given(each: jax.Array | None) -> tuple[jax.Array, ...]:
+    return () if each is None else (each,)
+
+
+def _no_gradient(each: jax.Array | None) -> jax.Array | None:
+    return None if each is None else jnp.zeros_like(each)
+
+
+def _compute_kl(
+    x: jax.Array, y: jax.Array, each: jax.Array | None, temperature: float, gradient: bool
+) -> list[jax.Array]:
     """The divergence of each row, float64 for float64, else float32, and, if `gradient`, the gradient of y."""
     results = [jax.ShapeDtypeStruct(y.shape[:-1], jnp.promote_types(y.dtype, jnp.float32))]
     results += [like(y)] * gradient
-    return call_kernel("kl_divergence", results, x, y, temperature=np.float64(temperature))
+    return call_kernel("kl_divergence", results, x, y, *_given(each), temperature=np.float64(temperature))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _kl_divergence(x: jax.Array, y: jax.Array, temperature: float) -> jax.Array:
-    return _compute_kl(x, y, temperature, gradient=False)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _kl_divergence(x: jax.Array, y: jax.Array, each: jax.Array | None, temperature: float) -> jax.Array:
+    return _compute_kl(x, y, each, temperature, gradient=False)[0]
 
 
-def _kl_forward(x: jax.Array, y: jax.Array, temperature: float) -> tuple[jax.Array, jax.Array]:
-    loss, gradient = _compute_kl(x, y, temperature, gradient=True)
-    return loss, gradient
+def _kl_forward(x: jax.Array, y: jax.Array, each: jax.Array | None, temperature: float) -> tuple[jax.Array, Any]:
+    loss, gradient = _compute_kl(x, y, each, temperature, gradient=True)
+    return loss, (gradient, each)
 
 
-def _kl_backward(temperature: float, gradient: jax.Array, upstream: jax.Array) -> tuple[None, jax.Array]:
-    return None, (gradient * upstream[..., None]).astype(gradient.dtype)
+def _kl_backward(temperature: float, saved: Any, upstream: jax.Array) -> tuple[None, jax.Array, jax.Array | None]:
+    gradient, each = saved
+    return None, (gradient * upstream[..., None]).astype(gradient.dtype), _no_gradient(each)
 
 
 _kl_divergence.defvjp(_kl_forward, _kl_backward)
@@ -66,7 +79,7 @@ def entropy(
     x: ArrayLike,
     axis: SupportsIndex = -1,
     *,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
     keepdims: bool = False,
 ) -> jax.Array:
@@ -78,8 +91,8 @@ def entropy(
         Logits: float16, bfloat16, float32 or float64.
     axis : int, default -1
         The axis of the classes.
-    temperature : float > 0, default 1.0
-        T, which cannot be traced.
+    temperature : float or array_like, default 1.0
+        As in `softmax`.
     where : jax.Array of bool, broadcastable to x, optional
         Mask. Elements where it is False are left out; their gradient is exactly 0.
     keepdims : bool, default False
@@ -105,7 +118,7 @@ def entropy(
     x, axis = check_floating("x", x, axis)
     mask = check_mask(where, x)
     rows = jnp.moveaxis(leave_out(x, mask), axis, -1)
-    return _finish(_entropy(rows, check_number("temperature", temperature, 0)), mask, axis, keepdims)
+    return _finish(_entropy(rows, *check_temperature(temperature, x, axis)), mask, axis, keepdims)
 
 
 def kl_divergence(
@@ -113,7 +126,7 @@ def kl_divergence(
     y: ArrayLike,
     axis: SupportsIndex = -1,
     *,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
     keepdims: bool = False,
 ) -> jax.Array:
@@ -154,5 +167,5 @@ def kl_divergence(
         )
     mask = check_mask(where, y)
     rows = (jnp.moveaxis(leave_out(part, mask), index, -1) for part in (jax.lax.stop_gradient(x), y))
-    result = _kl_divergence(*rows, check_number("temperature", temperature, 0)).astype(y.dtype)
+    result = _kl_divergence(*rows, *check_temperature(temperature, y, index)).astype(y.dtype)
     return _finish(result, mask, index, keepdims)

@@ -13,7 +13,17 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from .._arguments.numbers import check_flag
-from .calls import call_kernel, check_floating, check_mask, check_number, check_rows, is_for_rows, leave_out, like
+from .calls import (
+    call_kernel,
+    check_floating,
+    check_mask,
+    check_number,
+    check_rows,
+    check_temperature,
+    is_for_rows,
+    leave_out,
+    like,
+)
 
 # A function of rows, of a number for each row or None, and of the number for all of them.
 _RowFunction = Callable[[jax.Array, Any, float], jax.Array]
@@ -48,13 +58,6 @@ def _define_row_function(name: str, parameter: str, *, is_differentiable: bool =
 _softmax = _define_row_function("softmax", "temperature")
 _log_softmax = _define_row_function("log_softmax", "temperature")
 _entmax = _define_row_function("entmax", "alpha", is_differentiable=True)
-
-
-def _check_temperature(temperature: Any, x: jax.Array, axis: int) -> tuple[jax.Array | None, float]:
-    """The temperatures of the rows or None, and the one for all."""
-    if is_for_rows(temperature):
-        return jax.lax.stop_gradient(check_rows("temperature", temperature, x, axis)), 1.0
-    return None, check_number("temperature", temperature, 0)
 
 
 def _apply_masked(
@@ -141,7 +144,7 @@ def softmax(
     """
     x, axis = check_floating("x", x, axis)
     rows, mask = _append_sink(x, axis, where, sink)
-    y = _apply_masked(_softmax, rows, axis, _check_temperature(temperature, rows, axis), mask, 0.0)
+    y = _apply_masked(_softmax, rows, axis, check_temperature(temperature, rows, axis), mask, 0.0)
     return _leave_sink_out(y, axis, sink)
 
 
@@ -179,7 +182,7 @@ def log_softmax(
     """
     x, axis = check_floating("x", x, axis)
     rows, mask = _append_sink(x, axis, where, sink)
-    y = _apply_masked(_log_softmax, rows, axis, _check_temperature(temperature, rows, axis), mask, -jnp.inf)
+    y = _apply_masked(_log_softmax, rows, axis, check_temperature(temperature, rows, axis), mask, -jnp.inf)
     return _leave_sink_out(y, axis, sink)
 
 
@@ -264,7 +267,7 @@ def logsumexp(
     """
     x, axis = check_floating("x", x, axis)
     rows, mask = _append_sink(x, axis, where, sink)
-    result = _logsumexp(jnp.moveaxis(leave_out(rows, mask), axis, -1), *_check_temperature(temperature, rows, axis))
+    result = _logsumexp(jnp.moveaxis(leave_out(rows, mask), axis, -1), *check_temperature(temperature, rows, axis))
     return jnp.expand_dims(result, axis) if check_flag("keepdims", keepdims) else result
 
 

@@ -289,8 +289,9 @@ def kl_divergence_with_grad(
 
     Notes
     -----
-    The gradient's error is at most 4 ULP of the larger of p and q times the row's factor. Hinton, Vinyals & Dean,
-    "Distilling the knowledge in a neural network" (2015).
+    The gradient's error is at most 4 ULP of the larger of p and q times the row's factor, where that larger one is a
+    normal number: at least 2^-126, with float64 2^-1022. Smaller ones may lose digits or count as 0, which shows where
+    `upstream` is huge. Hinton, Vinyals & Dean, "Distilling the knowledge in a neural network" (2015).
 
     Examples
     --------

@@ -184,7 +184,7 @@ def plan_sample(
     with place.context():
         x, dtype = as_float("logits", logits, place)
         axes = normalize_axes(axis, x.ndim)
-        mask = None if where is None else check_where(where, x.shape, place)
+        mask = None if where is None else check_where(where, x.shape, place, "logits")
         if x.ndim == 0:
             x, mask = x.reshape(1), None if mask is None else mask.reshape(1)
         x = axis_last(x, axes)

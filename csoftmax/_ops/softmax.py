@@ -364,6 +364,11 @@ def logsumexp(
     +inf gives +inf; a row with only -inf, or without classes, gives -inf. Temperature 0 gives ``sign(max) * inf``, or
     the logarithm of the number of maxima if they are 0.
 
+    `scipy.special.logsumexp` (1.17) differs in its default, which is all axes, and with `b` or `return_sign` in two
+    cases: the sign of an empty sum is -1 there and 0 here, and an infinite factor may give +inf there and is NaN here.
+    In both, elements with b = 0 are left out even where they hold NaN or infinity, ``b=[1, -1]`` over ``x=[inf, 2]``
+    gives +inf, and without `return_sign` a negative factor of a single element gives NaN.
+
     Examples
     --------
     >>> import csoftmax

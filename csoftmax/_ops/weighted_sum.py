@@ -67,6 +67,8 @@ def plan_weighted_sum(
     if device is not None:
         x, b, sink, temperature, where = to_host(x, b, sink, temperature, where)
     given = as_array("b", b)
+    if given.dtype.kind == "b":
+        raise TypeError("b must hold real numbers, got bool: give where=b to leave elements out, or convert b to float")
     if given.dtype.kind not in "iuf" and not is_bfloat16(given.dtype):
         raise TypeError(f"b must hold real numbers, got dtype {given.dtype}")
     x, dtype = as_float("x", x, place)

@@ -14,8 +14,9 @@ from .operators import (
     check_constants,
     check_floating,
     check_int,
-    check_number_temperature,
+    check_temperature,
     check_tensors,
+    choose_number,
     define,
     detach,
     keep_gradients,
@@ -23,6 +24,9 @@ from .operators import (
     multiply,
     of_loss,
 )
+
+# What both functions have in common: a temperature, or temperatures of the rows, and a mask.
+_OPTIONS = "int dim, float temperature, Tensor? temperatures, Tensor? where"
 
 
 def _empty_rows(x: Tensor, dim: int) -> Tensor:
@@ -32,12 +36,16 @@ def _empty_rows(x: Tensor, dim: int) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device)
 
 
-def _compute_entropy(x: Tensor, dim: int, temperature: float, where: Tensor | None) -> Tensor:
-    return torch.as_tensor(csoftmax.entropy(x.detach(), axis=dim, temperature=temperature, where=where))
+def _compute_entropy(x: Tensor, dim: int, number: float, rows: Tensor | None, where: Tensor | None) -> Tensor:
+    result = csoftmax.entropy(x.detach(), axis=dim, temperature=choose_number(number, rows), where=where)
+    return torch.as_tensor(result)
 
 
-def _compute_entropy_vjp(dy: Tensor, x: Tensor, dim: int, temperature: float, where: Tensor | None) -> Tensor:
+def _compute_entropy_vjp(
+    dy: Tensor, x: Tensor, dim: int, number: float, rows: Tensor | None, where: Tensor | None
+) -> Tensor:
     """The entropy is sum p (-log p), whose gradient is that of sum p a with the constants a = -log p."""
+    temperature = choose_number(number, rows)
     options: dict[str, Any] = {"axis": dim, "temperature": temperature, "where": where}
     to: Any = like(x)
     logs: Any = like(x)
@@ -49,40 +57,40 @@ def _compute_entropy_vjp(dy: Tensor, x: Tensor, dim: int, temperature: float, wh
 
 _entropy_vjp = define(
     "entropy_vjp",
-    "(Tensor dy, Tensor x, int dim, float temperature, Tensor? where) -> Tensor",
+    f"(Tensor dy, Tensor x, {_OPTIONS}) -> Tensor",
     _compute_entropy_vjp,
-    lambda dy, x, dim, temperature, where: like(x),
+    lambda dy, x, dim, number, rows, where: like(x),
 )
 
 
 def _save_entropy(ctx: Any, inputs: Any, output: Tensor) -> None:
-    x, ctx.dim, ctx.temperature, where = inputs
-    ctx.save_for_backward(x, *([] if where is None else [where]))
+    x, ctx.dim, ctx.number, rows, where = inputs
+    ctx.save_for_backward(x, rows, where)
 
 
-def _differentiate_entropy(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
-    x, *where = ctx.saved_tensors
-    return _entropy_vjp(dy, x, ctx.dim, ctx.temperature, *(where or [None])), None, None, None
+def _differentiate_entropy(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None, None]:
+    x, rows, where = ctx.saved_tensors
+    return _entropy_vjp(dy, x, ctx.dim, ctx.number, rows, where), None, None, None, None
 
 
 _entropy = define(
     "entropy",
-    "(Tensor x, int dim, float temperature, Tensor? where) -> Tensor",
+    f"(Tensor x, {_OPTIONS}) -> Tensor",
     _compute_entropy,
-    lambda x, dim, temperature, where: _empty_rows(x, dim),
+    lambda x, dim, number, rows, where: _empty_rows(x, dim),
     _differentiate_entropy,
     _save_entropy,
 )
 
 
 def _compute_kl(
-    x: Tensor, y: Tensor, dim: int, temperature: float, where: Tensor | None, gradient: bool
+    x: Tensor, y: Tensor, dim: int, number: float, rows: Tensor | None, where: Tensor | None, gradient: bool
 ) -> tuple[Tensor, Tensor]:
     """Divergences of rows, and the gradient of their sum, or an empty tensor."""
     x, y = x.detach(), y.detach()
     (where,) = detach(where)
     to: Any = like(y)
-    options: dict[str, Any] = {"axis": dim, "temperature": temperature, "where": where}
+    options: dict[str, Any] = {"axis": dim, "temperature": choose_number(number, rows), "where": where}
     if not gradient:
         return torch.as_tensor(csoftmax.kl_divergence(x, y, **options)), y.new_empty(0)
     result = csoftmax.kl_divergence_with_grad(x, y, reduction="none", out=to, **options)
@@ -90,7 +98,7 @@ def _compute_kl(
 
 
 def _fake_kl(
-    x: Tensor, y: Tensor, dim: int, temperature: float, where: Tensor | None, gradient: bool
+    x: Tensor, y: Tensor, dim: int, number: float, rows: Tensor | None, where: Tensor | None, gradient: bool
 ) -> tuple[Tensor, Tensor]:
     return _empty_rows(y, dim), torch.empty(y.shape if gradient else (0,), dtype=y.dtype, device=y.device)
 
@@ -100,15 +108,15 @@ def _save_kl(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
     keep_gradients(ctx, output[1])
 
 
-@of_loss(6)
+@of_loss(7)
 def _differentiate_kl(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     (grad,) = ctx.saved_tensors
-    return None, multiply(grad, upstream.unsqueeze(ctx.dim) if ctx.has_axes else upstream), *[None] * 4
+    return None, multiply(grad, upstream.unsqueeze(ctx.dim) if ctx.has_axes else upstream), *[None] * 5
 
 
 _kl_divergence = define(
     "kl_divergence",
-    "(Tensor x, Tensor y, int dim, float temperature, Tensor? where, bool gradient) -> (Tensor, Tensor)",
+    f"(Tensor x, Tensor y, {_OPTIONS}, bool gradient) -> (Tensor, Tensor)",
     _compute_kl,
     _fake_kl,
     _differentiate_kl,
@@ -117,7 +125,12 @@ _kl_divergence = define(
 
 
 def entropy(
-    x: Tensor, dim: int = -1, *, temperature: float = 1.0, where: Tensor | None = None, keepdims: bool = False
+    x: Tensor,
+    dim: int = -1,
+    *,
+    temperature: float | Tensor = 1.0,
+    where: Tensor | None = None,
+    keepdims: bool = False,
 ) -> Tensor:
     """`csoftmax.entropy` with a gradient.
 
@@ -127,8 +140,8 @@ def entropy(
         Logits, floating point.
     dim : int, default -1
         The axis of the classes.
-    temperature : float > 0, default 1.0
-        T.
+    temperature : float or torch.Tensor, default 1.0
+        As in `softmax`.
     where : torch.Tensor of bool, broadcastable to x, optional
         Mask. Elements where it is False are left out; their gradient is exactly 0.
     keepdims : bool, default False
@@ -156,7 +169,7 @@ def entropy(
     check_floating("x", x)
     check_tensors(where=where)
     dim = check_int("dim", dim)
-    result = _entropy(x, dim, check_number_temperature(temperature, x), where)
+    result = _entropy(x, dim, *check_temperature(temperature, x), where)
     return result.unsqueeze(dim) if check_flag("keepdims", keepdims) and x.dim() else result
 
 
@@ -165,7 +178,7 @@ def kl_divergence(
     y: Tensor,
     dim: int = -1,
     *,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     where: Tensor | None = None,
     keepdims: bool = False,
 ) -> Tensor:
@@ -205,5 +218,5 @@ def kl_divergence(
     check_constants(x=x, where=where)
     dim = check_int("dim", dim)
     gradient = y.requires_grad and torch.is_grad_enabled()
-    result, _ = _kl_divergence(x, y, dim, check_number_temperature(temperature, y), where, gradient)
+    result, _ = _kl_divergence(x, y, dim, *check_temperature(temperature, y), where, gradient)
     return result.unsqueeze(dim) if check_flag("keepdims", keepdims) and y.dim() else result

@@ -109,6 +109,11 @@ def number_or_rows(name: str, value: Any) -> tuple[float, Tensor | None]:
     return 1.0, value
 
 
+def choose_number(number: float, rows: Tensor | None) -> Any:
+    """The parameter of a call from what `number_or_rows` gives: a number, or a tensor of the rows."""
+    return number if rows is None else rows.detach()
+
+
 def check_temperature(temperature: Any, x: Tensor) -> tuple[float, Tensor | None]:
     """T as `number_or_rows` gives it; 0 and infinity are limits, which have no gradient."""
     number, rows = number_or_rows("temperature", temperature)

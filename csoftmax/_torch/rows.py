@@ -21,15 +21,11 @@ from .operators import (
     check_int,
     check_temperature,
     check_tensors,
+    choose_number,
     define,
     is_for_rows,
     like,
 )
-
-
-def _choose(number: float, rows: Tensor | None) -> Any:
-    """The parameter of a call: a number, or a tensor of the rows."""
-    return number if rows is None else rows.detach()
 
 
 def _define_row_function(name: str, parameter: str) -> tuple[Any, Any]:
@@ -37,10 +33,10 @@ def _define_row_function(name: str, parameter: str) -> tuple[Any, Any]:
     function, function_vjp = getattr(csoftmax, name), getattr(csoftmax, f"{name}_vjp")
 
     def compute_vjp(dy: Tensor, y: Tensor, dim: int, number: float, rows: Tensor | None) -> Tensor:
-        return function_vjp(dy.detach(), y.detach(), axis=dim, out=like(y), **{parameter: _choose(number, rows)})
+        return function_vjp(dy.detach(), y.detach(), axis=dim, out=like(y), **{parameter: choose_number(number, rows)})
 
     def compute(x: Tensor, dim: int, number: float, rows: Tensor | None, where: Tensor | None) -> Tensor:
-        return function(x.detach(), axis=dim, where=where, out=like(x), **{parameter: _choose(number, rows)})
+        return function(x.detach(), axis=dim, where=where, out=like(x), **{parameter: choose_number(number, rows)})
 
     def save(ctx: Any, inputs: Any, output: Tensor) -> None:
         _, ctx.dim, ctx.number, rows, _ = inputs
@@ -86,7 +82,7 @@ _entmax_gradients = define(
 
 
 def _compute_logsumexp(x: Tensor, dim: int, number: float, rows: Tensor | None, where: Tensor | None) -> Tensor:
-    result = csoftmax.logsumexp(x.detach(), axis=dim, temperature=_choose(number, rows), where=where)
+    result = csoftmax.logsumexp(x.detach(), axis=dim, temperature=choose_number(number, rows), where=where)
     return torch.as_tensor(result)
 
 
@@ -127,7 +123,7 @@ def _compute_logsumexp_vjp(
     dy: Tensor, x: Tensor, dim: int, temperature: float, rows: Tensor | None, where: Tensor | None
 ) -> Tensor:
     to: Any = like(x)
-    p = csoftmax.softmax(x.detach(), axis=dim, temperature=_choose(temperature, rows), where=where, out=to)
+    p = csoftmax.softmax(x.detach(), axis=dim, temperature=choose_number(temperature, rows), where=where, out=to)
     dy = dy.detach().unsqueeze(dim) if x.dim() else dy.detach()
     if rows is None:
         return scale_softmax(p, dy, temperature)

@@ -122,9 +122,9 @@ static inline csm_pair csm_pair_log1p(csm_pair v) {
     if (v.hi > -0x1p-7 && v.hi < 0x1p-7) return csm_pair_log_from(0, 64, v, csm_pair_plus(v, 2));
     return csm_pair_log(u);
 }
-/* e^w - less, where less is 0 or 1, relative to the result. */
+/* e^w - less, where less is 0 or 1, relative to the result; NaN where w is NaN. */
 static inline csm_pair csm_pair_exp(csm_pair w, const int less) {
-    if (w.hi < -745.2) return csm_pair_of(-less, 0);
+    if (!(w.hi >= -745.2)) return csm_pair_of(w.hi == w.hi ? -less : CSM_NAN, 0);
     if (w.hi > 709.7) return csm_pair_of(CSM_INF, 0);
     const double n = (w.hi * 0x1.71547652b82fep+0 + 0x1.8p52) - 0x1.8p52;
     const double i = (fma(-n, 0x1.62e42fefa39efp-1, w.hi) * 64 + 0x1.8p52) - 0x1.8p52;

@@ -75,6 +75,14 @@ static double term_of(slow_row *s, csm_pair u, csm_pair v, int is_absent, int is
     return p == 0 ? q : p * w + *difference;
 }
 
+/* q - p of an element whose q - p is subnormal in double, while the factor of the gradient is large. */
+static csm_factor small_difference(const slow_row *s, double x, double y) {
+    const csm_factor t = csm_factor_of_number(s->scales->temperature);
+    const csm_factor p = csm_factor_div(csm_factor_exp(x, s->x.max, t), csm_factor_of_number(s->x.total));
+    const csm_factor q = csm_factor_div(csm_factor_exp(y, s->y.max, t), csm_factor_of_number(s->y.total));
+    return csm_factor_add(q, csm_factor_minus(p));
+}
+
 enum { INSPECT, SUMS, TERMS };
 static void pass_over(slow_row *s, int pass, char *wide) {
     const csm_call *c = s->call;
@@ -105,7 +113,9 @@ static void pass_over(slow_row *s, int pass, char *wide) {
             if (term < CSM_INF) csm_two_sum(&s->loss.hi, &s->loss.lo, term);
             else s->is_infinite = 1;
             if (!place->gradient) continue;
-            const csm_factor g = csm_factor_mul(csm_factor_of_number(difference), s->factor);
+            const int is_small = fabs(difference) < 0x1p-960 && s->factor.e > 0;
+            const csm_factor d = is_small ? small_difference(s, x, y) : csm_factor_of_number(difference);
+            const csm_factor g = csm_factor_mul(d, s->factor);
             csm_put(c, place->gradient + (begin + j) * c->itemsize, 0 + csm_factor_rounded(g)); /* no -0 */
         }
         if (csm_poll_stops(&place->poll, 16 * k)) return;

@@ -22,9 +22,39 @@ static csm_pair divided(double x, double t) {
     const double q = x / t, low = fma(-q, t, x) / t;
     return csm_pair_of(q, low - low == 0 ? low : 0);
 }
+/* a - b of two elements. */
 static csm_pair difference(csm_pair a, csm_pair b) {
     const csm_pair d = csm_pair_add(a, csm_pair_minus(b));
-    return d.lo - d.lo == 0 ? d : csm_pair_of(d.hi, 0);
+    return d.hi - d.hi == 0 && d.lo - d.lo == 0 ? d : csm_pair_of(a.hi - b.hi, 0);
+}
+
+/* An element with a weight that is not 0: x, z = x / T, b and log |b|. */
+typedef struct term {
+    double x, b;
+    csm_pair z, log;
+} term;
+static term term_of(double x, double b, double t) {
+    const term u = {x, b, divided(x, t), csm_pair_log(csm_pair_of(fabs(b), 0))};
+    return u;
+}
+/* u.z - v.z.  Beyond the range of double, two quotients of different elements are infinitely far apart. */
+static csm_pair distance(const term *u, const term *v) {
+    const csm_pair d = difference(u->z, v->z);
+    if (d.hi - d.hi == 0) return d;
+    return csm_pair_of(u->x == v->x ? 0 : u->x < v->x ? -CSM_INF : CSM_INF, 0);
+}
+/* log (|b_u| e^z_u / (|b_v| e^z_v)); -inf and inf where z_u - z_v is. */
+static csm_pair log_ratio(const term *u, const term *v) {
+    const csm_pair d = distance(u, v);
+    return d.hi - d.hi == 0 ? csm_pair_add(d, difference(u->log, v->log)) : d;
+}
+/* (b_u / b_v) e^(z_u - z_v): a product, unless a factor may leave the range of double. */
+static csm_pair ratio(const term *u, const term *v) {
+    const csm_pair d = distance(u, v);
+    if (fabs(d.hi) < 600 && fabs(u->log.hi) < 300 && fabs(v->log.hi) < 300)
+        return csm_pair_mul(csm_pair_exp(d, 0), csm_pair_div(csm_pair_of(u->b, 0), csm_pair_of(v->b, 0)));
+    const csm_pair e = csm_pair_exp(log_ratio(u, v), 0);
+    return (u->b > 0) == (v->b > 0) ? e : csm_pair_minus(e);
 }
 
 /* The elements that take part. */
@@ -46,9 +76,8 @@ static int element(const csm_call *c, const weighted_row *row, size_t j, double 
 static double sum_row(csm_call *c, const weighted_row *row, int thread, double *sign) {
     const csm_poll poll = csm_poll_of(&c->interrupt, thread);
     const size_t n = c->shape.n;
-    double best = -CSM_INF, x, b, infinite = 0;
-    csm_pair top = {0, 0}, top_log = {0, 0};
-    double top_b = 0;
+    double x, b, infinite = 0;
+    term top = {0};
     *sign = CSM_NAN;
     for (size_t j = 0; j < n && !csm_poll_at(&poll, j); j++) {
         if (!element(c, row, j, &x, &b)) continue;
@@ -59,43 +88,30 @@ static double sum_row(csm_call *c, const weighted_row *row, int thread, double *
             infinite = s;
         }
         if (!(x > -CSM_INF) || infinite != 0) continue;
-        const csm_pair z = divided(x, row->t), log = csm_pair_log(csm_pair_of(fabs(b), 0));
-        const double size = z.hi + log.hi;
-        if (!(size > best)) continue;
-        best = size;
-        top = z;
-        top_log = log;
-        top_b = b;
+        const term u = term_of(x, b, row->t);
+        if (top.b == 0 || log_ratio(&u, &top).hi > 0) top = u;
     }
     *sign = infinite;
     if (infinite != 0) return CSM_INF;
-    if (top_b == 0) return -CSM_INF;
+    if (top.b == 0) return -CSM_INF;
     csm_pair rest = {0, 0};
     int is_left_out = 0; /* one element like the largest */
     for (size_t j = 0; j < n && !csm_poll_at(&poll, j); j++) {
         if (!element(c, row, j, &x, &b) || !(x > -CSM_INF)) continue;
-        const csm_pair z = divided(x, row->t);
-        if (!is_left_out && b == top_b && z.hi == top.hi && z.lo == top.lo) {
+        if (!is_left_out && b == top.b && x == top.x) {
             is_left_out = 1;
             continue;
         }
-        const csm_pair e = csm_pair_exp(difference(z, top), 0);
-        if (e.hi == 0) continue;
-        if (e.hi < CSM_INF) {
-            rest = csm_pair_add(rest, csm_pair_mul(e, csm_pair_div(csm_pair_of(b, 0), csm_pair_of(top_b, 0))));
-            continue;
-        }
-        /* a logit far above that of the largest term, with a tiny weight */
-        const csm_pair log = csm_pair_log(csm_pair_of(fabs(b), 0));
-        const csm_pair term = csm_pair_exp(csm_pair_add(difference(z, top), difference(log, top_log)), 0);
-        rest = csm_pair_add(rest, (b > 0) == (top_b > 0) ? term : csm_pair_minus(term));
+        const term u = term_of(x, b, row->t);
+        rest = csm_pair_add(rest, ratio(&u, &top));
     }
     const csm_pair sum = csm_pair_plus(rest, 1);
-    const double direction = top_b > 0 ? 1 : -1;
+    const double direction = top.b > 0 ? 1 : -1;
     *sign = sum.hi > 0 ? direction : sum.hi < 0 ? -direction : 0;
     if (sum.hi == 0) return -CSM_INF;
+    if (top.z.hi - top.z.hi != 0) return top.z.hi;
     const csm_pair log = sum.hi > 0 ? csm_pair_log1p(rest) : csm_pair_log(csm_pair_minus(sum));
-    const csm_pair all = csm_pair_add(csm_pair_add(top, top_log), log);
+    const csm_pair all = csm_pair_add(csm_pair_add(top.z, top.log), log);
     return all.lo - all.lo == 0 ? all.hi + all.lo : all.hi;
 }
 

@@ -78,6 +78,27 @@ def test_divergence_of_long_rows_is_exact(dtype, n):
     check_divergence(dtype, n, 2)
 
 
+def test_blocks_far_below_the_maximum_of_their_row():
+    for gap, dtype, upstream in ((89, np.float32, 1e30), (720, np.float64, 1e306), (800, np.float64, 1e308)):
+        x, y = np.zeros((2, 4099), dtype)
+        x[4096:], y[4096:] = -gap, -gap - 1
+        y[:2048] -= 0.01  # a loss that is not small
+        for student in (y, np.where(y < -1, y, 0)):
+            grad = csoftmax.kl_divergence_with_grad(x, student, upstream=upstream).grad
+            with mpmath.workprec(300):
+                near = student[:4096].astype(np.float64)
+                q, p = mpmath.exp(-gap - 1) / mpmath.fsum(map(mpmath.exp, near.tolist())), mpmath.exp(-gap) / 4096
+                np.testing.assert_allclose(grad[-1], float((q - p) * upstream), rtol=8 * np.finfo(dtype).eps)
+    x, y = np.full((2, 4097), -90, np.float32)
+    y -= 1
+    x[-1] = y[-1] = 0
+    np.testing.assert_allclose(csoftmax.kl_divergence(x, y), 4096 * np.exp(-91), rtol=1e-6)
+    x, y = np.full((2, 4097), -709.0)
+    y -= 1
+    x[-1] = y[-1] = 0
+    np.testing.assert_allclose(csoftmax.kl_divergence(x, y), 4096 / np.exp(355) / np.exp(355), rtol=1e-12)
+
+
 def test_equal_and_shifted_logits_have_no_divergence():
     x = np.random.default_rng(0).normal(size=(50, 300)).astype(np.float32)
     coarse = np.round(x * 64) / 64

@@ -347,6 +347,8 @@ def test_rows_that_nothing_is_left_of():
         csoftmax.sample([])
     with pytest.raises(ValueError, match=r"row \(0, 0\): its axis has no classes"):
         csoftmax.sample(x[..., :0])
+    with pytest.raises(ValueError, match=r"does not broadcast to the shape \(2, 3, 5\) of logits"):
+        csoftmax.sample(x, where=[True] * 2)
     where = np.ones(x.shape, bool)
     where[1, 2] = False
     with pytest.raises(ValueError, match=r"row \(1, 2\): where leaves none of its classes"):

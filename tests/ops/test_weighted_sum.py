@@ -56,6 +56,43 @@ def test_special_values():
     assert both([800.0, 0.0], [1e-320, 1e-300])[1] == 1
 
 
+@pytest.mark.parametrize(
+    ("x", "b", "temperature", "expected"),
+    [
+        ([1e308, -1e308], [1, 1], 1.0, (1e308, 1)),
+        ([-1e308, 1e308], [1, -1], 1.0, (1e308, -1)),
+        ([0.0, np.finfo(float).min], [1, 1], 0.5, (0, 1)),
+        ([3e38, -3e38], [1, 1], 1e-300, (np.inf, 1)),
+        ([2e38, 3e38], [1, -1], 1e-300, (np.inf, -1)),
+        ([-2e38, -3e38], [-1, 1], 1e-300, (-np.inf, -1)),
+        ([3e38, 3e38], [1, -1], 1e-300, (-np.inf, 0)),
+        ([1e20, 1e20], [1e-200, 1e200], 1.0, (1e20, 1)),
+        ([8e307, 8e307], [5e-324, -2.5], 1.0, (8e307, -1)),
+    ],
+)
+def test_quotients_beyond_the_range_of_double(x, b, temperature, expected):
+    value, sign = csoftmax.logsumexp(x, b=b, temperature=temperature, return_sign=True)
+    assert (float(value), float(sign)) == expected
+
+
+@looped("seed", range(4))
+def test_weights_of_any_magnitude(seed):
+    rng = np.random.default_rng(seed)
+    x = np.concatenate([rng.normal(size=(60, 4)) * 700, [[0, -746, -1430, 0]]])
+    b = rng.choice([-1, 1], x.shape) * 10.0 ** rng.uniform(-322, 308, x.shape)
+    x[:30], b[-1] = x[:30] * 0.01 + 1e17, [1e-320, 1e-300, 1e300, 0]
+    for row, weights, value, sign in zip(x, b, *csoftmax.logsumexp(x, b=b, return_sign=True), strict=True):
+        with mpmath.workprec(3000):
+            terms = [
+                mpmath.mpf(float(w)) * mpmath.exp(mpmath.mpf(float(v)) - float(row.max()))
+                for v, w in zip(row, weights, strict=True)
+            ]
+            total = mpmath.fsum(terms)
+            truth = mpmath.log(abs(total)) + float(row.max())
+            assert sign == mpmath.sign(total)
+            assert abs(float(value) - truth) <= 2 * float(np.spacing(abs(float(truth))))
+
+
 def test_options():
     x = np.random.default_rng(0).normal(size=(3, 4, 5))
     b = np.random.default_rng(1).normal(size=(4, 1))
@@ -79,6 +116,8 @@ def test_what_is_refused():
     x = np.zeros((3, 4))
     with pytest.raises(ValueError, match=r"b has shape \(3,\), which does not broadcast against \(3, 4\)"):
         csoftmax.logsumexp(x, b=np.ones(3))
+    with pytest.raises(TypeError, match="b must hold real numbers, got bool: give where=b"):
+        csoftmax.logsumexp(x, b=x == 0)
     with pytest.raises(TypeError, match="b must hold real numbers"):
         csoftmax.logsumexp(x, b="a")
     with pytest.raises(ValueError, match="temperature must be positive and finite"):

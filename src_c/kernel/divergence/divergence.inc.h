@@ -114,34 +114,41 @@ static NOINLINE double FN(kl_sum)(const T *x, const T *y, const REAL *e_x, const
     return FN(kl_pass)(x, y, e_x, e_y, NULL, k, c, 0, 0, 1, 1);
 }
 
-/* shift_x, shift_y: powers of two of e', those of a block relative to its row.  Returns whether they and the exponent
- * of the gradient's factor can be left out. */
+/* shift_x, shift_y: powers of two of e', those of a block relative to its row.  The larger of them is taken out of both
+ * sides, so that what is left is not subnormal; it is returned in *shift, and the gradient has it with the exponent of
+ * its factor.  Returns whether all powers can be left out. */
 INLINE int FN(kl_set)(const csm_kl_row *row, const csm_temperature *t, double shift_x, double shift_y,
-                      FN(kl_constants) * c) {
+                      FN(kl_constants) * c, double *shift) {
     c->max_x = V(set)(row->max_x);
     c->max_y = V(set)(row->max_y);
     c->inv_t = V(set)(t->inv_t);
     c->offset = V(set)(row->offset);
     c->ratio = V(set)(row->ratio);
     c->factor = V(set)(row->factor);
+    *shift = shift_x > shift_y ? shift_x : shift_y;
     if (shift_x == 0 && shift_y == 0 && row->exponent == 0) return 1;
-    const double lowest = 1 - EXP_EXPONENT_BIAS, half = (row->exponent * 0.5 + 0x1.8p52) - 0x1.8p52;
+    const double lowest = 1 - EXP_EXPONENT_BIAS, exponent = row->exponent + *shift;
+    const double half = (exponent * 0.5 + 0x1.8p52) - 0x1.8p52;
+    shift_x -= *shift;
+    shift_y -= *shift;
     c->up_x = V(set)(shift_x < lowest ? 0 : csm_pow2(shift_x));
     c->up_y = V(set)(shift_y < lowest ? 0 : csm_pow2(shift_y));
     c->post1 = V(set)(csm_times_pow2(1, half));
-    c->post2 = V(set)(csm_times_pow2(1, row->exponent - half));
+    c->post2 = V(set)(csm_times_pow2(1, exponent - half));
     return 0;
 }
 
 static double FN(kl_pass2)(const void *x, const void *y, const void *e_x, const void *e_y, void *to, size_t k,
                            const csm_temperature *t, const csm_kl_row *row, double shift_x, double shift_y, int exact) {
     FN(kl_constants) c;
-    if (FN(kl_set)(row, t, shift_x, shift_y, &c))
+    double shift, sum;
+    if (FN(kl_set)(row, t, shift_x, shift_y, &c, &shift))
         return to && !exact ? FN(kl_linear)(x, y, e_x, e_y, to, k, &c, t->tempered)
                             : FN(kl_sum)(x, y, e_x, e_y, k, &c, exact);
-    if (exact) return FN(kl_pass)(x, y, e_x, e_y, NULL, k, &c, 0, 1, 1, 0);
-    if (to) return FN(kl_pass)(x, y, e_x, e_y, to, k, &c, 1, 0, 1, 0);
-    return FN(kl_pass)(x, y, e_x, e_y, NULL, k, &c, 0, 0, 1, 0);
+    if (exact) sum = FN(kl_pass)(x, y, e_x, e_y, NULL, k, &c, 0, 1, 1, 0);
+    else if (to) sum = FN(kl_pass)(x, y, e_x, e_y, to, k, &c, 1, 0, 1, 0);
+    else sum = FN(kl_pass)(x, y, e_x, e_y, NULL, k, &c, 0, 0, 1, 0);
+    return csm_times_pow2(sum, shift);
 }
 
 static void FN(kl_pass1)(const void *x, void *e, size_t k, const csm_temperature *t, csm_block *block) {
