@@ -174,6 +174,12 @@ def join_padded(parts: Sequence[Any], fill: float) -> Any:
 def probabilities_of(x: Any, totals: Totals, kind: Kind) -> Any:
     """The softmax of pieces (rows, n) of the rows."""
     result = np.empty(x.shape, x.dtype)
+    as_given, strange = x, None
+    with np.errstate(invalid="ignore"):
+        has_strange = x.size and not (x.max(axis=1) <= totals.maxima).all()
+    if has_strange:  # elements that are not in the sums, and would spoil their blocks
+        strange = ~(x <= totals.maxima[:, None])
+        x = np.where(strange, np.array(-np.inf).astype(x.dtype), x)
     for chosen, maxima in ((~totals.transformed, None), (totals.transformed, totals.maxima)):
         if not chosen.any() or x.shape[1] == 0:
             continue
@@ -185,6 +191,10 @@ def probabilities_of(x: Any, totals: Totals, kind: Kind) -> Any:
         binding.run_stream_results(kind.code, as_buffer(piece), kind.temperature, given, of, as_buffer(to), None)
         if not is_all:
             result[chosen] = to
+    if strange is not None:
+        with np.errstate(all="ignore"):
+            own = np.exp(as_given.astype(np.float64) / kind.temperature - totals.lse[:, None])
+            result = np.where(strange, own.astype(x.dtype), result)
     result[totals.fill] = totals.value[totals.fill, None].astype(x.dtype)
     return result
 
