@@ -42,6 +42,7 @@ from ._learn.choice_groups import (
 from ._learn.choice_items import find_components
 from ._learn.choice_objective import Sums, add_up, evaluate, make_classes
 from ._learn.choice_report import summarize
+from ._ops.rankings import check_relevance
 
 if TYPE_CHECKING:
     from typing import Self
@@ -624,7 +625,7 @@ class PlackettLuce(BaseEstimator):
             scales = newton.find_scales(np.einsum("ij,ij->j", centred, centred), size)
         elif count and self.penalty_l2 == 0:
             at(np.zeros(count))  # which checks the arguments
-            parts = values.astype(np.float64), observed, found.offsets, sample_weight, self.ties
+            parts = check_relevance(values, values.shape), observed, found.offsets, sample_weight, self.ties
             is_separable = _check_components(*find_components(ids, *parts), names)
         self._climb(at, newton.Columns(names, np.zeros(count), scales), is_items, is_separable)
         if is_items:

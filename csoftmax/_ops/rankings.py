@@ -83,7 +83,7 @@ class RankingsPlan(NamedTuple):
         return loss, grad if out is None else out
 
 
-def _check_relevance(relevance: Any, shape: tuple[int, ...]) -> Any:
+def check_relevance(relevance: Any, shape: tuple[int, ...]) -> Any:
     """The relevance as float64 of the same order, NaN where an element is not in a list."""
     given = CPU.array("relevance", relevance)
     if given.dtype.kind in "iu" and given.dtype.itemsize == 8 and given.size:
@@ -127,7 +127,7 @@ def plan_rankings(
     if top is not None:
         top = min(check_count("top", top, 1, "an int or None"), LARGEST_TOP)
     x, dtype = as_float("x", x, place)
-    relevance = _check_relevance(relevance, x.shape)
+    relevance = check_relevance(relevance, x.shape)
     observed = None if observed is None else _check_observed(observed, x.shape)
     chosen = as_segments(**segments) if any(given is not None for given in segments.values()) else None
     elements = np.ascontiguousarray(x)
