@@ -185,7 +185,7 @@ def probabilities_of(x: Any, totals: Totals, kind: Kind) -> Any:
 
 
 def _results_of(x: Any, totals: Totals, kind: Kind) -> tuple[Any, bool]:
-    """The softmax of pieces, and whether they have elements that are not in the sums, which would spoil their blocks'."""
+    """The softmax of pieces, and whether they have elements that are not in the sums, which spoil their blocks'."""
     result, has_others = np.empty(x.shape, x.dtype), False
     for chosen, maxima in ((~totals.transformed, None), (totals.transformed, totals.maxima)):
         if not chosen.any() or x.shape[1] == 0:

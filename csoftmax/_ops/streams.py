@@ -621,8 +621,10 @@ def _as_pieces(x: Any, state: SoftmaxState) -> Any:
 
 
 def _round_to(dtype: Any, a: Any) -> Any:
+    if a.dtype == dtype:
+        return a
     with np.errstate(over="ignore", under="ignore"):
-        return a.astype(dtype, copy=False)
+        return a.astype(dtype)
 
 
 @accept_foreign
