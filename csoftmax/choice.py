@@ -30,9 +30,19 @@ from ._arguments.numbers import check_choice, check_count, check_non_negative, c
 from ._arguments.places import as_array
 from ._arguments.segments import Segments
 from ._learn import choice_newton as newton
-from ._learn.choice_groups import Groups, check_matrix, check_vector, find_groups, number
+from ._learn.choice_groups import (
+    Groups,
+    check_columns,
+    check_matrix,
+    check_names,
+    check_vector,
+    find_groups,
+    number,
+)
+from ._learn.choice_items import find_components
 from ._learn.choice_objective import Sums, add_up, evaluate, make_classes
 from ._learn.choice_report import summarize
+from ._ops.rankings import check_relevance
 
 if TYPE_CHECKING:
     from typing import Self
@@ -47,6 +57,14 @@ def _check_settings(model: Any) -> None:
     check_count("max_iter", model.max_iter, 1)
     check_non_negative("tol", model.tol)
     check_num_threads(model.num_threads)
+
+
+def _keep_names(model: Any, X: Any, names: list[str]) -> None:
+    """Set feature_names_in_ if X has names."""
+    if hasattr(X, "columns"):
+        model.feature_names_in_ = np.array(names, object)
+    elif hasattr(model, "feature_names_in_"):
+        del model.feature_names_in_
 
 
 def _drop(groups: Groups, keep: Any, rows: int) -> tuple[Any, Any]:
@@ -185,7 +203,8 @@ class ConditionalLogit(BaseEstimator):
         Warns
         -----
         UserWarning
-            If groups without a choice or without alternatives have been dropped; if the fit has not converged.
+            If groups without a choice or without alternatives have been dropped; if the fit has not converged; if the
+            choices are separable, so that coefficients grow without bound: `covariance_` may be NaN then.
 
         Examples
         --------
@@ -197,6 +216,7 @@ class ConditionalLogit(BaseEstimator):
         _check_settings(self)
         check_choice("covariance", self.covariance, ("hessian", "robust", "cluster"))
         x, names = check_matrix(X)
+        check_columns(x, names)
         chosen = check_vector("y", y, len(x), "rows")
         found = find_groups(groups, indptr, len(x))
         shares = bool(((chosen != 0) & (chosen != 1)).any())
@@ -211,6 +231,8 @@ class ConditionalLogit(BaseEstimator):
         if not keep.all():
             message = f"{count - int(keep.sum())} of {count} groups have no choice or no alternatives, and were dropped"
             warnings.warn(message, UserWarning, stacklevel=2)
+        if not keep.any():
+            raise ValueError(f"none of {count} groups has a choice in y")
         rows, offsets = _drop(found, keep, len(x))
         moved = x if len(rows) == len(x) and found.order is None else x[rows]
         within = np.add.reduceat(chosen[rows], offsets[:-1]) if len(offsets) > 1 else np.zeros(0)
@@ -227,10 +249,7 @@ class ConditionalLogit(BaseEstimator):
         self.groups_ = found.labels
         self.n_features_in_ = x.shape[1]
         self._names = names
-        if hasattr(X, "columns"):
-            self.feature_names_in_ = np.array(names, object)
-        elif hasattr(self, "feature_names_in_"):
-            del self.feature_names_in_
+        _keep_names(self, X, names)
         self._counts = len(within), len(rows)
         return self
 
@@ -252,15 +271,24 @@ class ConditionalLogit(BaseEstimator):
             return add_up(classes, beta, threads, hessian=has_hessian)
 
         start = np.zeros(columns)
-        self.loglik_null_ = add_up(classes, start, threads, hessian=False).loglik
-        columns_of = newton.Columns(names, sum((np.einsum("gjd,gjd->d", c.x, c.x) for c in classes), start.copy()))
+        null: Any = at(start)
+        squares = sum((np.einsum("gjd,gjd->d", c.x, c.x) for c in classes), start.copy())
+        if has_hessian:
+            spread = newton.find_scales(null.information.diagonal(), sum(len(c.groups) for c in classes))
+        else:
+            each = (np.square(c.x - c.x.mean(axis=1, keepdims=True)).sum(axis=(0, 1)) for c in classes)
+            spread = newton.find_scales(sum(each), sum(c.x.shape[0] * c.x.shape[1] for c in classes))
+        columns_of = newton.Columns(names, squares, spread)
         climb = newton.ascend if has_hessian else newton.ascend_without_hessian
         end = climb(at, start, penalty, columns_of, int(self.max_iter), float(self.tol))
-        inverse = newton.invert(end.information, columns_of)
+        if end.warning:
+            warnings.warn(end.warning, UserWarning, stacklevel=3)
+        inverse = newton.invert(end, columns_of)
         if self.covariance != "hessian":
             scores = add_up(classes, end.beta, threads, hessian=False, scores=True).scores
             inverse = newton.sandwich(inverse, scores, clusters)
         self.coef_, self.covariance_, self.loglik_ = end.beta, inverse, end.sums.loglik
+        self.loglik_null_ = null.loglik
         self.std_err_ = np.sqrt(np.maximum(np.diag(inverse), 0))
         self.n_iter_ = end.iterations
 
@@ -301,20 +329,21 @@ class ConditionalLogit(BaseEstimator):
         """
         check_is_fitted(self)
         x, _ = check_matrix(X)
+        check_names(X, getattr(self, "feature_names_in_", None))
         if x.shape[1] != self.n_features_in_:
             raise ValueError(f"X has {x.shape[1]} columns; the model was fitted with {self.n_features_in_}")
         found = find_groups(groups, indptr, len(x))
         order = np.arange(len(x)) if found.order is None else found.order
         beside = None if offset is None else check_vector("offset", offset, len(x), "rows")[order]
-        lengths = np.diff(found.offsets)
+        offsets = np.unique(found.offsets)  # without empty groups
         first = np.zeros(len(x))
-        first[found.offsets[:-1][lengths > 0]] = 1
+        first[offsets[:-1]] = 1
         result = np.empty(len(x))
-        ones = np.ones(len(lengths), np.int64)
-        for whole in make_classes(x[order], first, beside, found.offsets, ones, None, shares=False):
+        ones = np.ones(len(offsets) - 1, np.int64)
+        for whole in make_classes(x[order], first, beside, offsets, ones, None, shares=False):
             for _, residual, part in evaluate([whole], self.coef_, self.num_threads):
                 residual[:, 0] += 1  # the probability less the choice, as if the first had been chosen
-                rows = found.offsets[part.groups][:, None] + np.arange(residual.shape[1])
+                rows = offsets[part.groups][:, None] + np.arange(residual.shape[1])
                 result[order[rows]] = residual
         return result
 
@@ -394,6 +423,43 @@ class ConditionalLogit(BaseEstimator):
         return summarize(title, lines, self._names, self.coef_, self.std_err_)
 
 
+def _has_items(X: Any) -> bool:
+    """Whether X holds items, not features."""
+    try:
+        given = as_array("X", X) if isinstance(X, list | tuple) else X
+    except (TypeError, ValueError):
+        given = None
+    if given is None or (isinstance(X, list | tuple) and given.ndim > 1 and given.dtype.kind in "OSU"):
+        raise TypeError(
+            "X holds sequences that are not rows of numbers: items that are tuples go into an array of one axis with "
+            "dtype object"
+        )
+    return np.ndim(X) == 1
+
+
+def _check_observed(observed: Any, size: int) -> Any:
+    given = as_array("observed", observed)
+    if given.dtype != np.bool_:
+        raise TypeError(f"observed must be boolean, got dtype {given.dtype}")
+    if given.ndim and given.shape != (size,):
+        raise ValueError(f"observed has shape {given.shape}; there is one for each of {size} rows")
+    return np.broadcast_to(given, (size,))
+
+
+def _check_components(component: Any, is_connected: bool, names: list[str]) -> bool:
+    """Whether some items have won, or lost, all comparisons with the others; a LinAlgError if there were none."""
+    some = [name for name, of in zip(names, component, strict=True) if of != component[0]]
+    if some and not is_connected:
+        shown = ", ".join(some[:5]) + (", ..." if len(some) > 5 else "")
+        raise np.linalg.LinAlgError(
+            f"the items are not connected: no comparison joins {names[0]} and {shown}. Fit the parts apart, or use "
+            "penalty_l2"
+        )
+    if some:
+        warnings.warn(newton.SEPARABLE, UserWarning, stacklevel=3)
+    return bool(some)
+
+
 class PlackettLuce(BaseEstimator):
     """Plackett-Luce model of rankings: worths of items, or coefficients of features, with ties.
 
@@ -420,7 +486,8 @@ class PlackettLuce(BaseEstimator):
     items_ : ndarray
         Distinct items in the order of their first appearance; only if X held items.
     covariance_ : ndarray, or None
-        Covariance of the coefficients, that of log-worths with the constraint of their mean; None for more than 300.
+        Covariance of the coefficients, that of log-worths with the constraint of their mean; None for more than 300,
+        NaN if some items win, or lose, all comparisons with the others.
     std_err_ : ndarray, or None
         Standard errors.
     loglik_ : float
@@ -502,7 +569,8 @@ class PlackettLuce(BaseEstimator):
         Warns
         -----
         UserWarning
-            If the fit has not converged.
+            If the fit has not converged; if the rankings are separable, so that log-worths or coefficients grow
+            without bound: `covariance_` may be NaN then.
 
         Examples
         --------
@@ -513,23 +581,25 @@ class PlackettLuce(BaseEstimator):
         """
         _check_settings(self)
         check_choice("ties", self.ties, ("breslow", "efron", "exact", "order"))
-        is_items = np.ndim(X) == 1
+        is_items = _has_items(X)
         if is_items:
             ids, items = number(X, "X")
             names, design = [str(item) for item in items], None
         else:
             design, names = check_matrix(X)
+            check_columns(design, names)
             ids, items = np.zeros(len(design), np.int64), None
         size = len(ids)
         values = as_array("relevance", relevance)
         if values.shape != (size,):
             raise ValueError(f"relevance has shape {values.shape}; there is one for each of {size} rows")
+        observed = None if observed is None else _check_observed(observed, size)
         found = find_groups(groups, indptr, size)
         order = found.order
         if order is not None:
             values, ids = values[order], ids[order]
             design = None if design is None else design[order]
-            observed = None if observed is None else as_array("observed", observed)[order]
+            observed = None if observed is None else observed[order]
         segments = Segments(indptr=found.offsets)
 
         def at(beta: Any) -> Sums:
@@ -547,18 +617,30 @@ class PlackettLuce(BaseEstimator):
             slope = np.bincount(ids, grad, len(beta)) if design is None else design.T @ grad
             return Sums(-float(loss), -slope, None, None)
 
-        count = len(names)
-        self._climb(at, count, names, is_items)
-        self.n_features_in_ = None if is_items else count
+        count, scales, is_separable = len(names), np.ones(len(names)), False
+        if design is not None:
+            each = np.add.reduceat(design, found.offsets[:-1][np.diff(found.offsets) > 0]) if size else design
+            lengths = np.diff(np.unique(found.offsets))
+            centred = design - np.repeat(each / lengths[:, None], lengths, axis=0)
+            scales = newton.find_scales(np.einsum("ij,ij->j", centred, centred), size)
+        elif count and self.penalty_l2 == 0:
+            at(np.zeros(count))  # which checks the arguments
+            parts = check_relevance(values, values.shape), observed, found.offsets, sample_weight, self.ties
+            is_separable = _check_components(*find_components(ids, *parts), names)
+        self._climb(at, newton.Columns(names, np.zeros(count), scales), is_items, is_separable)
         if is_items:
             self.items_ = items
-        elif hasattr(self, "items_"):
-            del self.items_
+        else:
+            self.n_features_in_ = count
+        for absent in {"items_", "n_features_in_"} - {"items_" if is_items else "n_features_in_"}:
+            if hasattr(self, absent):
+                delattr(self, absent)
+        _keep_names(self, X if design is not None else None, names)
         return self
 
-    def _climb(self, at: Any, count: int, names: list[str], is_items: bool) -> None:
+    def _climb(self, at: Any, columns: newton.Columns, is_items: bool, is_separable: bool) -> None:
         """Ascend; log-worths are held at the mean 0 by a penalty on it, which changes nothing else."""
-        penalty = float(self.penalty_l2)
+        penalty, count = float(self.penalty_l2), len(columns.names)
 
         def held(beta: Any) -> Sums:
             sums = at(beta)
@@ -567,17 +649,20 @@ class PlackettLuce(BaseEstimator):
             mean = float(beta.sum())
             return Sums(sums.loglik - 0.5 * mean * mean, sums.gradient - mean, None, None)
 
-        polishes = count <= _MAX_DIFFERENCES
-        columns = newton.Columns(names, np.zeros(count))
+        polishes = count <= _MAX_DIFFERENCES and not is_separable
         settings = columns, int(self.max_iter), float(self.tol)
         end = newton.ascend_without_hessian(held, np.zeros(count), penalty, *settings, polishes=polishes)
+        if end.warning and not is_separable:  # which has been told
+            warnings.warn(end.warning, UserWarning, stacklevel=3)
         beta = end.beta - end.beta.mean() if is_items and count else end.beta
-        self.coef_, self.loglik_, self.n_iter_ = beta, at(beta).loglik, end.iterations
-        self.covariance_ = self.std_err_ = None
+        inverse = None
         if end.information is not None:
-            inverse = newton.invert(end.information, columns)
+            inverse = newton.invert(end, columns)
             if is_items and count:  # without the variance along the mean, which the penalty on it gave
                 centre = np.eye(count) - 1 / count
                 inverse = centre @ inverse @ centre
-            self.covariance_ = inverse
-            self.std_err_ = np.sqrt(np.maximum(np.diag(inverse), 0))
+        elif count <= _MAX_DIFFERENCES:
+            inverse = np.full((count, count), np.nan)
+        self.coef_, self.loglik_, self.n_iter_ = beta, at(beta).loglik, end.iterations
+        self.covariance_ = inverse
+        self.std_err_ = None if inverse is None else np.sqrt(np.maximum(np.diag(inverse), 0))

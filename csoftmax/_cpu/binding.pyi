@@ -613,7 +613,7 @@ def run_stream_results(
     rows: NDArray[Any],
     y: NDArray[Any],
     num_threads: Any,
-) -> None: ...
+) -> bool: ...
 def run_stream_values(
     dtype: int,
     x: NDArray[Any],

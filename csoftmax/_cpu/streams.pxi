@@ -16,7 +16,7 @@ cdef extern from "core/extension.h" nogil:
     cpu.csm_status csm_run_stream_blocks(int, const csm_table *, const csm_stream_call *, csm_block *)
     void csm_stream_combine(int, const csm_table *, const csm_stream_call *, size_t, const csm_block *, csm_row *,
                             double *)
-    cpu.csm_status csm_run_stream_results(const csm_table *, const csm_stream_call *, const csm_row *, void *)
+    cpu.csm_status csm_run_stream_results(const csm_table *, const csm_stream_call *, const csm_row *, void *, int *)
     cpu.csm_status csm_run_stream_values(const csm_table *, const csm_stream_call *, csm_block *, double *)
 
 
@@ -59,14 +59,19 @@ def combine_stream(int operation, int dtype, double temperature, max, blocks, ro
 
 
 def run_stream_results(int dtype, x, double temperature, max, rows, y, num_threads):
-    """y: the softmax of x, pieces of rows whose sums are in `rows`."""
+    """y: the softmax of x, pieces of rows whose sums are in `rows`.
+
+    Returns whether x has NaN or elements above the maximum of their row; y is not theirs then, nor their blocks'.
+    """
+    cdef int has_others = 0
     cdef csm_stream_call c = _stream_call(dtype, x, temperature, max, num_threads)
     cdef const csm_row *of = <const csm_row *>_data(rows)
     cdef void *to = _data(y)
     cdef cpu.csm_status status
     with nogil:
-        status = csm_run_stream_results(csm_current_table(), &c, of, to)
+        status = csm_run_stream_results(csm_current_table(), &c, of, to, &has_others)
     _raise(status)
+    return bool(has_others)
 
 
 def run_stream_values(int dtype, x, double temperature, max, values, blocks, sums, num_threads):

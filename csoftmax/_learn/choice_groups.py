@@ -9,6 +9,8 @@ import numpy as np
 from .._arguments.places import CPU, as_array, as_float
 from .._arguments.sequences import check_integers, describe_values
 
+_LARGEST = 1e120  # of the magnitude of features: the squares and their sums stay in range
+
 
 class Groups(NamedTuple):
     """Rows by group; groups of one length lie together, so that they are the rows of a matrix."""
@@ -71,7 +73,9 @@ def number(values: Any, name: str) -> tuple[Any, Any]:
 def check_matrix(X: Any) -> tuple[Any, list[str]]:
     """Features as float64 (rows, columns), and the columns' names."""
     names = [str(name) for name in X.columns] if hasattr(X, "columns") else None
-    values, _ = as_float("X", X.to_numpy(np.float64) if names is not None and hasattr(X, "to_numpy") else X)
+    if names is not None and hasattr(X, "to_numpy"):
+        X = np.asarray(X.to_numpy(), np.float64)
+    values, _ = as_float("X", X)
     if values.ndim != 2:
         raise ValueError(f"X has shape {values.shape}; (rows, columns) is allowed")
     if not np.isfinite(values).all():
@@ -79,6 +83,28 @@ def check_matrix(X: Any) -> tuple[Any, list[str]]:
         raise ValueError(f"X{list(at)} is {values[at]}; finite numbers are allowed")
     names = [f"x{i}" for i in range(values.shape[1])] if names is None else names
     return np.ascontiguousarray(values, np.float64), names
+
+
+def check_columns(x: Any, names: list[str]) -> None:
+    """Refuse features that a fit cannot use: none, or numbers whose squares leave the range of float64."""
+    if not x.shape[1]:
+        raise ValueError(f"X has shape {x.shape}; at least one column is needed")
+    sizes = np.abs(x).max(axis=0, initial=0)
+    bad = np.flatnonzero((sizes > _LARGEST) | ((sizes < 1 / _LARGEST) & (sizes > 0)))
+    if len(bad):
+        raise ValueError(
+            f"column {names[bad[0]]} of X has the largest magnitude {sizes[bad[0]]}; from {1 / _LARGEST} to {_LARGEST} "
+            "is allowed: rescale it"
+        )
+
+
+def check_names(X: Any, fitted: Any) -> None:
+    """Refuse a table whose columns are not those of the fit, in their order."""
+    if fitted is None or not hasattr(X, "columns"):
+        return
+    names = [str(name) for name in X.columns]
+    if names != list(fitted):
+        raise ValueError(f"X has the columns {names}; the model was fitted with {list(fitted)}, in this order")
 
 
 def check_vector(name: str, values: Any, size: int, what: str) -> Any:

@@ -45,12 +45,14 @@ def _merge(values: Any, lse: Any, axis: Any, base: Any) -> Any:
     if not -weights.ndim <= axis < weights.ndim:
         raise np.exceptions.AxisError(f"axis {axis} is out of bounds for lse of dimension {weights.ndim}")
     axis %= weights.ndim
-    if base is not None and (isinstance(base, bool) or base != 2):
+    if base is not None and (isinstance(base, bool) or np.ndim(base) != 0 or base != 2):
         raise ValueError(f"base must be None, for natural logarithms, or 2, got {base!r}")
     unit = 1.0 if base is None else math.log(2)
     wide = weights.astype(np.float64) * unit
     merged = logsumexp(wide, axis=axis) / unit
     present = wide != -np.inf
+    is_alone = np.count_nonzero(present, axis=axis) == 1  # whatever the base: the part itself
+    merged = np.where(is_alone, weights.astype(np.float64).max(axis=axis, initial=-np.inf), merged)
     p = softmax(wide, axis=axis, where=present)
     trailing = (1,) * (v.ndim - weights.ndim)
     shape = v.shape[:axis] + v.shape[axis + 1 :]

@@ -22,6 +22,7 @@ from .cross_entropy import CrossEntropyResult
 
 __all__ = ["plackett_luce_loss", "plackett_luce_loss_with_grad"]
 
+LARGEST_TOP = 2**62  # more places than any list has
 _LARGEST_EXACT = 2**53  # integers up to it are exact in float64
 
 
@@ -82,7 +83,7 @@ class RankingsPlan(NamedTuple):
         return loss, grad if out is None else out
 
 
-def _check_relevance(relevance: Any, shape: tuple[int, ...]) -> Any:
+def check_relevance(relevance: Any, shape: tuple[int, ...]) -> Any:
     """The relevance as float64 of the same order, NaN where an element is not in a list."""
     given = CPU.array("relevance", relevance)
     if given.dtype.kind in "iu" and given.dtype.itemsize == 8 and given.size:
@@ -124,9 +125,9 @@ def plan_rankings(
         check_kernels("rankings")
     check_choice("ties", ties, tuple(binding.RANKING_TIES))
     if top is not None:
-        top = check_count("top", top, 1, "an int or None")
+        top = min(check_count("top", top, 1, "an int or None"), LARGEST_TOP)
     x, dtype = as_float("x", x, place)
-    relevance = _check_relevance(relevance, x.shape)
+    relevance = check_relevance(relevance, x.shape)
     observed = None if observed is None else _check_observed(observed, x.shape)
     chosen = as_segments(**segments) if any(given is not None for given in segments.values()) else None
     elements = np.ascontiguousarray(x)
@@ -243,6 +244,8 @@ def plackett_luce_loss(
     Computed in float64 as log1p of the sum of the others over the chosen one, so that small losses have all their
     digits, and no eps is added; scores of any distance are allowed. The relative error is at most 4 n 2^-53 for n
     elements, before it is rounded to the dtype of the result ("exact": 2^-50 of the sum of abs(x) of the list instead).
+    That is for the scores ``x / T`` rounded to float64: with a temperature that is no power of two, each of them has
+    an error of abs(x / T) 2^-53 before.
     There is no padding. The bits of a list depend on nothing else: not on the other lists, threads or instruction set.
     Xia et al., "Listwise approach to learning to rank" (2008); Cox (1972); Breslow (1974).
 

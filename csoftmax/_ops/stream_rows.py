@@ -172,8 +172,21 @@ def join_padded(parts: Sequence[Any], fill: float) -> Any:
 
 
 def probabilities_of(x: Any, totals: Totals, kind: Kind) -> Any:
-    """The softmax of pieces (rows, n) of the rows."""
-    result = np.empty(x.shape, x.dtype)
+    """The softmax of pieces (rows, n) of the rows; elements that are not in the sums get e^(x / T) over the sum too."""
+    result, has_others = _results_of(x, totals, kind)
+    if has_others:
+        others = ~(x <= totals.maxima[:, None])
+        result, _ = _results_of(np.where(others, np.array(-np.inf).astype(x.dtype), x), totals, kind)
+        with np.errstate(all="ignore"):
+            own = np.exp(x.astype(np.float64) / kind.temperature - totals.lse[:, None])
+            result = np.where(others, own.astype(x.dtype), result)
+    result[totals.fill] = totals.value[totals.fill, None].astype(x.dtype)
+    return result
+
+
+def _results_of(x: Any, totals: Totals, kind: Kind) -> tuple[Any, bool]:
+    """The softmax of pieces, and whether they have elements that are not in the sums, which spoil their blocks'."""
+    result, has_others = np.empty(x.shape, x.dtype), False
     for chosen, maxima in ((~totals.transformed, None), (totals.transformed, totals.maxima)):
         if not chosen.any() or x.shape[1] == 0:
             continue
@@ -182,11 +195,12 @@ def probabilities_of(x: Any, totals: Totals, kind: Kind) -> Any:
         to = result if is_all else np.empty_like(piece)
         of = totals.rows if is_all else np.ascontiguousarray(totals.rows[chosen])
         given = None if maxima is None else np.ascontiguousarray(maxima[chosen])
-        binding.run_stream_results(kind.code, as_buffer(piece), kind.temperature, given, of, as_buffer(to), None)
+        has_others |= binding.run_stream_results(
+            kind.code, as_buffer(piece), kind.temperature, given, of, as_buffer(to), None
+        )
         if not is_all:
             result[chosen] = to
-    result[totals.fill] = totals.value[totals.fill, None].astype(x.dtype)
-    return result
+    return result, has_others
 
 
 def mean_of(sums: Sums, totals: Totals) -> Any:

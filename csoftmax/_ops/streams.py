@@ -31,6 +31,8 @@ from .stream_rows import (
 
 __all__ = ["SoftmaxState"]
 
+_PART = 1 << 21  # elements and numbers of values that are taken between two chances to interrupt
+
 
 class SoftmaxState:
     """Softmax of rows that arrive in pieces: the log-sum-exp, probabilities and weighted means of all that has come.
@@ -161,16 +163,33 @@ class SoftmaxState:
         return self
 
     def _append(self, x: Any, values: Any | None, mask: Any | None) -> None:
-        """Take (rows, n) elements, values (rows, n, width) and a mask of the shape of x."""
+        """Take (rows, n) elements, values (rows, n, width) and a mask of the shape of x, or nothing at all.
+
+        Parts of whole blocks are taken one after another, between which the call may be interrupted.
+        """
+        before, blocks, kept = dict(self.__dict__), len(self._blocks), len(self._kept)
+        step = max(1, _PART // max(1, self._rows * (1 + self._width)) // BLOCK) * BLOCK
+        try:
+            for begin in range(0, x.shape[1], step):
+                part = (slice(None), slice(begin, begin + step))
+                self._append_part(*(None if a is None else a[part] for a in (x, values, mask)))
+        except BaseException:
+            self.__dict__.update(before)
+            del self._blocks[blocks:], self._kept[kept:]
+            raise
+
+    def _append_part(self, x: Any, values: Any | None, mask: Any | None) -> None:
+        """Take a part. What the state holds is replaced, or written behind the elements that count, never changed."""
+        x = _round_to(self.dtype, x)
         if mask is not None:
             x = np.where(mask, x, np.array(-np.inf).astype(x.dtype))
-            self._counts += np.count_nonzero(mask, axis=1)
+            self._counts = self._counts + np.count_nonzero(mask, axis=1)
         else:
-            self._counts += x.shape[1]
+            self._counts = self._counts + x.shape[1]
         if values is not None:
             absent = np.asarray(x == np.array(-np.inf).astype(x.dtype))
-            values = np.where(absent[..., None], np.zeros((), values.dtype), values)
-        self._has_nan |= np.isnan(x).any(axis=1)
+            values = np.where(absent[..., None], np.zeros((), self.dtype), _round_to(self.dtype, values))
+        self._has_nan = self._has_nan | np.isnan(x).any(axis=1)
         begin = min(BLOCK - self._filled, x.shape[1]) if self._filled else 0
         if begin:
             self._fill(x[:, :begin], None if values is None else values[:, :begin])
@@ -212,6 +231,7 @@ class SoftmaxState:
         """Turn elements into finished blocks."""
         blocks = make_blocks(x, values, self._kind)
         if blocks.sums is not None:
+            self._sums = self._sums.copy()
             self._sums.add(blocks.sums, blocks.softmax)
         self._blocks.append(blocks._replace(sums=None))
         if needs_elements(blocks, self._kind):
@@ -322,18 +342,22 @@ class SoftmaxState:
             wide = x.astype(np.float32 if self._kind.is_single else np.float64)
             return wide.astype(self._kind.dtype).reshape(self._shape + x.shape[1:])[()]
 
-    def probabilities(self, x: ArrayLike) -> Any:
+    def probabilities(self, x: ArrayLike, where: ArrayLike | None = None) -> Any:
         """Return the probabilities of elements in the softmax of all that has come.
 
         Parameters
         ----------
         x : array_like of shape (*shape, n)
             Elements of the rows, any piece of what was appended, rounded to the dtype of the state.
+        where : array_like of bool, broadcastable to x, optional
+            Mask. Elements where it is False are not read, and have the probability 0.
 
         Returns
         -------
         array of the shape of x
-            As `softmax` of the whole rows gives them, in the dtype of the state; 0 in rows without elements.
+            As `softmax` of the whole rows gives them, in the dtype of the state; 0 in rows without elements. An
+            element that was masked when it came, or never came, gets ``exp(x / T - logsumexp())``, which may be above
+            1, and changes no other.
 
         Raises
         ------
@@ -347,7 +371,7 @@ class SoftmaxState:
         >>> state.probabilities([1.0, 2.0]).round(4)
         array([0.2447, 0.6652], dtype=float32)
         """
-        return _probabilities(x, self)
+        return _probabilities(x, where, self)
 
     def weighted_mean(self) -> Any:
         """Return the means of the values, weighted with the softmax of the elements: attention over all pieces.
@@ -588,13 +612,19 @@ def _check_dtype(given: Any) -> Any:
 
 
 def _as_pieces(x: Any, state: SoftmaxState) -> Any:
-    """New elements of the rows as an array (*shape, n) of the state's dtype."""
+    """Elements of the rows as an array (*shape, n), not yet rounded."""
     given, _ = as_float("x", x)
     if given.ndim == 0 or given.shape[:-1] != state.shape:
         wanted = ", ".join([*map(str, state.shape), "n"])
         raise ValueError(f"x has shape {given.shape}; the state has shape {state.shape}, so that ({wanted}) is allowed")
+    return given
+
+
+def _round_to(dtype: Any, a: Any) -> Any:
+    if a.dtype == dtype:
+        return a
     with np.errstate(over="ignore", under="ignore"):
-        return given.astype(state.dtype, copy=False)
+        return a.astype(dtype)
 
 
 @accept_foreign
@@ -612,16 +642,21 @@ def _append(x: Any, values: Any, where: Any, state: SoftmaxState) -> None:
         allowed = pieces.shape + (state._values or ())
         if beside.shape != allowed:
             raise ValueError(f"values has shape {beside.shape}; {allowed} is allowed")
-        with np.errstate(over="ignore", under="ignore"):
-            beside = beside.astype(state.dtype, copy=False).reshape(rows, n, state._width)
+        beside = beside.reshape(rows, n, state._width)
     with state._lock:
         state._append(pieces.reshape(rows, n), beside, mask)
 
 
 @accept_foreign
-def _probabilities(x: Any, state: SoftmaxState) -> Any:
-    pieces = _as_pieces(x, state)
+def _probabilities(x: Any, where: Any, state: SoftmaxState) -> Any:
+    pieces = _round_to(state.dtype, _as_pieces(x, state))
+    mask = None if where is None else check_where(where, pieces.shape)
+    if mask is not None:
+        pieces = np.where(mask, pieces, np.array(-np.inf).astype(state.dtype))
     with state._lock:
         totals = state._total()[0]
     flat = pieces.reshape(state._rows, pieces.shape[-1])
-    return probabilities_of(flat, totals, state._kind).reshape(pieces.shape)
+    result = probabilities_of(flat, totals, state._kind).reshape(pieces.shape)
+    if mask is not None:
+        result[~mask] = 0
+    return result

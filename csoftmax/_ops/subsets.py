@@ -120,6 +120,8 @@ def _taken_by(segments: Segments) -> Any:
 
 
 def _check_k(k: Any, shape: tuple[int, ...]) -> Any:
+    if k is None:
+        raise TypeError("k must hold integers, got None")
     return check_parameter("k", k, shape, np.int64, "at least 0", lambda values: values >= 0)
 
 

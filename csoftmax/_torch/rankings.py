@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .._arguments.numbers import check_count
-from .._arguments.segments import Segments, as_segments, restore_segments
+from .._arguments.segments import Segments
+from .._ops.rankings import LARGEST_TOP
 from .._ops.rankings import plackett_luce_loss as _loss
 from .._ops.rankings import plackett_luce_loss_with_grad as _with_grad
 from .operators import (
@@ -22,6 +23,7 @@ from .operators import (
     multiply,
     of_loss,
 )
+from .segments import segment_tensors, segments_of
 
 _ARRAYS = "(Tensor x, Tensor relevance, Tensor? indptr, Tensor? order, Tensor? observed, Tensor? sample_weight"
 _OPTIONS = "str ties, int top, float temperature, str reduction"
@@ -36,9 +38,7 @@ def _call(x: Tensor, relevance: Tensor, *rest: Any) -> tuple[tuple[Tensor, Tenso
     if weight is not None:
         options["sample_weight"] = weight.detach()
     if indptr is not None:
-        sorted_by = None if order is None else order.numpy()
-        elements = None if order is None else len(order)
-        options["segments"] = restore_segments(indptr.numpy(), sorted_by, elements)
+        options["segments"] = segments_of(indptr, order)
     return (x.detach(), relevance.detach()), options
 
 
@@ -157,10 +157,8 @@ def plackett_luce_loss(
     check_constants(relevance=relevance, observed=observed, sample_weight=sample_weight)
     indices = order = None
     if any(given is not None for given in (indptr, segment_ids, num_segments, segments)):
-        chosen = as_segments(indptr, segment_ids, num_segments, segments)
-        indices = torch.tensor(chosen.indptr)
-        order = None if chosen.order is None else torch.tensor(chosen.order)
-    places = 0 if top is None else check_count("top", top, 1, "an int or None")
+        indices, order = segment_tensors(indptr, segment_ids, num_segments, segments)
+    places = 0 if top is None else min(check_count("top", top, 1, "an int or None"), LARGEST_TOP)
     gradient = x.requires_grad and torch.is_grad_enabled()
     options = ties, places, check_number_temperature(temperature, x), reduction
     loss: Tensor = _operator(x, relevance, indices, order, observed, sample_weight, *options, gradient)[0]

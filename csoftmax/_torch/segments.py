@@ -50,7 +50,7 @@ def _fake_sort(ids: Tensor, num_segments: int) -> tuple[Tensor, Tensor]:
 _sort = define("segment_sort", "(Tensor ids, int num_segments) -> (Tensor, Tensor)", _sort_ids, _fake_sort)
 
 
-def _segment_tensors(
+def segment_tensors(
     indptr: Tensor | None, segment_ids: Tensor | None, num_segments: int | None, segments: Segments | None
 ) -> tuple[Tensor, Tensor]:
     """Offsets and order as tensors."""
@@ -69,8 +69,8 @@ def _segment_tensors(
     return offsets, offsets.new_empty(0, dtype=torch.int32) if order is None else order
 
 
-def _segments_of(indptr: Tensor, order: Tensor) -> Segments:
-    if order.numel() == 0:
+def segments_of(indptr: Tensor, order: Tensor | None) -> Segments:
+    if order is None or order.numel() == 0:
         return Segments(indptr=indptr)  # checked: it may be the caller's own tensor
     return restore_segments(indptr.cpu().numpy(), order.cpu().numpy(), order.numel())
 
@@ -83,11 +83,11 @@ def _define_segment_function(name: str) -> Any:
     function, function_vjp = getattr(csoftmax, f"segment_{name}"), getattr(csoftmax, f"segment_{name}_vjp")
 
     def compute_vjp(dy: Tensor, y: Tensor, indptr: Tensor, order: Tensor, dim: int, temperature: float) -> Tensor:
-        options = {"segments": _segments_of(indptr, order), "axis": dim, "temperature": temperature}
+        options = {"segments": segments_of(indptr, order), "axis": dim, "temperature": temperature}
         return function_vjp(dy.detach(), y.detach(), out=like(y), **options)
 
     def compute(x: Tensor, indptr: Tensor, order: Tensor, dim: int, temperature: float, where: Tensor | None) -> Tensor:
-        options = {"segments": _segments_of(indptr, order), "axis": dim, "temperature": temperature}
+        options = {"segments": segments_of(indptr, order), "axis": dim, "temperature": temperature}
         return function(x.detach(), where=where, out=like(x), **options)
 
     def save(ctx: Any, inputs: Any, output: Tensor) -> None:
@@ -120,7 +120,7 @@ _log_softmax = _define_segment_function("log_softmax")
 def _compute_logsumexp(
     x: Tensor, indptr: Tensor, order: Tensor, dim: int, temperature: float, where: Tensor | None
 ) -> Tensor:
-    segments = _segments_of(indptr, order)
+    segments = segments_of(indptr, order)
     result = csoftmax.segment_logsumexp(x.detach(), segments=segments, axis=dim, temperature=temperature, where=where)
     return torch.as_tensor(result)
 
@@ -141,7 +141,7 @@ def _compute_logsumexp_vjp(
     dy: Tensor, x: Tensor, indptr: Tensor, order: Tensor, dim: int, temperature: float, where: Tensor | None
 ) -> Tensor:
     to: Any = like(x)
-    options: dict[str, Any] = {"segments": _segments_of(indptr, order), "axis": dim, "temperature": temperature}
+    options: dict[str, Any] = {"segments": segments_of(indptr, order), "axis": dim, "temperature": temperature}
     p = csoftmax.segment_softmax(x.detach(), where=where, out=to, **options)
     return scale_softmax(p, _of_elements(dy.detach(), indptr, order, dim, x.shape[dim]), temperature)
 
@@ -205,7 +205,7 @@ def _compute_loss(
     """Loss, and the gradient of its sum or mean, or an empty tensor."""
     (weight,) = detach(sample_weight)
     options: dict[str, Any] = {
-        **{"segments": _segments_of(indptr, order), "axis": dim, "temperature": temperature, "sample_weight": weight},
+        **{"segments": segments_of(indptr, order), "axis": dim, "temperature": temperature, "sample_weight": weight},
         **{"positives": positives, "ignore_index": ignore_index, "label_smoothing": label_smoothing, "z_loss": z_loss},
         "reduction": reduction,
     }
@@ -300,7 +300,7 @@ def segment_softmax(
     """
     check_floating("x", x)
     check_tensors(where=where)
-    tensors = _segment_tensors(indptr, segment_ids, num_segments, segments)
+    tensors = segment_tensors(indptr, segment_ids, num_segments, segments)
     return _softmax(x, *tensors, check_int("dim", dim), check_number_temperature(temperature, x), where)
 
 
@@ -341,7 +341,7 @@ def segment_log_softmax(
     """
     check_floating("x", x)
     check_tensors(where=where)
-    tensors = _segment_tensors(indptr, segment_ids, num_segments, segments)
+    tensors = segment_tensors(indptr, segment_ids, num_segments, segments)
     return _log_softmax(x, *tensors, check_int("dim", dim), check_number_temperature(temperature, x), where)
 
 
@@ -382,7 +382,7 @@ def segment_logsumexp(
     """
     check_floating("x", x)
     check_tensors(where=where)
-    tensors = _segment_tensors(indptr, segment_ids, num_segments, segments)
+    tensors = segment_tensors(indptr, segment_ids, num_segments, segments)
     return _logsumexp(x, *tensors, check_int("dim", dim), check_number_temperature(temperature, x), where)
 
 
@@ -434,7 +434,7 @@ def segment_cross_entropy(
     """
     check_floating("x", x)
     check_constants(target=target, sample_weight=sample_weight)
-    tensors = _segment_tensors(indptr, segment_ids, num_segments, segments)
+    tensors = segment_tensors(indptr, segment_ids, num_segments, segments)
     numbers = as_number("label_smoothing", label_smoothing), as_number("z_loss", z_loss)
     ignored, gradient = check_integer("ignore_index", ignore_index), x.requires_grad and torch.is_grad_enabled()
     t = as_number("temperature", temperature)

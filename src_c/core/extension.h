@@ -378,8 +378,10 @@ csm_status csm_run_stream_blocks(csm_op, const csm_table *, const csm_stream_cal
 /* The sums of rows of `count` blocks, and with logsumexp the results.  Reads neither x nor n. */
 void csm_stream_combine(csm_op, const csm_table *, const csm_stream_call *, size_t count, const csm_block *blocks,
                         csm_row *rows, double *lse);
-/* The softmax of pieces of rows whose sums are known. */
-csm_status csm_run_stream_results(const csm_table *, const csm_stream_call *, const csm_row *rows, void *y);
+/* The softmax of pieces of rows whose sums are known.  has_others: set if a piece has NaN, or elements above
+ * the maximum of its row, which are not in the sums; results of their blocks mean nothing then. */
+csm_status csm_run_stream_results(const csm_table *, const csm_stream_call *, const csm_row *, void *y,
+                                  int *has_others);
 /* One block a row, n <= CSM_BLOCK: its softmax block, and the sums of e' times the values. */
 csm_status csm_run_stream_values(const csm_table *, const csm_stream_call *, csm_block *blocks, double *sums);
 

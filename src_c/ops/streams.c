@@ -11,6 +11,7 @@
 #include "../core/extension.h"
 #include "../kernel/softmax/combine.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
 enum { WIDE, RAW, IDS, BUFFERS };
@@ -25,6 +26,7 @@ typedef struct stream_job {
     csm_block *blocks;
     const csm_row *rows;
     void *y;
+    atomic_int has_others; /* a piece has elements that are not in the sums of its row */
     double *sums;
     csm_scratch scratch;
 } stream_job;
@@ -116,12 +118,14 @@ static csm_status results_body(void *context, size_t first, size_t last, int thr
         if (job->call->max) to = csm_scratch_get(&job->scratch, thread, RAW, CSM_BLOCK * sizeof(double));
         if (!x || !to) return CSM_NO_MEMORY;
         job->kernels->pass1(x, NULL, NULL, k, &job->temperature, &block);
+        if (!(block.max <= job->rows[row].max && block.hi == block.hi)) atomic_store(&job->has_others, 1);
         job->kernels->pass2(x, NULL, to, k, &job->temperature, &job->rows[row], &block);
         if (job->call->max) c->table->narrow[c->dtype](to, y, k);
     }
     return CSM_OK;
 }
-csm_status csm_run_stream_results(const csm_table *table, const csm_stream_call *call, const csm_row *rows, void *y) {
+csm_status csm_run_stream_results(const csm_table *table, const csm_stream_call *call, const csm_row *rows, void *y,
+                                  int *has_others) {
     stream_job job;
     csm_buffer single[BUFFERS];
     const size_t units = call->rows * csm_block_count(call->n);
@@ -130,7 +134,9 @@ csm_status csm_run_stream_results(const csm_table *table, const csm_stream_call 
     if (status != CSM_OK) return status;
     job.rows = rows;
     job.y = y;
-    return end(&job, units, 64, results_body);
+    const csm_status result = end(&job, units, 64, results_body);
+    *has_others = atomic_load(&job.has_others);
+    return result;
 }
 
 /* Rows of values as doubles. */

@@ -22,6 +22,8 @@
 #include <string.h>
 
 enum { ROOM = 4, STEPS = 12, BUFFERS = 1 };
+/* FAR: sums of such numbers do not overflow; LESS: nor do those of any numbers times this. */
+static const double FAR = 0x1p960, LESS = 0x1p-64;
 
 size_t csm_subset_scratch(size_t n, size_t k, int marginals) {
     const size_t pitch = k + ROOM, rows = marginals ? n + 3 : 2;
@@ -122,13 +124,17 @@ static int probabilities(csm_subset_row *r, const double *f, size_t pitch, const
 int csm_subset_run(csm_subset_row *r) {
     const size_t n = r->n, k = r->k, pitch = k + ROOM, rows = r->taken ? n + 3 : 2;
     double *p = r->scratch, *q = p + n, *beside = q + n, *f = beside + n + 1; /* one number before a row is read */
-    memset(beside + n, 0, (rows * pitch) * sizeof *f);
+    const size_t held = r->taken ? 1 : rows; /* the other rows of the table are cleared when their turn comes */
+    memset(beside + n, 0, (1 + held * pitch) * sizeof *f);
+    if (r->taken) memset(f + (n + 1) * pitch, 0, 2 * pitch * sizeof *f);
     tilt(r, p, q);
     const double tail = r->table->subsets.logs(r->x, r->shift, n);
     f[0] = 1;
     for (size_t i = 0; i < n; i++) {
         const double *from = f + (r->taken ? i : i % 2) * pitch;
-        forward(r, i, from, f + (r->taken ? i + 1 : (i + 1) % 2) * pitch, p[i], q[i]);
+        double *to = f + (r->taken ? i + 1 : (i + 1) % 2) * pitch;
+        if (r->taken) memset(to, 0, pitch * sizeof *to);
+        forward(r, i, from, to, p[i], q[i]);
         if (csm_poll_stops(&r->poll, k + 8)) return 0;
     }
     r->log_f = log_of(f[(r->taken ? n : n % 2) * pitch + k]);
@@ -157,18 +163,46 @@ typedef struct subset_job {
 static void fill(double *to, size_t n, double value) {
     for (size_t i = 0; i < n && to; i++) to[i] = value;
 }
+/* The sum of numbers above -inf, which may be finite although parts of it are not. */
+static double sum_of(const double *x, size_t n, double scale) {
+    double sum = 0, low = 0;
+    for (size_t i = 0; i < n; i++)
+        if (x[i] > -CSM_INF) csm_two_sum(&sum, &low, x[i] * scale);
+    if (sum - sum == 0 || scale != 1) return (sum + low) / scale;
+    return sum_of(x, n, LESS);
+}
+/* Elements that are so large that their distances overflow: replaced by others with the same probabilities.  If the
+ * k-th and the next one lie near 0, the far ones are certain, and come nearer; otherwise all that is near 0 is certain,
+ * and all x are scaled.  Returns the scale; `rest` is to be added to the log-sum. */
+static double tame(csm_subset_row *r, double *x, double *beside, double *rest) {
+    double largest = 0, low = 0;
+    *rest = 0;
+    for (size_t i = 0; i < r->n; i++) {
+        const double size = x[i] < 0 ? -x[i] : x[i];
+        if (size > largest) largest = size;
+    }
+    if (largest < FAR) return 1;
+    const double middle = middle_of(r, beside);
+    const int is_far = middle >= FAR / 1024 || middle <= -FAR / 1024;
+    for (size_t i = 0; i < r->n; i++) {
+        const double bounded = x[i] > FAR ? FAR : x[i] < -FAR ? -FAR : x[i];
+        if (!is_far && x[i] > FAR) csm_two_sum(rest, &low, (x[i] - bounded) * LESS);
+        x[i] = is_far ? x[i] * LESS : bounded;
+    }
+    *rest = (*rest + low) / LESS;
+    return is_far ? LESS : 1;
+}
 /* The results that need no recurrence.  Returns whether the row has one of them. */
 static int is_simple(const double *x, size_t n, size_t k, double *log_sum, double *taken) {
     size_t possible = 0;
-    double sum = 0, low = 0;
     int is_nan = 0, is_inf = 0;
     for (size_t i = 0; i < n; i++) {
         is_nan |= x[i] != x[i];
         is_inf |= x[i] == CSM_INF;
         possible += x[i] > -CSM_INF;
-        if (x[i] > -CSM_INF) csm_two_sum(&sum, &low, x[i]);
     }
-    *log_sum = is_nan ? CSM_NAN : k == 0 ? 0 : k > possible ? -CSM_INF : is_inf ? CSM_INF : sum + low;
+    *log_sum = is_nan ? CSM_NAN : k == 0 ? 0 : k > possible ? -CSM_INF : CSM_INF;
+    if (!is_nan && !is_inf && k > 0 && k == possible) *log_sum = sum_of(x, n, 1);
     if (k == 0 && !is_nan) fill(taken, n, 0);
     else if (is_nan || is_inf || k > possible) fill(taken, n, CSM_NAN);
     else if (k < possible) return 0;
@@ -194,8 +228,11 @@ static csm_status run_row(subset_job *job, size_t row, int thread) {
     r.scratch = beside + 3 * n;
     r.taken = taken ? beside + n : NULL;
     r.left = taken ? beside + 2 * n : NULL;
+    double rest;
+    const double scale = tame(&r, beside, r.scratch, &rest);
     if (!csm_subset_run(&r)) return CSM_INTERRUPTED;
-    *to = r.log_sum;
+    *to = r.log_sum / scale;
+    if (rest != 0) *to += rest;
     for (size_t i = 0, j = 0; i < n && taken; i++) taken[i] = c->x[begin + i] > -CSM_INF ? r.taken[j++] : 0;
     return CSM_OK;
 }

@@ -75,3 +75,16 @@ def test_recorded_tensors_are_handed_over():
         ct.plackett_luce_loss(x, x, indptr=indptr)
     with pytest.raises(ValueError, match=r"csoftmax\.torch has no plackett_luce_loss_with_grad"):
         csoftmax.plackett_luce_loss_with_grad(x, relevance, indptr=indptr)
+
+
+def test_segments_inside_of_compiled_functions():
+    x, relevance, _, indptr = make_lists()
+    ids = torch.tensor([1, 0] * 7)
+    for options in ({"indptr": indptr}, {"segment_ids": ids, "num_segments": 2}):
+        loss = torch.compile(
+            lambda t, options=options: ct.plackett_luce_loss(t, relevance, **options), fullgraph=True, backend="eager"
+        )
+        assert loss(x) == ct.plackett_luce_loss(x, relevance, **options)
+    with pytest.raises(ValueError, match="indptr"):
+        ct.plackett_luce_loss(x, relevance, indptr=torch.tensor([0, 20]))
+    assert ct.plackett_luce_loss(x, relevance, top=10**30) == ct.plackett_luce_loss(x, relevance)

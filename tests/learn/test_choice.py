@@ -14,6 +14,7 @@ from scipy import optimize
 from sklearn.base import clone
 
 import csoftmax
+from csoftmax._learn.choice_items import find_components
 from csoftmax.choice import ConditionalLogit, PlackettLuce
 
 
@@ -304,7 +305,7 @@ def test_many_items_have_no_covariance():
 
 
 def test_bad_arguments():
-    X, y, ids = draw_choices(8, groups=5)
+    X, y, ids = draw_choices(8, groups=30)
     for call, error, match in (
         (lambda: ConditionalLogit().fit(X, y), TypeError, "groups or indptr is needed"),
         (lambda: ConditionalLogit().fit(X, y, groups=ids, indptr=[0, len(X)]), TypeError, "groups or indptr is needed"),
@@ -337,3 +338,147 @@ def test_bad_arguments():
     model = ConditionalLogit().fit(X, y, groups=ids)
     with pytest.raises(ValueError, match="X has 2 columns; the model was fitted with 3"):
         model.predict_proba(X[:, :2], groups=ids)
+
+
+def warned(call):
+    """The model of a fit, and whether it has told that the choices are separable."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = call()
+    assert all(w.filename == __file__ for w in caught)
+    return model, any("the choices are separable" in str(w.message) for w in caught)
+
+
+def test_separable_choices_are_told_at_default_settings():
+    X, y, ids = draw_choices(9, groups=60, sizes=(4, 5))
+    two = y.copy()
+    for g in range(60):
+        two[np.flatnonzero((ids == g) & (y == 0))[g % 3]] = 1
+    never = np.column_stack([X[:, 0], (np.arange(len(y)) % 5 == 0) * (1 - y)])
+    for scale in (1.0, 1e6, 1e-6):
+        for name, features, chosen, is_separable in (
+            ("regular", X, y, False),
+            ("regular, two choices", X, two, False),
+            ("a column equal to y", np.column_stack([X, y]), y, True),
+            ("a column equal to y, two choices", np.column_stack([X, two]), two, True),
+            ("a dummy that is never chosen", never, y, True),
+        ):
+            _, told = warned(lambda f=features, c=chosen, s=scale: ConditionalLogit().fit(f * s, c, groups=ids))
+            assert told == is_separable, (name, scale)
+            _, told = warned(lambda f=features, c=chosen, s=scale: ConditionalLogit(penalty_l2=1).fit(f, c, groups=ids))
+            assert not told
+        _, told = warned(lambda s=scale: PlackettLuce().fit(X * s, X[:, 0], groups=ids))
+        assert told
+        _, told = warned(lambda s=scale: PlackettLuce().fit(X * s, X[:, 0] + 2 * np.sin(np.arange(len(y))), groups=ids))
+        assert not told
+
+
+@pytest.mark.parametrize("items", [3, 310])
+def test_items_without_worths_are_told(items):
+    rng = np.random.default_rng(0)
+    rows, groups = np.tile(np.arange(items), 6), np.repeat(np.arange(6), items)
+    random = rng.normal(size=rows.size)
+    random[:items], random[items : 2 * items] = np.arange(items), -np.arange(items)  # every item loses, and wins
+    _, told = warned(lambda: PlackettLuce().fit(rows, random, groups=groups))
+    assert not told
+    model, told = warned(lambda: PlackettLuce().fit(rows, -rows, groups=groups))
+    assert told
+    assert model.std_err_ is None if items > 300 else np.isnan(model.std_err_).all()
+    first = np.where(rows == 0, 999.0, random)  # one that always wins
+    assert warned(lambda: PlackettLuce().fit(rows, first, groups=groups))[1]
+    assert not warned(lambda: PlackettLuce(penalty_l2=0.1).fit(rows, first, groups=groups))[1]
+    with pytest.raises(np.linalg.LinAlgError, match="the items are not connected: no comparison joins 0 and"):
+        PlackettLuce().fit(
+            np.r_[rows, rows + 1000], np.r_[random, random], groups=np.r_[groups, groups + 6], sample_weight=np.ones(12)
+        )
+
+
+@pytest.mark.parametrize("ties", ["breslow", "efron", "exact", "order"])
+def test_components_agree_with_the_likelihood(ties):
+    """Raising the log-worths of a set of items without end costs nothing only if none of the others has beaten one."""
+    rng = np.random.default_rng(1)
+    for _ in range(40):
+        rows, places, groups = rng.permuted(np.tile(np.arange(4), (3, 1)), axis=1)[:, :3], rng.integers(0, 3, 9), 3
+        observed = rng.random(9) < 0.7
+        offsets = np.arange(0, 3 * groups + 1, 3)
+        component, _ = find_components(rows.ravel(), places * 1.0, observed, offsets, None, ties)
+        is_free = []
+        for chosen in itertools.chain.from_iterable(itertools.combinations(range(4), k) for k in (1, 2, 3)):
+            for sign in (1, -1):
+                x = np.where(np.isin(rows.ravel(), chosen), 60.0 * sign, 0.0)
+                options = {"observed": observed, "ties": ties, "indptr": offsets, "reduction": "sum"}
+                near, far = (csoftmax.plackett_luce_loss(x * s, places, **options) for s in (1, 2))
+                is_free.append(far <= near + 1e-6)
+        assert any(is_free) == (len(np.unique(component)) > 1), (rows, places, observed)
+
+
+def test_units_do_not_matter():
+    X, y, ids = draw_choices(10, groups=80, sizes=(4, 6))
+    for g in range(80):
+        y[np.flatnonzero((ids == g) & (y == 0))[0]] = 1
+    relevance = X @ [1.0, -1.0, 0.5] + np.random.default_rng(0).gumbel(size=len(y))
+    for fit in (
+        lambda X: ConditionalLogit().fit(X, y, groups=ids),
+        lambda X: PlackettLuce().fit(X, relevance, groups=ids),
+    ):
+        expected = fit(X)
+        for scale in ([1e6, 1e6, 1e6], [1e-9, 1.0, 1e5]):
+            model = fit(X * scale)
+            np.testing.assert_allclose(model.coef_ * scale, expected.coef_, rtol=1e-6)
+            np.testing.assert_allclose(model.std_err_ * scale, expected.std_err_, rtol=1e-6)
+
+
+def test_covariance_of_worths_is_that_of_their_contrasts():
+    _, rows, places, groups = draw_rankings(3, items=5, rankings=80)
+    model = PlackettLuce().fit(rows, -places, groups=groups)
+    one_hot = (rows[:, None] == model.items_[1:]).astype(float)
+    features = PlackettLuce().fit(one_hot, -places, groups=groups)
+    contrast = (np.eye(5) - 0.2)[:, 1:]
+    np.testing.assert_allclose(model.covariance_, contrast @ features.covariance_ @ contrast.T, rtol=1e-4, atol=1e-8)
+    np.testing.assert_allclose(model.covariance_.sum(1), 0, atol=1e-9)
+
+
+def test_columns_of_tables_keep_their_order():
+    X, y, ids = draw_choices(11, groups=10)
+    d = pd.DataFrame(X, columns=list("abc"))
+    model = ConditionalLogit(penalty_l2=1).fit(d, y, groups=ids)
+    with pytest.raises(ValueError, match=r"X has the columns \['c', 'b', 'a'\]; the model was fitted with"):
+        model.predict_proba(d[["c", "b", "a"]], groups=ids)
+    np.testing.assert_array_equal(model.predict(X, groups=ids), model.predict(d, groups=ids))
+    rankings = PlackettLuce(penalty_l2=1).fit(d, X[:, 0], groups=ids)
+    assert list(rankings.feature_names_in_) == list("abc")
+    assert not hasattr(rankings.fit(X, X[:, 0], groups=ids), "feature_names_in_")
+
+
+def test_empty_groups_are_predicted():
+    X, y, ids = draw_choices(12, groups=10, sizes=(3, 4))
+    model = ConditionalLogit(penalty_l2=1).fit(X, y, groups=ids)
+    p = model.predict_proba(X[:6], indptr=[0, 0, 3, 3, 6, 6])
+    np.testing.assert_array_equal(p, model.predict_proba(X[:6], indptr=[0, 3, 6]))
+    assert model.predict(X[:6], indptr=[0, 0, 3, 3, 6, 6]).sum() == 2
+    assert model.predict_proba(X[:0], indptr=[0, 0]).shape == (0,)
+
+
+def test_failed_fits_leave_no_fitted_model():
+    X, y, ids = draw_choices(13, groups=10)
+    for model, target in ((ConditionalLogit(), y), (PlackettLuce(), X[:, 0])):
+        with pytest.raises(np.linalg.LinAlgError, match="constant or collinear: x0, x3"):
+            model.fit(np.column_stack([X, X[:, 0]]), target, groups=ids)
+        assert not [name for name in vars(model) if name.endswith("_")]
+
+
+def test_bad_data():
+    X, y, ids = draw_choices(14, groups=5)
+    none = np.zeros_like(y)
+    for call, error, match in (
+        (lambda: ConditionalLogit().fit(X[:, :0], y, groups=ids), ValueError, "at least one column is needed"),
+        (lambda: PlackettLuce().fit(X[:, :0], y, groups=ids), ValueError, "at least one column is needed"),
+        (lambda: ConditionalLogit().fit(X * 1e160, y, groups=ids), ValueError, "column x0 of X has the largest"),
+        (lambda: PlackettLuce().fit(X, y, groups=ids, observed=np.ones(99, bool)), ValueError, "observed has shape"),
+        (lambda: PlackettLuce().fit(X, y, groups=ids, observed=np.ones(len(y))), TypeError, "observed must be boolean"),
+        (lambda: PlackettLuce().fit([("a", 1), ("b", 2)], [1, 2], indptr=[0, 2]), TypeError, "items that are tuples"),
+    ):
+        with pytest.raises(error, match=match):
+            call()
+    with pytest.warns(UserWarning, match="were dropped"), pytest.raises(ValueError, match="none of 5 groups has"):
+        ConditionalLogit().fit(X, none, groups=ids)

@@ -283,3 +283,8 @@ def test_bad_arguments():
                 function(*arguments, **options)
     with pytest.raises(ValueError, match="out has shape"):
         plackett_luce_loss_with_grad(x, x, out=np.empty(3))
+
+
+def test_any_number_of_places():
+    x, relevance = [1.0, 2.0], [1, 2]
+    assert plackett_luce_loss(x, relevance, top=10**30) == plackett_luce_loss(x, relevance)

@@ -3,18 +3,21 @@
 import hashlib
 import itertools
 import pickle
+import sys
 
 import ml_dtypes
 import mpmath
 import numpy as np
 import pytest
 from helpers import assert_same_bits, looped, run_python
+from helpers.signals import seconds_to_stop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import csoftmax
 from csoftmax import SoftmaxState, merge_states
 from csoftmax._cpu import binding
+from csoftmax._ops import streams
 
 DTYPES = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)
 LENGTHS = (0, 1, 5, 16, 33, 4095, 4096, 4097, 9001)
@@ -346,3 +349,71 @@ def test_merge_states_of_special_parts():
     none = merge_states(np.zeros((0, 2)), np.zeros(0))
     np.testing.assert_array_equal(none.value, [0, 0])
     assert none.lse == -np.inf
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
+def test_masked_elements_of_a_piece_change_no_others(dtype):
+    rng = np.random.default_rng(7)
+    for n in (3, 17, 5000):
+        x, where = make_rows(rng, n, dtype), rng.random((2, n)) < 0.7
+        where[:, 0] = True
+        expected = csoftmax.softmax(x, where=where)
+        for masked in (1000, -1000, np.inf, np.nan, 3e4):
+            piece = np.where(where, x, np.array(masked).astype(dtype))
+            state = SoftmaxState(2, dtype).update(piece, where=where)
+            assert_same_bits(np.where(where, state.probabilities(piece), np.zeros((), dtype)), expected, masked)
+            assert_same_bits(state.probabilities(piece, where=where), expected, masked)
+    state = SoftmaxState().update([1.0, 2.0])
+    with np.errstate(all="ignore"):
+        np.testing.assert_allclose(state.probabilities([3.0]), np.exp(3 - np.logaddexp(1, 2)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("width", [None, 2])
+def test_interrupted_updates_take_nothing(width, monkeypatch):
+    rng = np.random.default_rng(8)
+    monkeypatch.setattr(streams, "_PART", 4096)  # several parts
+    x = rng.normal(size=(1, 20_000)).astype(np.float32)
+    values = None if width is None else rng.normal(size=(1, 20_000, width)).astype(np.float32)
+
+    def given(begin, end):
+        return x[:, begin:end], None if values is None else values[:, begin:end]
+
+    make = streams.make_blocks
+    for calls in range(3):
+        state, seen = SoftmaxState(1, values=width).update(*given(0, 5000)), []
+        before = state.to_bytes()
+
+        def interrupted(*arguments, calls=calls, seen=seen):
+            seen.append(0)
+            if len(seen) > calls:
+                raise KeyboardInterrupt
+            return make(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(streams, "make_blocks", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                state.update(*given(5000, 20_000))
+        assert state.to_bytes() == before
+        state.update(*given(5000, 20_000))
+        assert_same_bits(state.logsumexp(), csoftmax.logsumexp(x))
+        if width is not None:
+            whole = SoftmaxState(1, values=width).update(x, values)
+            assert_same_bits(state.weighted_mean(), whole.weighted_mean())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_long_updates_see_ctrl_c():
+    x = np.zeros((1, 30_000_000), np.float32)
+    state = SoftmaxState(1)
+    assert seconds_to_stop(lambda: [state.update(x) for _ in range(10_000)], after=0.05) < 0.1
+    assert state.count()[0] % x.size == 0
+    if state.count()[0]:
+        np.testing.assert_allclose(state.logsumexp(), np.log(state.count()), rtol=1e-6)
+
+
+def test_a_part_alone_gives_itself_in_every_base():
+    for lse in (0.3, -700.1, 5.7):
+        assert merge_states([[1.0]], [lse], base=2).lse == lse
+        assert merge_states([[1.0], [np.nan]], [lse, -np.inf], base=2) == (1.0, lse)
+    with pytest.raises(ValueError, match="base must be None"):
+        merge_states([[1.0]], [0.0], base=np.array([2, 2]))

@@ -168,3 +168,35 @@ def test_bad_arguments():
         for function in (subset_logsumexp, subset_marginals):
             with pytest.raises(error, match=match):
                 function(*arguments, **options)
+
+
+def test_sums_beyond_the_range_of_float64():
+    most, inf = 1.7e308, np.inf
+    for x, k, total, each in (
+        ([most, most], 2, inf, [1, 1]),
+        ([-most, -most], 2, -inf, [1, 1]),
+        ([most] * 3, 2, inf, [2 / 3] * 3),
+        ([-most] * 3, 2, -inf, [2 / 3] * 3),
+        ([most, most, -most, -most], 4, 0, [1] * 4),
+        ([most] * 5 + [-most] * 6, 10, 0, [1] * 5 + [5 / 6] * 6),
+        ([1e308, 0, 1], 2, 1e308, [1, 1 / (1 + np.e), np.e / (1 + np.e)]),
+        ([-1e308, 0, 1, 2], 2, np.log(np.e + np.exp(2) + np.exp(3)), None),
+        ([1e308, 1.5e308, 1.2e308], 2, inf, [0, 1, 1]),
+        ([most, -most, 1], 2, most, [1, 0, 1]),
+    ):
+        np.testing.assert_allclose(subset_logsumexp(x, k), total, rtol=1e-15, atol=1e293 * (total == 0))
+        if each is not None:
+            np.testing.assert_allclose(subset_marginals(x, k), each, rtol=1e-14)
+    assert subset_logsumexp(np.array([-1e308, 0, 1, 2]), 2) == subset_logsumexp(np.array([-1e200, 0, 1, 2]), 2)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_tables_are_cleared_while_ctrl_c_is_seen():
+    x = np.random.default_rng(6).normal(size=20_000)
+    assert seconds_to_stop(lambda: subset_marginals(x, 10_000), after=0.05) < 0.1
+
+
+def test_k_is_needed():
+    for function in (subset_logsumexp, subset_marginals):
+        with pytest.raises(TypeError, match="k must hold integers, got None"):
+            function([1.0, 2.0], None)
