@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._arguments.numbers import check_count
-from .._arguments.segments import Segments, as_segments, restore_segments
+from .._arguments.segments import Segments, as_segments, hold_segments
 from .._ops.rankings import plackett_luce_loss as _loss
 from .._ops.rankings import plackett_luce_loss_with_grad as _with_grad
 from .operators import (
@@ -38,7 +38,7 @@ def _call(x: Tensor, relevance: Tensor, *rest: Any) -> tuple[tuple[Tensor, Tenso
     if indptr is not None:
         sorted_by = None if order is None else order.numpy()
         elements = None if order is None else len(order)
-        options["segments"] = restore_segments(indptr.numpy(), sorted_by, elements)
+        options["segments"] = hold_segments(indptr.numpy(), sorted_by, elements)
     return (x.detach(), relevance.detach()), options
 
 

@@ -64,6 +64,10 @@ double csm_loss_divisor(csm_loss_run *);
 /* The sum of the n class weights: compensated within a block, without rounding over blocks. */
 double csm_loss_weight_sum(const csm_loss_run *, size_t n);
 
+/* Sets a call's temperature, whose constants are in base.scales; csm_loss_divide comes after it. */
+void csm_loss_set_temperature(csm_loss_call *, double temperature);
+static inline int csm_is_loss_temperature(double t) { return t > 0 && t < CSM_INF; }
+
 /* Sets which rows are looked at for gradients that the kernels lose: those with large factors. */
 void csm_find_lost_limit(csm_loss_run *);
 /* The job of `rows` rows of a job from `at` on. */

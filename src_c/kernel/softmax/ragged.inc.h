@@ -61,7 +61,7 @@ INLINE int FN(ragged_softmax)(const csm_ragged_job *job, const uint32_t *at, siz
     T stack[V(W) * 16 + 16];
     REAL f[V(W)], f_low[V(W)];
     FN(ragged_collect)(&rows, job, at, count);
-    if (!FN(group_exp)(&g, NULL, 0, max_vectors * V(W), job->temperature, max_vectors, job->temperature->tempered, 0, 0,
+    if (!FN(group_exp)(&g, NULL, 0, max_vectors * V(W), job->temperature, max_vectors, job->temperature->tempered != 0, 0, 0,
                        &rows.rows))
         return 0;
     FN(reciprocals)(g.sums, f, f_low);
@@ -86,7 +86,7 @@ static NOINLINE int FN(ragged_log)(const csm_ragged_job *job, const uint32_t *at
     csm_tails s;
     T stack[V(W) * 16 + 16];
     FN(ragged_collect)(&rows, job, at, count);
-    if (!FN(group_log_of)(&g, NULL, 0, 16, t, &s, V(SIXTEEN), t->tempered, 0, &rows.rows)) return 0;
+    if (!FN(group_log_of)(&g, NULL, 0, 16, t, &s, V(SIXTEEN), t->tempered != 0, 0, &rows.rows)) return 0;
     for (size_t r = 0; r < count; r++) {
         if (!keeps_axis) {
             T *y = (T *)(void *)(job->result + (ptrdiff_t)at[r] * job->result_step);
