@@ -67,8 +67,8 @@ def run_segment_loss(int dtype, x, y, losses, labels, ignore, soft, positives, s
     """Compute cross-entropy over segments of the last axis of x, and with y its gradient.
 
     Of labels, soft (with elements last) and positives (bool, the same) one is given. losses is float64 with the
-    segments last; labels, sample_weight, upstream and temperatures (None: one number) have its shape. Returns the sum or mean, or, if a label is bad,
-    the index of the first in C order, as an int, and then writes nothing.
+    segments last; labels, sample_weight, upstream and temperatures (None: one number) have its shape. Returns the sum
+    or mean, or, if a label is bad, the index of the first in C order, as an int, and then writes nothing.
     """
     cdef _Buffers buffers = _Buffers()
     cdef cpu.csm_loss_options options = cpu.csm_default_loss_options()

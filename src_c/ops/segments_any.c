@@ -114,8 +114,8 @@ static int is_out_of_range(const csm_scales *s, const group *g, double reference
 /* Copies a group, transformed from the reference, or from its own maximum where that is out of range beside it. */
 static void transform_group(const csm_scales *s, group *g, double max, double reference) {
     if (is_out_of_range(s, g, reference)) {
-        g->gap = s->temperature > 1 ? (g->max * 0.5 - max * 0.5) / (s->temperature * 0.5)
-                                    : (g->max - max) / s->temperature;
+        g->gap =
+            s->temperature > 1 ? (g->max * 0.5 - max * 0.5) / (s->temperature * 0.5) : (g->max - max) / s->temperature;
         reference = g->max;
     }
     for (size_t i = 0; i < g->count; i++) g->x[i] = transformed(s, g->x[i], reference);
@@ -157,8 +157,8 @@ double csm_any_row(const csm_any_call *c, double *x, const unsigned char *is_pos
         else o.x[k++] = x[j];
         if (csm_poll_at(poll, j)) return CSM_NAN;
     }
-    const int is_transformed = !(p.is_nothing || csm_fits_range(&c->scales, p.max)) ||
-                               !(o.is_nothing || csm_fits_range(&c->scales, o.max));
+    const int is_transformed =
+        !(p.is_nothing || csm_fits_range(&c->scales, p.max)) || !(o.is_nothing || csm_fits_range(&c->scales, o.max));
     double reference = 0;
     if (is_transformed) {
         t = &c->scales.transformed;

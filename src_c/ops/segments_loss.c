@@ -373,13 +373,15 @@ static csm_status prepare(segment_loss_call *call, csm_dtype dtype, const csm_ta
         (positives && o->label_smoothing > 0) || (unsigned)o->reduction > CSM_MEAN ||
         !csm_check_segments(segments, shape->n, &call->longest))
         return CSM_BAD_OPTION;
-    csm_status status = csm_lay_out(
-        c, shape, (const csm_view *[]){x, NULL, losses, gradient, o->soft, o->sample_weight, o->upstream, positives, o->temperatures},
-        (csm_view *[]){&l->x, &l->order, &call->losses, gradient ? &l->gradient : NULL,
-                       o->soft ? &l->soft_labels : NULL, o->sample_weight ? &l->sample_weight : NULL,
-                       o->upstream ? &l->upstream : NULL, positives ? &call->positives : NULL,
-                       o->temperatures ? &l->temperatures : NULL},
-        9, &l->rows);
+    csm_status status =
+        csm_lay_out(c, shape,
+                    (const csm_view *[]){x, NULL, losses, gradient, o->soft, o->sample_weight, o->upstream, positives,
+                                         o->temperatures},
+                    (csm_view *[]){&l->x, &l->order, &call->losses, gradient ? &l->gradient : NULL,
+                                   o->soft ? &l->soft_labels : NULL, o->sample_weight ? &l->sample_weight : NULL,
+                                   o->upstream ? &l->upstream : NULL, positives ? &call->positives : NULL,
+                                   o->temperatures ? &l->temperatures : NULL},
+                    9, &l->rows);
     if (status != CSM_OK) return status;
     const double temperature = o->temperatures ? 1 : o->temperature;
     csm_set_dtype(c, dtype, table);

@@ -55,8 +55,8 @@ static csm_status sort(size_t n, const int64_t *ids, size_t count, int64_t *indp
     if (!next) return CSM_NO_MEMORY;
     next[0] = 0;
     for (size_t s = 0; s < count; s++) next[s + 1] = indptr[s];
-    const csm_status status = order_bytes == 4 ? place_int32_t(n, ids, next + 1, order, poll)
-                                               : place_int64_t(n, ids, next + 1, order, poll);
+    const csm_status status =
+        order_bytes == 4 ? place_int32_t(n, ids, next + 1, order, poll) : place_int64_t(n, ids, next + 1, order, poll);
     csm_release(next);
     return status;
 }

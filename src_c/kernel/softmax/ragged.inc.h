@@ -61,8 +61,8 @@ INLINE int FN(ragged_softmax)(const csm_ragged_job *job, const uint32_t *at, siz
     T stack[V(W) * 16 + 16];
     REAL f[V(W)], f_low[V(W)];
     FN(ragged_collect)(&rows, job, at, count);
-    if (!FN(group_exp)(&g, NULL, 0, max_vectors * V(W), job->temperature, max_vectors, job->temperature->tempered != 0, 0, 0,
-                       &rows.rows))
+    if (!FN(group_exp)(&g, NULL, 0, max_vectors * V(W), job->temperature, max_vectors, job->temperature->tempered != 0,
+                       0, 0, &rows.rows))
         return 0;
     FN(reciprocals)(g.sums, f, f_low);
     V(t) all = V(LOAD_REAL)(f);
