@@ -412,7 +412,7 @@ class LossOptions(ctypes.Structure):
         *(("weight", ctypes.c_void_p), ("sample_weight", ctypes.c_void_p), ("upstream", ctypes.c_void_p)),
         *((name, ctypes.c_double) for name in ("temperature", "smoothing", "z_loss", "clip_norm", "clip_value")),
         *(("reduction", ctypes.c_int), ("threads", ctypes.c_int), ("interrupt", ctypes.c_void_p)),
-        *(("interrupt_context", ctypes.c_void_p), ("position", ctypes.c_size_t)),
+        *(("interrupt_context", ctypes.c_void_p), ("position", ctypes.c_size_t), ("temperatures", ctypes.c_void_p)),
     )
 
 
