@@ -72,12 +72,12 @@ class Segments:
     array([0.5, 1. , 0.5, 0. ])
     """
 
-    __slots__ = ("_on_devices", "indptr", "num_elements", "num_segments", "order")
+    __slots__ = ("_indptr", "_num_elements", "_on_devices", "_order")
 
-    indptr: NDArray[np.int64]
-    order: NDArray[np.integer[Any]] | None
-    num_segments: int
-    num_elements: int | None
+    _indptr: NDArray[np.int64]
+    _order: NDArray[np.integer[Any]] | None
+    _num_elements: int | None
+    _on_devices: dict[int | str, tuple[Any, Any]]
 
     def __init__(
         self,
@@ -90,23 +90,66 @@ class Segments:
         if (indptr is None) == (segment_ids is None):
             count = "neither" if indptr is None else "both"
             raise TypeError(f"indptr or segment_ids is needed, got {count}")
-        self._on_devices: dict[int | str, tuple[Any, Any]] = {}
         if segment_ids is None:
-            self.indptr, self.order, self.num_elements = _check_offsets(indptr), None, None
-            if num_segments is not None and check_count("num_segments", num_segments) != len(self.indptr) - 1:
-                raise ValueError(f"num_segments is {num_segments}, and indptr has {len(self.indptr) - 1} segments")
+            offsets = _check_offsets(indptr)
+            if num_segments is not None and check_count("num_segments", num_segments) != len(offsets) - 1:
+                raise ValueError(f"num_segments is {num_segments}, and indptr has {len(offsets) - 1} segments")
+            _fill(self, offsets, None, None)
         else:
             ids = _check_ids(segment_ids)
-            self.indptr, self.order = _sort_ids(ids, num_segments)
-            self.num_elements = len(ids)
-        self.num_segments = len(self.indptr) - 1
-        for values in (self.indptr, self.order):
-            if values is not None:
-                values.flags.writeable = False
+            _fill(self, *_sort_ids(ids, num_segments), len(ids))
         if device is not None:
             place = place_of(device, self.indptr)
             if place.on_cuda:
                 place_segments(self, place)
+
+    @property
+    def indptr(self) -> NDArray[np.int64]:
+        """Offsets of the segments, int64 of shape (S + 1,); read-only.
+
+        Examples
+        --------
+        >>> import csoftmax
+        >>> csoftmax.Segments(segment_ids=[0, 0, 2]).indptr
+        array([0, 2, 2, 3])
+        """
+        return self._indptr.view()
+
+    @property
+    def order(self) -> NDArray[np.integer[Any]] | None:
+        """The elements sorted by segment, int32 or int64 of shape (E,), or None if they are in order; read-only.
+
+        Examples
+        --------
+        >>> import csoftmax
+        >>> csoftmax.Segments(segment_ids=[1, 0, 1]).order
+        array([1, 0, 2], dtype=int32)
+        """
+        return None if self._order is None else self._order.view()
+
+    @property
+    def num_segments(self) -> int:
+        """S, the number of segments.
+
+        Examples
+        --------
+        >>> import csoftmax
+        >>> csoftmax.Segments(indptr=[0, 2, 2, 5]).num_segments
+        3
+        """
+        return len(self._indptr) - 1
+
+    @property
+    def num_elements(self) -> int | None:
+        """E, the number of ids, or None with `indptr`.
+
+        Examples
+        --------
+        >>> import csoftmax
+        >>> csoftmax.Segments(segment_ids=[1, 0, 1]).num_elements
+        3
+        """
+        return self._num_elements
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -180,30 +223,66 @@ def repeat_segments(segments: Segments, count: int) -> Segments:
         dtype = np.int32 if order.size * count < 2**31 else np.int64
         order = (order.astype(dtype)[:, None] * count + np.arange(count, dtype=dtype)).reshape(-1)
     elements = None if segments.num_elements is None else segments.num_elements * count
-    return restore_segments(segments.indptr * count, order, elements)
+    return hold_segments(segments.indptr * count, order, elements)
 
 
-def restore_segments(indptr: Any, order: Any, num_elements: int | None) -> Segments:
-    """Segments of arrays that have been checked."""
+def hold_segments(indptr: Any, order: Any, num_elements: int | None) -> Segments:
+    """Segments of arrays that have been checked, and that nothing else writes to."""
     segments = Segments.__new__(Segments)
-    segments.indptr, segments.order, segments.num_elements = indptr, order, num_elements
-    segments.num_segments = len(indptr) - 1
+    _fill(segments, indptr, order, num_elements)
+    return segments
+
+
+def _fill(segments: Segments, indptr: Any, order: Any, num_elements: int | None) -> None:
+    segments._indptr, segments._order, segments._num_elements = indptr, order, num_elements
     segments._on_devices = {}
     for values in (indptr, order):
         if values is not None:
             values.flags.writeable = False
-    return segments
+
+
+def restore_segments(indptr: Any, order: Any, num_elements: Any) -> Segments:
+    """Segments of copies of arrays from outside, such as a pickle: kernels trust the order, so it is checked here."""
+    offsets = _check_offsets(indptr)
+    count = None if num_elements is None and order is None else check_count("num_elements", num_elements)
+    if count is not None and offsets[-1] > count:
+        raise ValueError(f"indptr ends at {offsets[-1]}; num_elements is {count}")
+    if order is None:
+        return hold_segments(offsets, None, count)
+    places = _on_host("order", order)
+    if len(places) != count:
+        raise ValueError(f"order has {len(places)} elements; num_elements is {count}")
+    bad = (places < 0) | (places >= count)
+    if bad.any():
+        at = int(bad.argmax())
+        raise IndexError(f"order[{at}] is {places[at]}; allowed are 0 to {count - 1}")
+    if np.any(np.bincount(places.astype(np.int64), minlength=count) != 1):
+        raise ValueError("order must hold each element once")
+    return hold_segments(offsets, places.astype(np.int32 if count < 2**31 else np.int64), count)
+
+
+def check_one_given(indptr: Any, segment_ids: Any, segments: Any) -> None:
+    """Refuse a call without exactly one of the three."""
+    given = {"indptr": indptr, "segment_ids": segment_ids, "segments": segments}
+    names = [name for name, x in given.items() if x is not None]
+    if len(names) != 1:
+        count = " and ".join(names) if names else "none"
+        raise TypeError(f"exactly one of indptr, segment_ids and segments is needed, got {count}")
+
+
+def check_num_segments(num_segments: Any) -> int:
+    """A number of segments as an int."""
+    count = check_count("num_segments", num_segments)
+    if count > _MOST:
+        raise ValueError(f"num_segments must be at most {_MOST}, got {count}")
+    return count
 
 
 def as_segments(
     indptr: Any = None, segment_ids: Any = None, num_segments: Any = None, segments: Any = None
 ) -> Segments:
     """The segments of a call, which has exactly one of indptr, segment_ids and segments."""
-    given = {"indptr": indptr, "segment_ids": segment_ids, "segments": segments}
-    names = [name for name, x in given.items() if x is not None]
-    if len(names) != 1:
-        count = " and ".join(names) if names else "none"
-        raise TypeError(f"exactly one of indptr, segment_ids and segments is needed, got {count}")
+    check_one_given(indptr, segment_ids, segments)
     if segments is None:
         return Segments(indptr=indptr, segment_ids=segment_ids, num_segments=num_segments)
     if not isinstance(segments, Segments):
@@ -221,6 +300,10 @@ def _on_host(name: str, given: Any) -> Any:
     return values
 
 
+# More segments than this have no offsets in any address space: 8 bytes each.
+_MOST = 2**48
+
+
 def _check_offsets(indptr: Any) -> Any:
     values = _on_host("indptr", indptr)
     if len(values) == 0:
@@ -231,21 +314,29 @@ def _check_offsets(indptr: Any) -> Any:
 
 
 def _check_ids(segment_ids: Any) -> Any:
-    """Ids as a private int64 array; what no int64 holds becomes -2, which is no id either."""
+    """Ids as a private int64 array."""
     values = _on_host("segment_ids", segment_ids)
-    ids = values.astype(np.int64)
-    if values.dtype == np.uint64:
-        ids[values > np.uint64(np.iinfo(np.int64).max)] = -2
-    return ids
+    if values.dtype == np.uint64 and len(values) and values.max() > np.iinfo(np.int64).max:
+        at = int((values > np.uint64(np.iinfo(np.int64).max)).argmax())
+        raise IndexError(f"segment_ids[{at}] is {values[at]}; ids are at most {_MOST - 1}")
+    return values.astype(np.int64)
 
 
 def _sort_ids(ids: Any, num_segments: Any) -> tuple[Any, Any]:
     """Offsets of the segments, and the elements in their order, or None if they are sorted."""
     if num_segments is None:
         count = max(int(ids.max()) + 1, 0) if len(ids) else 0
+        if count > _MOST:
+            raise IndexError(f"segment_ids[{int(ids.argmax())}] is {count - 1}; ids are at most {_MOST - 1}")
     else:
-        count = check_count("num_segments", num_segments)
-    indptr = np.empty(count + 1, np.int64)
+        count = check_num_segments(num_segments)
+    try:
+        indptr = np.empty(count + 1, np.int64)
+    except MemoryError:
+        name, value = "num_segments", count
+        if num_segments is None:
+            name, value = f"segment_ids[{int(ids.argmax())}]", count - 1
+        raise MemoryError(f"{name} is {value}: {count} segments have offsets of {8 * (count + 1)} bytes") from None
     order = np.empty(len(ids), np.int32 if len(ids) < 2**31 else np.int64)
     found = binding.sort_segments(ids, count, indptr, order)
     if found is None or found is True:

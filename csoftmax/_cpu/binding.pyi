@@ -135,6 +135,7 @@ def run_segment_loss(
     clip_norm: float,
     clip_value: float,
     reduction: int,
+    temperatures: Any,
     indptr: Any,
     order: Any,
     num_threads: Any,

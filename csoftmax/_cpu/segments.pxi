@@ -28,7 +28,8 @@ def sort_segments(ids, size_t count, indptr, order):
     cdef int64_t *offsets = <int64_t *>arrays.write(indptr)
     cdef void *places = arrays.write(order)
     with nogil:
-        status = cpu.csm_segment_sort(n, given, count, offsets, places, order_bytes, &is_sorted, &position)
+        status = csm_run_segment_sort(n, given, count, offsets, places, order_bytes, &is_sorted, &position,
+                                      _check_signals)
     if status == cpu.CSM_BAD_LABEL:
         return -<object>position - 1
     _raise(status)
@@ -62,16 +63,16 @@ def run_segments(int op, int dtype, first, second, result, where, double tempera
 
 def run_segment_loss(int dtype, x, y, losses, labels, ignore, soft, positives, sample_weight, upstream,
                      double temperature, double label_smoothing, double z_loss, double clip_norm, double clip_value,
-                     int reduction, indptr, order, num_threads):
+                     int reduction, temperatures, indptr, order, num_threads):
     """Compute cross-entropy over segments of the last axis of x, and with y its gradient.
 
     Of labels, soft (with elements last) and positives (bool, the same) one is given. losses is float64 with the
-    segments last; labels, sample_weight and upstream have its shape. Returns the sum or mean, or, if a label is bad,
-    the index of the first in C order, as an int, and then writes nothing.
+    segments last; labels, sample_weight, upstream and temperatures (None: one number) have its shape. Returns the sum
+    or mean, or, if a label is bad, the index of the first in C order, as an int, and then writes nothing.
     """
     cdef _Buffers buffers = _Buffers()
     cdef cpu.csm_loss_options options = cpu.csm_default_loss_options()
-    cdef cpu.csm_segments segments = _segments(buffers, 8, indptr, order)
+    cdef cpu.csm_segments segments = _segments(buffers, 9, indptr, order)
     cdef const cpu.csm_view *gradient
     cdef const cpu.csm_view *positive
     cdef cpu.csm_status status
@@ -97,6 +98,7 @@ def run_segment_loss(int dtype, x, y, losses, labels, ignore, soft, positives, s
     options.upstream = buffers.take(5, upstream, True, False)
     buffers.take(6, losses, True, True)
     positive = buffers.take(7, positives, True, False)
+    options.temperatures = buffers.take(8, temperatures, True, False)
     with nogil:
         status = csm_run_segment_loss(dtype, csm_current_table(), &buffers.shape, &segments, &buffers.view[0],
                                       gradient, &buffers.view[6], positive, &total, &options)

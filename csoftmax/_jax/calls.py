@@ -105,3 +105,10 @@ def is_equal(labels: jax.Array, value: int) -> jax.Array:
     """Whether each label has the value, which may be outside the range of their dtype."""
     bounds = jnp.iinfo(labels.dtype)
     return labels == value if bounds.min <= value <= bounds.max else jnp.zeros(labels.shape, bool)
+
+
+def mean_of(losses: jax.Array, kept: jax.Array) -> jax.Array:
+    """The sum of the losses over that of their weights, or of their mask."""
+    total = kept.sum()
+    # a mean over nothing is NaN with a gradient of 0, which the derivative of a division by 0 would not be
+    return jnp.where(total == 0, jnp.nan, losses.sum() / jnp.where(total == 0, 1, total)).astype(losses.dtype)

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from .._arguments.labels import check_softcap
 from .._arguments.numbers import check_integer
-from .calls import call_kernel, check_floating, check_number, check_rows, is_equal, is_for_rows, like
+from .calls import call_kernel, check_floating, check_number, check_rows, is_equal, is_for_rows, like, mean_of
 
 
 def _compute_losses(
@@ -161,6 +161,4 @@ def cross_entropy(
         return losses
     if reduction == "sum":
         return losses.sum()
-    total = kept.sum()
-    # a mean over no row is NaN with a gradient of 0, which the derivative of a division by 0 would not be
-    return jnp.where(total == 0, jnp.nan, losses.sum() / jnp.where(total == 0, 1, total)).astype(losses.dtype)
+    return mean_of(losses, kept)

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from .._arguments.numbers import check_count, check_integer
-from .._arguments.segments import Segments, as_segments
-from .calls import call_kernel, check_floating, check_mask, check_number, is_equal, leave_out, like
+from .._arguments.numbers import check_integer
+from .._arguments.segments import Segments, as_segments, check_num_segments, check_one_given
+from .calls import call_kernel, check_floating, check_mask, check_number, is_equal, leave_out, like, mean_of
 from .rows import scale_softmax
 
 Arrays = tuple[jax.Array, jax.Array]
@@ -27,11 +27,10 @@ def _segment_arrays(
     indptr: Any, segment_ids: Any, num_segments: Any, segments: Segments | None, length: int, axis: int
 ) -> Arrays:
     """Offsets, and the order of the elements or an empty array."""
-    if segments is None and segment_ids is not None and isinstance(segment_ids, jax.core.Tracer):
-        if indptr is not None:
-            raise TypeError("exactly one of indptr, segment_ids and segments is needed, got indptr and segment_ids")
+    check_one_given(indptr, segment_ids, segments)
+    if isinstance(segment_ids, jax.core.Tracer):
         return _sort(segment_ids, num_segments, length)
-    if segments is None and segment_ids is None and isinstance(indptr, jax.core.Tracer):
+    if isinstance(indptr, jax.core.Tracer):
         if indptr.ndim != 1 or not jnp.issubdtype(indptr.dtype, jnp.integer):
             raise TypeError(f"indptr must hold integers along one axis, got {indptr.dtype} of shape {indptr.shape}")
         wide = jnp.int64 if indptr.dtype.itemsize > 4 else jnp.int32
@@ -50,7 +49,7 @@ def _sort(ids: jax.Array, num_segments: Any, length: int) -> Arrays:
     """Sort traced ids; what is no segment takes no part, because traced values cannot raise."""
     if num_segments is None:
         raise TypeError("num_segments is needed where segment_ids are traced: the number of segments is a shape")
-    count = check_count("num_segments", num_segments)
+    count = check_num_segments(num_segments)
     if ids.ndim != 1 or not jnp.issubdtype(ids.dtype, jnp.integer):
         raise TypeError(f"segment_ids must hold integers along one axis, got {ids.dtype} of shape {ids.shape}")
     if ids.shape[0] != length:
@@ -318,9 +317,9 @@ def segment_cross_entropy(
         Which element of its segment, of the shape of x with the number of segments along `axis`. A label that is no
         element of its segment raises JAX's runtime error.
     ignore_index, label_smoothing, z_loss, temperature
-        As in `csoftmax.segment_cross_entropy`; they cannot be traced.
+        As in `csoftmax.segment_cross_entropy`; they cannot be traced, and the temperature is one number.
     reduction : {"mean", "sum", "none"}
-        The mean is over the segments that are not ignored.
+        The mean is over the segments that are not ignored. Over none of them it is NaN with a gradient of 0.
 
     Returns
     -------
@@ -362,5 +361,4 @@ def segment_cross_entropy(
     losses = jnp.moveaxis(losses, -1, axis)
     if reduction == "none":
         return losses
-    total = losses.sum()
-    return total if reduction == "sum" else total / (~ignored).sum()
+    return losses.sum() if reduction == "sum" else mean_of(losses, ~ignored)

@@ -10,11 +10,11 @@ from numpy.typing import ArrayLike, NDArray
 from .._arguments.foreign import accept_foreign
 from .._arguments.kinds import keep_labels
 from .._arguments.labels import LossOptions, as_label_bits, check_loss_options, check_target, raise_bad_label
-from .._arguments.layouts import Result, lay_out_gradient
+from .._arguments.layouts import Result, axis_last, lay_out_gradient
 from .._arguments.numbers import check_choice
 from .._arguments.places import as_float, check_kernels, place_of, to_host
 from .._arguments.recorded import hand_over_recorded
-from .._arguments.segment_layouts import SegmentAxis, lay_out_axis
+from .._arguments.segment_layouts import SegmentAxis, check_segment_temperatures, lay_out_axis
 from .._arguments.segments import Segments, as_segments
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer, compute_dtype
@@ -50,7 +50,8 @@ class SegmentLossPlan(NamedTuple):
         ignore = as_label_bits(o.ignore_index, self.labels)
         arrays = rows, axis.last(losses), labels, ignore, self.soft, self.positives, sample_weight, upstream
         reduction, segments = binding.REDUCTIONS[self.reduction], axis.segments
-        last = reduction, segments.indptr, segments.order, self.num_threads
+        temperatures = self.options.temperatures  # they have the segments last already
+        last = reduction, temperatures, segments.indptr, segments.order, self.num_threads
         found = binding.run_segment_loss(self.dtype, self.x, *arrays, *o.factors, *last)
         if isinstance(found, int):
             self._raise_bad_label()
@@ -111,7 +112,10 @@ def plan_segment_loss(
         is_any = positives == "any"
         target = chosen if is_any else chosen.astype(compute)
     labels, soft = (None, None) if is_any else check_target(target, x.shape, at.reduced, compute, place)
+    t = check_segment_temperatures(options.pop("temperature"), at, True)
+    options["temperature"] = t if isinstance(t, float) else 1.0
     checked = check_loss_options(0, at.reduced, compute, reduction, weight=None, place=place, **options)
+    checked = checked._replace(temperatures=None if isinstance(t, float) else t)
     if positives == "any" and not is_any:
         raise ValueError(f'positives="any" needs a target of bool of the shape of x, {x.shape}, got {chosen.dtype}')
     if is_any and checked.label_smoothing > 0:
@@ -119,11 +123,22 @@ def plan_segment_loss(
             f'label_smoothing must be 0 with positives="any", which has no label to smooth, got '
             f"{checked.label_smoothing}"
         )
+    if chosen.dtype == np.bool_ and not is_any and checked.label_smoothing + checked.z_loss > 0:
+        checked = checked._replace(sample_weight=_leave_out_without_positives(chosen, checked.sample_weight, at))
     x, targets, result = lay_out_gradient(x, chosen if is_any else soft, at.axes, gradient, out, place)
     soft, positive = (None, targets) if is_any else (targets, None)
     return SegmentLossPlan(
         dtype, as_buffer(x), labels, soft, positive, checked, reduction, result, at, num_threads, compute
     )
+
+
+def _leave_out_without_positives(chosen: Any, sample_weight: Any, at: SegmentAxis) -> Any:
+    """The weights, 0 for segments without positives: smoothing and z-loss would count them."""
+    positives, indptr, order = axis_last(chosen, at.axes), at.segments.indptr, at.segments.order
+    counts = np.zeros((*positives.shape[:-1], positives.shape[-1] + 1), np.int64)
+    np.cumsum(positives if order is None else positives[..., order], axis=-1, out=counts[..., 1:])
+    is_kept = np.moveaxis(counts[..., indptr[1:]] > counts[..., indptr[:-1]], -1, at.place)
+    return np.where(is_kept, 1.0 if sample_weight is None else sample_weight, 0.0)
 
 
 @accept_foreign
@@ -148,7 +163,7 @@ def segment_cross_entropy(
     ignore_index: SupportsIndex = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     reduction: Literal["none", "sum", "mean"] = "mean",
     device: str | None = None,
     num_threads: SupportsIndex | None = None,
@@ -176,8 +191,9 @@ def segment_cross_entropy(
         As in `cross_entropy`, over the elements of the segment; 0 with positives "any".
     z_loss : float, default 0.0
         Factor of the square of each segment's log-sum-exp.
-    temperature : float, default 1.0
-        T, positive and finite.
+    temperature : float or array_like, default 1.0
+        T, positive and finite: a number, or one for each segment, as in `segment_softmax`. Each segment then has the
+        bits that it has alone.
     reduction : {"mean", "sum", "none"}, default "mean"
         As in `cross_entropy`. With "any" the mean divides by the sum of the weights of the segments with elements.
     device, num_threads
@@ -248,7 +264,7 @@ def segment_cross_entropy_with_grad(
     ignore_index: SupportsIndex = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     reduction: Literal["none", "sum", "mean"] = "mean",
     upstream: ArrayLike = 1.0,
     clip_norm: float | None = None,

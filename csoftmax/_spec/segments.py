@@ -41,6 +41,7 @@ def in_one_segment(function: Callable, *arrays: Any, axis: Any = -1, **options: 
         return function(*arrays, axis=axis, indptr=[0, 0], **options)
     axis, place = place_of(axis, len(shape))
     first = axis[0] if isinstance(axis, tuple) and axis else axis
+    joined = {a % len(shape) for a in (axis if isinstance(axis, tuple) else (axis,)) if isinstance(a, int | np.integer)}
     is_axis = isinstance(first, int | np.integer) and -len(shape) <= first < len(shape)
     options.setdefault("indptr", [0, shape[first] if is_axis else 0])
     at = (slice(None),) * place
@@ -51,6 +52,9 @@ def in_one_segment(function: Callable, *arrays: Any, axis: Any = -1, **options: 
             return x
         return (x if hasattr(x, "reshape") else np.asarray(x))[(*at, None)]
 
+    if np.ndim(options.get("temperature", 1.0)) == len(shape):  # one a row: its joined axes are those of the segments
+        rows = [n for i, n in enumerate(np.shape(options["temperature"])) if i not in joined]
+        options["temperature"] = np.reshape(options["temperature"], (*rows[:place], 1, *rows[place:]))
     name = function.__name__
     if name == "segment_logsumexp":
         out = options.get("out")

@@ -14,7 +14,7 @@ from torch import Tensor
 import csoftmax
 
 from .._arguments.numbers import check_integer
-from .._arguments.segments import Segments, as_segments, convert_segments, restore_segments
+from .._arguments.segments import Segments, as_segments, convert_segments, hold_segments
 from .operators import (
     Reduction,
     as_number,
@@ -72,7 +72,7 @@ def segment_tensors(
 def segments_of(indptr: Tensor, order: Tensor | None) -> Segments:
     if order is None or order.numel() == 0:
         return Segments(indptr=indptr)  # checked: it may be the caller's own tensor
-    return restore_segments(indptr.cpu().numpy(), order.cpu().numpy(), order.numel())
+    return hold_segments(indptr.cpu().numpy(), order.cpu().numpy(), order.numel())
 
 
 _SEGMENTS = "Tensor indptr, Tensor order, int dim, float temperature"
@@ -410,7 +410,8 @@ def segment_cross_entropy(
     x, indptr, segment_ids, num_segments, segments, dim
         As in `segment_softmax`.
     target, sample_weight, positives, ignore_index, label_smoothing, z_loss, temperature, reduction
-        As in `csoftmax.segment_cross_entropy`, tensors in place of arrays; no gradient flows to them.
+        As in `csoftmax.segment_cross_entropy`, tensors in place of arrays; no gradient flows to them. The temperature
+        is one number.
 
     Returns
     -------

@@ -519,7 +519,8 @@ csm_status csm_segment_log_softmax_vjp_f16(const csm_shape *, const csm_segments
 csm_status csm_segment_log_softmax_vjp_bf16(const csm_shape *, const csm_segments *, const csm_view *dy,
                                             const csm_view *y, const csm_view *dx, const csm_options *);
 /* labels: an element of the segment, from 0 on.  loss: one for each row and segment, in C order with the segments last,
- * and after them one more, their sum or mean.  options->weight is not allowed; segments without elements weigh 0. */
+ * and after them one more, their sum or mean.  options->temperatures, if given, has one for each row and segment.
+ * options->weight is not allowed; segments without elements weigh 0. */
 csm_status csm_segment_cross_entropy_f32(const csm_shape *, const csm_segments *, const csm_view *x,
                                          const csm_view *gradient, double *loss, csm_loss_options *);
 csm_status csm_segment_cross_entropy_f64(const csm_shape *, const csm_segments *, const csm_view *x,

@@ -103,7 +103,7 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
     return CSM_OK;
 }
 
-static void set_temperature(csm_loss_call *c, double temperature) {
+void csm_loss_set_temperature(csm_loss_call *c, double temperature) {
     const csm_pair per = csm_pair_reciprocal(temperature, &c->t_exponent);
     c->temperature = temperature;
     c->per_t = per.hi;
@@ -124,7 +124,6 @@ static double temperature_of(const csm_loss_run *call, size_t row) {
     memcpy(&t, csm_row_data(&call->base, &call->temperatures, row), sizeof t);
     return t;
 }
-static int is_temperature(double t) { return t > 0 && t < CSM_INF; }
 
 /* Contiguous rows from `begin` on, along the last batch axis: the kernel computes them by their temperatures,
  * neighbours of the same one together.  Returns how many it has done before one that the kernels do not compute, or
@@ -136,7 +135,7 @@ static size_t run_usual(csm_loss_run *own, size_t begin, size_t count, char *mem
     csm_temperature constants[TOGETHER];
     if (own->base.shape.n > CSM_BLOCK || !own->is_direct) return 0;
     own->base.scales.always_transform = 0;
-    set_temperature(&own->loss_call, 1);
+    csm_loss_set_temperature(&own->loss_call, 1);
     csm_loss_divide(&own->loss_call, own->divisor);
     const int is_simple = own->loss_call.simple;
     for (size_t at = 0, rows; at < count; at += rows) {
@@ -149,7 +148,7 @@ static size_t run_usual(csm_loss_run *own, size_t begin, size_t count, char *mem
         csm_set_ordinary(constants, numbers, rows, csm_is_single(&own->base));
         for (size_t i = 0, same; i < rows; i += same) {
             same = csm_count_same(numbers + i, rows - i);
-            set_temperature(&own->loss_call, numbers[i]);
+            csm_loss_set_temperature(&own->loss_call, numbers[i]);
             own->loss_call.t = &constants[i];
             own->loss_call.simple = is_simple && numbers[i] == 1;
             csm_find_lost_limit(own);
@@ -178,7 +177,7 @@ static csm_status own_body(void *context, size_t begin, size_t end, int thread) 
         size_t stop = begin + 1; /* neighbours of the same temperature go together */
         while (stop < last && temperature_of(call, stop) == t) stop++;
         csm_set_scales(&own.base.scales, t, csm_is_single(&own.base));
-        set_temperature(&own.loss_call, t);
+        csm_loss_set_temperature(&own.loss_call, t);
         finish_constants(&own, call->divisor);
         status = rows_body(&own, begin, stop, thread);
         begin = stop;
@@ -203,7 +202,7 @@ csm_loss_call csm_loss_call_of(const csm_loss_options *o, size_t n, int gradient
                                .clip_value = o->clip_value > 0 && o->softcap == 0 ? o->clip_value : CSM_INF,
                                .soft = o->soft != NULL,
                                .gradient = gradient};
-    set_temperature(&constants, o->temperature);
+    csm_loss_set_temperature(&constants, o->temperature);
     return constants;
 }
 
@@ -272,7 +271,7 @@ static csm_status prepare(csm_loss_run *call, csm_dtype dtype, const csm_table *
                           const csm_fp_environment *caller) {
     csm_call *c = &call->base;
     const size_t n = shape->n;
-    if (!o->temperatures && !is_temperature(o->temperature)) return CSM_BAD_TEMPERATURE;
+    if (!o->temperatures && !csm_is_loss_temperature(o->temperature)) return CSM_BAD_TEMPERATURE;
     if (!is_fraction(o->label_smoothing) || !(o->z_loss >= 0 && o->z_loss < CSM_INF) || !(o->clip_norm >= 0) ||
         !(o->clip_value >= 0) || !(o->softcap == 0 || is_softcap(o->softcap)) || !o->labels == !o->soft ||
         (unsigned)o->reduction > CSM_MEAN)
@@ -285,7 +284,7 @@ static csm_status prepare(csm_loss_run *call, csm_dtype dtype, const csm_table *
         7, &call->rows);
     if (status != CSM_OK) return status;
     for (size_t i = 0; o->temperatures && i < call->rows; i++)
-        if (!is_temperature(temperature_of(call, i))) return CSM_BAD_TEMPERATURE;
+        if (!csm_is_loss_temperature(temperature_of(call, i))) return CSM_BAD_TEMPERATURE;
     csm_set_dtype(c, dtype, table);
     c->interrupt = (csm_interrupt){.check = o->interrupt, .context = o->interrupt_context, .caller = *caller};
     csm_set_scales(&c->scales, o->temperatures ? 1 : o->temperature, csm_is_single(c));

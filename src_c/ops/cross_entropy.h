@@ -95,6 +95,9 @@ int csm_loss_gather_kept(csm_loss_run *, int thread, const csm_loss_job *, char 
                          size_t size);
 /* Collects the inputs of a row other than its logits.  Returns whether the row takes part. */
 int csm_loss_read_input(const csm_loss_run *, const csm_loss_job *, ptrdiff_t at, csm_loss_input *);
+/* Sets a call's temperature, whose constants are in base.scales; csm_loss_divide comes after it. */
+void csm_loss_set_temperature(csm_loss_call *, double temperature);
+static inline int csm_is_loss_temperature(double t) { return t > 0 && t < CSM_INF; }
 
 /* Sets which rows are looked at for gradients that the kernels lose: those with large factors. */
 void csm_find_lost_limit(csm_loss_run *);

@@ -5,6 +5,7 @@
  *   segments  are rows of cross_entropy_row.c, each with its own number of classes, in place or, where their elements
  *             are not contiguous and in order, in scratch; sets of positives are rows of segments_any.c.  A segment is
  *             never split, so nothing depends on the number of threads
+ *             of its length and, where segments have temperatures of their own, of its temperature
  *   sum       adds the losses in double, in a tree over the order in which they are stored
  */
 #include "cross_entropy.h"
@@ -22,7 +23,7 @@ typedef struct segment_loss_call {
     const csm_segments *segments;
     csm_segment_units units;
     size_t longest;
-    double factor; /* of a gradient, with `any` */
+    double divisor; /* of the mean, else 1 */
     int is_any, is_direct;
     csm_scratch scratch;
 } segment_loss_call;
@@ -57,6 +58,32 @@ static size_t place_of(const segment_loss_call *call, size_t row) {
     return (size_t)csm_offset(&call->loss.base.shape, call->loss.order.strides, row) * call->segments->count;
 }
 
+/* A thread's copy of the call; its interrupt asks that of the call. */
+typedef struct worker {
+    segment_loss_call *call;
+    csm_loss_run loss;
+    csm_any_call any;
+    csm_poll poll;
+    double temperature; /* of the copies */
+    int thread;
+} worker;
+
+/* Gives a worker's copies the temperature of a segment. */
+static void take_temperature(worker *w, size_t row, size_t segment) {
+    const segment_loss_call *call = w->call;
+    if (!call->loss.options->temperatures) return;
+    const double t = double_at(call, &call->loss.temperatures, 1, row, segment);
+    if (t == w->temperature) return;
+    w->temperature = t;
+    if (call->is_any) {
+        csm_set_scales(&w->any.scales, t, 0);
+        return;
+    }
+    csm_set_scales(&w->loss.base.scales, t, csm_is_single(&call->loss.base));
+    csm_loss_set_temperature(&w->loss.loss_call, t);
+    csm_loss_divide(&w->loss.loss_call, call->divisor);
+}
+
 /* Gives a thread's copy of the call the length of a segment. */
 static void take_length(csm_loss_run *own, size_t n) {
     own->base.shape.n = own->loss_call.n = n;
@@ -67,15 +94,10 @@ static void take_length(csm_loss_run *own, size_t n) {
     own->transformed_call.t = &own->base.scales.transformed;
 }
 
-/* A thread's copy of the call; its interrupt asks that of the call. */
-typedef struct worker {
-    segment_loss_call *call;
-    csm_loss_run loss;
-    csm_poll poll;
-    int thread;
-} worker;
 static void begin_worker(worker *w, segment_loss_call *call, int thread) {
     memcpy(&w->loss, &call->loss, sizeof w->loss);
+    w->any = call->any;
+    w->temperature = CSM_NAN; /* not yet taken */
     w->call = call;
     w->thread = thread;
     w->poll = csm_poll_of(&call->loss.base.interrupt, thread);
@@ -182,7 +204,7 @@ static void run_any(worker *w, size_t row, size_t segment, const line *l, size_t
     const csm_loss_options *o = call->loss.options;
     const size_t n = csm_segment_length(call->segments, segment), size = c->itemsize;
     const double weight = weight_at(call, row, segment);
-    const double factor = call->factor * double_at(call, &call->loss.upstream, o->upstream != NULL, row, segment);
+    const double factor = 1 / call->divisor * double_at(call, &call->loss.upstream, o->upstream != NULL, row, segment);
     double *x = (double *)(void *)(memory + call->loss.block_size), *loss = loss_at(call, row, segment);
     char *gradient = l->gradient ? l->gradient + at * size : NULL;
     if (weight == 0) {
@@ -192,15 +214,20 @@ static void run_any(worker *w, size_t row, size_t segment, const line *l, size_t
     }
     for (size_t begin = 0; begin < n; begin += CSM_BLOCK) {
         const size_t k = csm_block_length(n, begin);
+        if (begin > 0 && csm_poll_stops(&w->poll, k)) return;
         c->table->widen[c->dtype](l->x + (at + begin) * size, x + begin, k);
         if (c->wide_size == 8) continue;
         float part[CSM_BLOCK];
         memcpy(part, x + begin, k * sizeof *part);
         for (size_t j = 0; j < k; j++) x[begin + j] = (double)part[j];
     }
-    *loss = csm_any_row(&call->any, x, (const unsigned char *)l->q + at, n, weight, gradient != NULL, factor,
+    take_temperature(w, row, segment);
+    *loss = csm_any_row(&w->any, x, (const unsigned char *)l->q + at, n, weight, gradient != NULL, factor,
                         x + call->longest, (csm_block *)(void *)memory, &w->poll);
-    for (size_t j = 0; j < n && gradient; j++) csm_put(c, gradient + j * size, x[j]);
+    for (size_t j = 0; j < n && gradient; j++) {
+        csm_put(c, gradient + j * size, x[j]);
+        if (csm_poll_at(&w->poll, j)) return;
+    }
 }
 
 static void run_labels(worker *w, size_t row, size_t segment, const line *l, size_t at, char *memory) {
@@ -209,6 +236,7 @@ static void run_labels(worker *w, size_t row, size_t segment, const line *l, siz
     const csm_call *c = &call->loss.base;
     csm_loss_run *own = &w->loss;
     const size_t place = place_of(call, row) + segment;
+    take_temperature(w, row, segment);
     take_length(own, csm_segment_length(call->segments, segment));
     csm_loss_job job = {.call = &own->loss_call,
                         .x = l->x + at * c->itemsize,
@@ -316,9 +344,8 @@ static csm_status compute(segment_loss_call *call, const csm_shape *shape, csm_l
         status = csm_parallel(units, piece, c->threads, mass_body, call, &c->interrupt);
     if (status != CSM_OK) return status;
     if (atomic_load(&call->loss.has_bad_label)) return CSM_BAD_LABEL;
-    const double divisor = find_divisor(call, rows);
+    const double divisor = call->divisor = find_divisor(call, rows);
     csm_loss_divide(&call->loss.loss_call, divisor);
-    call->factor = 1 / divisor;
     if (csm_loss_is_empty(&call->loss.loss_call)) {
         *total = CSM_NAN;
         return clear(call, rows);
@@ -340,33 +367,40 @@ static csm_status prepare(segment_loss_call *call, csm_dtype dtype, const csm_ta
                           const csm_view *losses, const csm_view *positives, csm_loss_options *o) {
     csm_loss_run *l = &call->loss;
     csm_call *c = &l->base;
-    if (!(o->temperature > 0 && o->temperature < CSM_INF)) return CSM_BAD_TEMPERATURE;
+    if (!o->temperatures && !csm_is_loss_temperature(o->temperature)) return CSM_BAD_TEMPERATURE;
     if (!is_fraction(o->label_smoothing) || !(o->z_loss >= 0 && o->z_loss < CSM_INF) || !(o->clip_norm >= 0) ||
         !(o->clip_value >= 0) || (o->labels != NULL) + (o->soft != NULL) + (positives != NULL) != 1 || o->weight ||
         o->softcap != 0 || (positives && o->label_smoothing > 0) || (unsigned)o->reduction > CSM_MEAN ||
         !csm_check_segments(segments, shape->n, &call->longest))
         return CSM_BAD_OPTION;
-    csm_status status = csm_lay_out(
-        c, shape, (const csm_view *[]){x, NULL, losses, gradient, o->soft, o->sample_weight, o->upstream, positives},
-        (csm_view *[]){&l->x, &l->order, &call->losses, gradient ? &l->gradient : NULL,
-                       o->soft ? &l->soft_labels : NULL, o->sample_weight ? &l->sample_weight : NULL,
-                       o->upstream ? &l->upstream : NULL, positives ? &call->positives : NULL},
-        8, &l->rows);
+    csm_status status =
+        csm_lay_out(c, shape,
+                    (const csm_view *[]){x, NULL, losses, gradient, o->soft, o->sample_weight, o->upstream, positives,
+                                         o->temperatures},
+                    (csm_view *[]){&l->x, &l->order, &call->losses, gradient ? &l->gradient : NULL,
+                                   o->soft ? &l->soft_labels : NULL, o->sample_weight ? &l->sample_weight : NULL,
+                                   o->upstream ? &l->upstream : NULL, positives ? &call->positives : NULL,
+                                   o->temperatures ? &l->temperatures : NULL},
+                    9, &l->rows);
     if (status != CSM_OK) return status;
+    const double temperature = o->temperatures ? 1 : o->temperature;
     csm_set_dtype(c, dtype, table);
-    csm_set_scales(&c->scales, o->temperature, csm_is_single(c));
+    csm_set_scales(&c->scales, temperature, csm_is_single(c));
     l->options = o;
     l->is_soft = o->soft != NULL;
     l->kernels = &table->loss[dtype];
     l->wide_kernels = &table->loss[c->wide_dtype];
     l->loss_call = csm_loss_call_of(o, shape->n, gradient != NULL);
     call->segments = segments;
+    for (size_t row = 0; o->temperatures && row < l->rows; row++)
+        for (size_t i = 0; i < segments->count; i++)
+            if (!csm_is_loss_temperature(double_at(call, &l->temperatures, 1, row, i))) return CSM_BAD_TEMPERATURE;
     call->is_any = positives != NULL;
     call->any = (csm_any_call){.table = table,
                                .z_loss = o->z_loss,
                                .clip_norm = l->loss_call.clip_norm,
                                .clip_value = l->loss_call.clip_value};
-    csm_set_scales(&call->any.scales, o->temperature, 0);
+    csm_set_scales(&call->any.scales, temperature, 0);
     call->is_direct =
         !segments->order && csm_is_contiguous(&c->shape, &l->x, c->itemsize, 1) &&
         (!gradient || csm_is_contiguous(&c->shape, &l->gradient, c->itemsize, 1)) &&

@@ -16,16 +16,21 @@ int csm_check_segments(const csm_segments *s, size_t n, size_t *longest) {
 }
 
 /* The sort: counts, offsets, places.  indptr[s + 1] first holds the place of the next element of segment s. */
-#define PLACE(T)                                                                   \
-    static void place_##T(size_t n, const int64_t *ids, int64_t *next, T *order) { \
-        for (size_t i = 0; i < n; i++) order[next[ids[i]]++] = (T)i;               \
+#define PLACE(T)                                                                                            \
+    static csm_status place_##T(size_t n, const int64_t *ids, int64_t *next, T *order, const csm_poll *p) { \
+        for (size_t begin = 0, end; begin < n; begin = end) {                                               \
+            end = csm_poll_end(begin, n);                                                                   \
+            for (size_t i = begin; i < end; i++) order[next[ids[i]]++] = (T)i;                              \
+            if (csm_poll_stops(p, end - begin)) return CSM_INTERRUPTED;                                     \
+        }                                                                                                   \
+        return CSM_OK;                                                                                      \
     }
 PLACE(int32_t)
 PLACE(int64_t)
 #undef PLACE
 
-csm_status csm_segment_sort(size_t n, const int64_t *ids, size_t count, int64_t *indptr, void *order, int order_bytes,
-                            int *is_sorted, size_t *position) {
+static csm_status sort(size_t n, const int64_t *ids, size_t count, int64_t *indptr, void *order, int order_bytes,
+                       int *is_sorted, size_t *position, const csm_poll *poll) {
     if ((order_bytes != 4 && order_bytes != 8) || (order_bytes == 4 && n > INT32_MAX)) return CSM_BAD_OPTION;
     int64_t last = -1, outside = 0;
     *is_sorted = 1;
@@ -40,6 +45,7 @@ csm_status csm_segment_sort(size_t n, const int64_t *ids, size_t count, int64_t 
         last = id;
         if (id >= 0) indptr[id + 1]++;
         else outside++;
+        if (csm_poll_at(poll, i)) return CSM_INTERRUPTED;
     }
     indptr[0] = outside;
     for (size_t s = 0; s < count; s++) indptr[s + 1] += indptr[s];
@@ -49,10 +55,24 @@ csm_status csm_segment_sort(size_t n, const int64_t *ids, size_t count, int64_t 
     if (!next) return CSM_NO_MEMORY;
     next[0] = 0;
     for (size_t s = 0; s < count; s++) next[s + 1] = indptr[s];
-    if (order_bytes == 4) place_int32_t(n, ids, next + 1, order);
-    else place_int64_t(n, ids, next + 1, order);
+    const csm_status status =
+        order_bytes == 4 ? place_int32_t(n, ids, next + 1, order, poll) : place_int64_t(n, ids, next + 1, order, poll);
     csm_release(next);
-    return CSM_OK;
+    return status;
+}
+
+csm_status csm_run_segment_sort(size_t n, const int64_t *ids, size_t count, int64_t *indptr, void *order,
+                                int order_bytes, int *is_sorted, size_t *position, int (*interrupt)(void *context)) {
+    csm_interrupt asks = {.check = interrupt};
+    const csm_poll poll = csm_poll_of(&asks, 0);
+    asks.caller = csm_fp_enter();
+    const csm_status status = sort(n, ids, count, indptr, order, order_bytes, is_sorted, position, &poll);
+    csm_fp_leave(asks.caller);
+    return status;
+}
+csm_status csm_segment_sort(size_t n, const int64_t *ids, size_t count, int64_t *indptr, void *order, int order_bytes,
+                            int *is_sorted, size_t *position) {
+    return csm_run_segment_sort(n, ids, count, indptr, order, order_bytes, is_sorted, position, NULL);
 }
 
 /* Units */

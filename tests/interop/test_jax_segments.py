@@ -71,3 +71,19 @@ def test_refused():
         cj.segment_cross_entropy(x, jnp.zeros(2, int), segment_ids=IDS)
     with pytest.raises(Exception, match=r"label|csoftmax"):
         cj.segment_cross_entropy(x, jnp.array([5, 0, 0]), segment_ids=IDS).block_until_ready()
+
+
+def test_mean_over_no_segment_has_no_gradient():
+    x, ignored = jnp.arange(6.0), jnp.array([-100, -100])
+    loss, grad = jax.value_and_grad(lambda z: cj.segment_cross_entropy(z, ignored, indptr=jnp.array([0, 3, 6])))(x)
+    assert np.isnan(loss)
+    assert not np.asarray(grad).any()
+    assert not np.isnan(grad).any()
+
+
+def test_traced_ids_beside_segments():
+    segments = csoftmax.Segments(segment_ids=IDS)
+    with pytest.raises(TypeError, match=r"exactly one of .* got segment_ids and segments"):
+        jax.jit(lambda x, ids: cj.segment_softmax(x, segment_ids=ids, segments=segments))(make_logits(), IDS)
+    with pytest.raises(ValueError, match="num_segments must be at most"):
+        jax.jit(lambda x, ids: cj.segment_softmax(x, segment_ids=ids, num_segments=2**70))(make_logits(), IDS)

@@ -148,6 +148,159 @@ def test_a_single_positive_is_a_label():
         np.testing.assert_allclose(got.grad, label.grad, 1e-14, 1e-300 if kind == "any" else 1e-15)
 
 
+LOW = float(np.finfo(np.float32).min)
+
+
+@looped(
+    "case",
+    [
+        ("float32", [2, 1, LOW, LOW], [1, 1, 0, 0], 0.0, [0, 0, 0, 0]),
+        ("float32", [LOW, 1, 1], [1, 0, 0], -LOW, [-1, 0.5, 0.5]),
+        ("float32", [LOW, LOW, 1], [1, 1, 0], -LOW, [-0.5, -0.5, 1]),
+        ("float64", [0.0, -1e14], [0, 1], 1e14, [1, -1]),
+        ("float64", [0.0, -2e14], [1, 0], 0.0, [0, 0]),
+        ("float64", [1e308, -1e308, 0.0], [0, 1, 0], np.inf, [1, -1, 0]),
+        ("float64", [-3.4e13, -3.6e13, -3.6e13 + 1], [1, 0, 0], 0.0, [0, 0, 0]),
+        ("float64", [-3.5184372088832e13, -3.5184372088833e13], [1, 0], np.log1p(np.exp(-1.0)), None),
+    ],
+)
+def test_groups_that_lie_far_apart(case):
+    """Where every positive, or every other element, is out of range beside the rest of its segment."""
+    dtype, x, positive, loss, grad = case
+    x, is_positive = np.array(x, dtype), np.array(positive, bool)
+    for order in (slice(None), slice(None, None, -1)):
+        got = csoftmax.segment_cross_entropy_with_grad(
+            x[order], is_positive[order], indptr=[0, len(x)], positives="any", reduction="sum"
+        )
+        np.testing.assert_allclose(got.loss, loss, 1e-15)
+        if grad is not None:
+            np.testing.assert_array_equal(got.grad, np.array(grad, float)[order])
+    lse = csoftmax.segment_logsumexp(x, indptr=[0, len(x)]).astype(float)[0]
+    if 0 < lse < 1e6:
+        z = csoftmax.segment_cross_entropy(x, is_positive, indptr=[0, len(x)], positives="any", z_loss=0.5)
+        np.testing.assert_allclose(float(z), loss + 0.5 * lse**2, 1e-6)
+
+
+@looped("temperature", [1.0, 0.5, 0.9, 2.0, 1e-200, 1e200])
+def test_one_positive_of_any_size_is_a_label(temperature):
+    for big in 10.0 ** np.arange(3, 301, 11):
+        x = np.array([big, -big, 0.0])
+        got = csoftmax.segment_cross_entropy_with_grad(
+            x, np.array([False, True, False]), indptr=[0, 3], positives="any", temperature=temperature, reduction="sum"
+        )
+        label = csoftmax.segment_cross_entropy_with_grad(
+            x, [1], indptr=[0, 3], temperature=temperature, reduction="sum"
+        )
+        np.testing.assert_allclose(got.loss, label.loss, 1e-14)
+        np.testing.assert_allclose(got.grad, label.grad, 1e-13)
+
+
+def any_in_numpy(x, positive, temperature, z_loss, clip_norm, clip_value):
+    """Return loss and gradient of one segment, from the definition."""
+    e = np.exp(x / temperature - (x / temperature).max())
+    p, lse = e / e.sum(), np.log(e.sum()) + (x / temperature).max()
+    total = p[positive].sum()
+    loss = np.log1p(p[~positive].sum() / total) if positive.any() else np.inf
+    grad = np.where(positive, -p * (1 - total) / total, p) if positive.any() else p
+    grad = (grad + 2 * z_loss * lse * p) / temperature
+    norm = np.linalg.norm(grad)
+    if clip_norm is not None and norm > clip_norm:
+        grad = grad * (clip_norm / norm)
+    if clip_value is not None:
+        grad = np.clip(grad, -clip_value, clip_value)
+    return loss + z_loss * lse**2, grad
+
+
+@looped("seed", range(120))
+def test_positives_with_heads_ids_weights_and_clips(seed):
+    rng = np.random.default_rng(seed)
+    segments, elements, heads = int(rng.integers(1, 6)), int(rng.integers(1, 60)), int(rng.choice([1, 2, 3, 8]))
+    ids, shape = rng.integers(-1, segments, elements), (segments, heads)
+    x, positive = rng.standard_normal((elements, heads)) * rng.choice([1, 5]), rng.random((elements, heads)) < 0.3
+    weight = rng.random(shape) * (rng.random(shape) < 0.8)
+    t = float(rng.choice([1, 0.5, 3])) if seed % 2 else rng.choice([1, 0.5, 3], shape)
+    z, reduction = float(rng.choice([0, 0.1])), ("none", "sum", "mean")[seed % 3]
+    upstream = rng.random(shape) if reduction == "none" else 1.7
+    clips = {"clip_norm": (None, 0.1)[seed % 2], "clip_value": (None, 0.05)[seed // 2 % 2]}
+    loss, grad, kept = np.zeros(shape), np.zeros(x.shape), np.zeros(shape)
+    for s, h in np.ndindex(shape):
+        at, w = np.flatnonzero(ids == s), weight[s, h]
+        if len(at) and w > 0:
+            own = {k: v if v is None else v / w for k, v in clips.items()}  # clips follow the weight
+            one, g = any_in_numpy(x[at, h], positive[at, h], np.broadcast_to(t, shape)[s, h], z, *own.values())
+            loss[s, h], grad[at, h], kept[s, h] = w * one, w * g * np.broadcast_to(upstream, shape)[s, h], w
+    divisor = kept.sum() if reduction == "mean" else 1
+    if divisor == 0:
+        divisor, loss, grad = 1, np.full(shape, np.nan), np.zeros(x.shape)
+
+    def turn(a):
+        return np.ascontiguousarray(a.T) if seed % 4 == 0 and np.ndim(a) else a
+
+    result = csoftmax.segment_cross_entropy_with_grad(
+        turn(x), turn(positive), segment_ids=ids, num_segments=segments, axis=1 if seed % 4 == 0 else 0,
+        positives="any", sample_weight=turn(weight), temperature=turn(t), z_loss=z, reduction=reduction,
+        upstream=turn(upstream), **clips,
+    )  # fmt: skip
+    np.testing.assert_allclose(turn(result.loss), loss if reduction == "none" else loss.sum() / divisor, 1e-11, 1e-12)
+    np.testing.assert_allclose(turn(result.grad), grad / divisor, 1e-10, 1e-12)
+
+
+@looped("kind", ["any", "each", "labels"])
+def test_temperatures_of_segments(kind):
+    """Each segment has the bits that it has alone with its temperature, usual ones and extreme ones."""
+    rng = np.random.default_rng(5)
+    lengths = np.array([3, 0, 40, 1, 17, 5000, 2, 2])
+    t = np.array([0.5, 1.0, 3.0, 1e-30, 1.0, 0.7, 0.7, 1e200])
+    ids = rng.permutation(np.repeat(np.arange(8), lengths))
+    for dtype in ("float32", "float64", "float16"):
+        x = logits((len(ids), 2), dtype, 4, 5.0)
+        target = rng.random(x.shape) < 0.4 if kind != "labels" else make_labels(lengths, (2,), rng)
+        options = {"positives": kind if kind != "labels" else "each", "z_loss": 0.01, "clip_value": 0.3}
+        got = csoftmax.segment_cross_entropy_with_grad(
+            x, target, segment_ids=ids, num_segments=8, temperature=t, reduction="none", **options
+        )
+        for s in np.flatnonzero(lengths):
+            at = np.flatnonzero(ids == s)
+            own = target[s : s + 1] if kind == "labels" else target[at]
+            alone = csoftmax.segment_cross_entropy_with_grad(
+                x[at], own, indptr=[0, len(at)], temperature=float(t[s]), reduction="none", **options
+            )
+            assert_same_bits(got.loss[s : s + 1], alone.loss)
+            assert_same_bits(got.grad[at], alone.grad)
+    for bad in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="temperature must be positive and finite"):
+            csoftmax.segment_cross_entropy(x, target, segment_ids=ids, num_segments=8, temperature=[*t[:7], bad])
+    with pytest.raises(ValueError, match="temperature has shape"):
+        csoftmax.segment_cross_entropy(x, target, segment_ids=ids, num_segments=8, temperature=t[:3])
+
+
+@looped("options", [{}, {"label_smoothing": 0.3}, {"z_loss": 0.1}, {"label_smoothing": 0.3, "z_loss": 0.1}])
+def test_segments_without_positives_weigh_nothing(options):
+    rng = np.random.default_rng(6)
+    ids = rng.integers(0, 5, 60)
+    x, positive, weight = rng.standard_normal((60, 2)), rng.random((60, 2)) < 0.3, rng.random((5, 2))
+    positive[ids == 3] = False
+    positive[ids == 1, 1] = False
+    has = np.stack([positive[ids == s].any(axis=0) for s in range(5)])
+    for w in (None, weight):
+        one = csoftmax.segment_cross_entropy_with_grad(
+            x, positive, segment_ids=ids, sample_weight=w, reduction="none", **options
+        )
+        left_out = np.where(has, 1 if w is None else w, 0)
+        other = csoftmax.segment_cross_entropy_with_grad(
+            x, positive.astype(float), segment_ids=ids, sample_weight=left_out, reduction="none", **options
+        )
+        assert not one.loss[~has].any()
+        assert not one.grad[ids == 3].any()
+        assert one.loss[has].all()
+        assert_same_bits(one.loss, other.loss)
+        assert_same_bits(one.grad, other.grad)
+        mean = csoftmax.segment_cross_entropy(x, positive, segment_ids=ids, sample_weight=w, **options)
+        assert mean == csoftmax.segment_cross_entropy(
+            x, positive.astype(float), segment_ids=ids, sample_weight=left_out, **options
+        )
+
+
 def test_refused():
     x = np.zeros(5)
     indptr = [0, 2, 2, 5]

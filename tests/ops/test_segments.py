@@ -231,6 +231,85 @@ def test_segments_object():
         csoftmax.segment_softmax(np.zeros(4), segments=segments, axis=None)
 
 
+def test_segments_cannot_be_changed():
+    """Kernels trust the order: neither an attribute nor an array of it can be written, and a pickle is checked."""
+    segments = csoftmax.Segments(segment_ids=[0, 1, 0, 1, 0, 1])
+    for name in ("order", "indptr", "num_segments", "num_elements"):
+        with pytest.raises(AttributeError):
+            setattr(segments, name, np.array([0, 2, 4, 1, 3, 50_000_000], np.int32))
+    for values in (segments.order, segments.indptr):
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            values.flags.writeable = True
+    restore, (indptr, order, count) = segments.__reduce__()
+    for bad, error, message in (
+        ([0, 2, 4, 1, 3, 50_000_000], IndexError, r"order\[5\] is 50000000; allowed are 0 to 5"),
+        ([0, 2, 4, 1, 3, -1], IndexError, r"order\[5\] is -1"),
+        ([0], ValueError, "order has 1 elements; num_elements is 6"),
+        ([0, 2, 4, 1, 3, 3], ValueError, "order must hold each element once"),
+    ):
+        with pytest.raises(error, match=message):
+            restore(indptr, np.array(bad, np.int32), count)
+    with pytest.raises(ValueError, match="indptr ends at 7; num_elements is 6"):
+        restore(np.array([0, 7]), None, 6)
+    with pytest.raises(ValueError, match="indptr must rise"):
+        restore(np.array([3, 0]), order, count)
+    given = np.array([1, 0, 3, 2, 5, 4])
+    again = restore(np.array([0, 3, 6]), given, 6)
+    given[:] = 50_000_000
+    assert again.order.tolist() == [1, 0, 3, 2, 5, 4]
+
+
+@looped(
+    "case",
+    [
+        ({"segment_ids": np.array([0, 2**63], np.uint64)}, IndexError, r"segment_ids\[1\] is 9223372036854775808; ids"),
+        ({"segment_ids": [0, 2**62]}, IndexError, r"segment_ids\[1\] is 4611686018427387904; ids are at most"),
+        ({"segment_ids": [0, 2**47]}, MemoryError, r"segment_ids\[1\] is 140737488355328: 140737488355329 segments"),
+        ({"segment_ids": [0], "num_segments": 2**70}, ValueError, "num_segments must be at most 281474976710656, got"),
+        ({"segment_ids": [0], "num_segments": 2**47}, MemoryError, "num_segments is 140737488355328: "),
+    ],
+)
+def test_numbers_of_segments_beyond_memory(case):
+    options, error, message = case
+    with pytest.raises(error, match=message):
+        csoftmax.Segments(**options)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no setitimer")
+@looped("name", ["sort", "any"])
+def test_interrupts(name):
+    """A sort of ids, and the loss of one long segment, end soon after Ctrl-C."""
+    result = run_python(f"""
+import signal, time
+import numpy as np
+import csoftmax
+
+n = 12_000_000
+ids = np.random.default_rng(0).integers(0, 4_000_000, n)
+x, one = np.zeros(n, np.float32), csoftmax.Segments(indptr=[0, n])
+calls = {{
+    "sort": lambda: csoftmax.Segments(segment_ids=ids, num_segments=4_000_000),
+    "any": lambda: csoftmax.segment_cross_entropy_with_grad(x, ids < 1000, segments=one, positives="any"),
+}}
+def stop(*_):
+    raise KeyboardInterrupt
+signal.signal(signal.SIGPROF, stop)
+call = calls["{name}"]
+call()
+begin = time.process_time()
+call()
+took, begin = time.process_time() - begin, time.process_time()
+signal.setitimer(signal.ITIMER_PROF, 0.2 * took)
+try:
+    call()
+    print("finished")
+except KeyboardInterrupt:
+    share = (time.process_time() - begin) / took
+    print("stopped" if share < 0.65 else f"late, after {{share}} of {{took}} s")
+""")
+    assert result.stdout.strip() == "stopped"
+
+
 def test_no_access_outside():
     """Segments of all lengths at the edges of pages that cannot be accessed: in order, not in order, side by side."""
     run_python(
@@ -333,7 +412,7 @@ class LossOptions(ctypes.Structure):
         *(("weight", ctypes.c_void_p), ("sample_weight", ctypes.c_void_p), ("upstream", ctypes.c_void_p)),
         *((name, ctypes.c_double) for name in ("temperature", "smoothing", "z_loss", "clip_norm", "clip_value")),
         *(("reduction", ctypes.c_int), ("threads", ctypes.c_int), ("interrupt", ctypes.c_void_p)),
-        *(("interrupt_context", ctypes.c_void_p), ("position", ctypes.c_size_t)),
+        *(("interrupt_context", ctypes.c_void_p), ("position", ctypes.c_size_t), ("temperatures", ctypes.c_void_p)),
     )
 
 
