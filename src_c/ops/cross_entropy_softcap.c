@@ -40,7 +40,7 @@ size_t csm_loss_softcap_size(const csm_loss_run *call) {
 /* Caps a row of any length.  Returns 0 if the call has been interrupted. */
 static int cap_row(csm_loss_run *call, int thread, const char *x, char *y, char *slope, double *far) {
     const csm_call *c = &call->base;
-    const csm_poll poll = csm_poll_of(&c->interrupt, thread);
+    const csm_poll poll = csm_poll_of(&call->base.interrupt, thread);
     *far = 0;
     for (size_t b = 0; b < c->shape.n; b += CSM_BLOCK) {
         char *const steep = slope ? slope + b * c->wide_size : NULL;
@@ -85,7 +85,7 @@ static int uncap_row(csm_loss_run *call, int thread, const csm_loss_job *job, ch
     const size_t n = c->shape.n;
     const int is_contiguous = call->gradient.axis_stride == (ptrdiff_t)call->itemsize || n == 1;
     char *const to = job->gradient + (ptrdiff_t)at * job->gradient_step, *const out = is_contiguous ? to : row;
-    const csm_poll poll = csm_poll_of(&c->interrupt, thread);
+    const csm_poll poll = csm_poll_of(&call->base.interrupt, thread);
     csm_loss_input in;
     if ((call->options->clip_norm > 0 || call->options->clip_value > 0) &&
         csm_loss_read_input(call, job, (ptrdiff_t)at, &in)) {
