@@ -178,9 +178,14 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 #define CSM_GLUE_(a, b) a##b
 #define CSM_GLUE(a, b) CSM_GLUE_(a, b)
 
-#define KERNELS(suffix, storage, compute, op, pass1, combine)                                          \
-    {op##_rows_##suffix,  op##_tile_##suffix,   pass1##_pass1_##suffix,    combine##_combine_##suffix, \
-     op##_pass2_##suffix, op##_ragged_##suffix, op##_ragged_tiles_##suffix},
+#define KERNELS(suffix, storage, compute, op, pass1, combine) \
+    {op##_rows_##suffix,                                      \
+     (csm_tile_kernel)op##_tile_##suffix,                     \
+     pass1##_pass1_##suffix,                                  \
+     combine##_combine_##suffix,                              \
+     op##_pass2_##suffix,                                     \
+     (csm_ragged_kernel)op##_ragged_##suffix,                 \
+     (csm_ragged_tiles_kernel)op##_ragged_tiles_##suffix},
 #define KERNELS_OF(op, signature, keeps_axis, pass1, combine) {CSM_DTYPES_WITH(KERNELS, op, pass1, combine)},
 #define LOSS(suffix, storage, compute)                                                   \
     {loss_rows_##suffix, loss_pass1_##suffix, loss_sums_##suffix, loss_factors_##suffix, \

@@ -205,9 +205,9 @@ def test_limits_of_temperature_have_no_gradient(op, value):
 def test_temperatures_of_another_type(record):
     if record.name == "sample":
         pytest.skip("it takes one temperature a row")
-    of_segments = record.family == "segments" and "cross_entropy" not in record.name
-    takes_rows = any("T a row" in name for name in record.variants) or record.family in ("divergence", "rankings")
-    one_for_all = [] if takes_rows or of_segments else [[1.0], np.ones(1)]
+    families = ("divergence", "rankings", "segments")
+    takes_rows = any("T a row" in name for name in record.variants) or record.family in families
+    one_for_all = [] if takes_rows else [[1.0], np.ones(1)]
     for value in ("1", b"1", None, 1j, True, np.True_, {}, object(), *one_for_all):
         refused(record, TypeError, "temperature", "real number", temperature=value)
 

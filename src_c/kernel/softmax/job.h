@@ -68,12 +68,16 @@ typedef struct csm_ragged_tiles_job {
 } csm_ragged_tiles_job;
 enum { CSM_SHORT_TILE = 32 };
 
+/* Kernels that not every operation has; where there is none, the table casts a constant of 0. */
+typedef int (*csm_tile_kernel)(const csm_tile_job *job);
+typedef size_t (*csm_ragged_kernel)(const csm_ragged_job *job, uint32_t *left);
+typedef size_t (*csm_ragged_tiles_kernel)(const csm_ragged_tiles_job *job, uint32_t *left);
 typedef struct csm_kernels {
     /* Computes rows in order and returns the number of rows done.  If that is less than job->rows, the maximum of the
      * next row is outside the ordinary range; that row has been neither changed nor written. */
     size_t (*rows)(const csm_rows_job *job);
     /* Computes a tile, n <= CSM_BLOCK.  Returns 0, with nothing written, if a row is not ordinary.  May be NULL. */
-    int (*tile)(const csm_tile_job *job);
+    csm_tile_kernel tile;
     /* Sums one block, k <= CSM_BLOCK.  e: where softmax stores e', or NULL; the other kernels do not use it. */
     void (*pass1)(const void *input, const void *y, void *e, size_t k, const csm_temperature *t, csm_block *block);
     void (*combine)(const csm_block *blocks, size_t count, const csm_temperature *t, csm_row *row);
@@ -82,9 +86,9 @@ typedef struct csm_kernels {
                   const csm_row *row, const csm_block *block);
     /* Computes rows of different lengths, and returns the number of rows that it leaves to the caller, `left`: those
      * that `rows` leaves, of more than CSM_BLOCK elements or, if they have a result, of none.  NULL for gradients. */
-    size_t (*ragged)(const csm_ragged_job *job, uint32_t *left);
+    csm_ragged_kernel ragged;
     /* The same for rows side by side, of which it computes those of 1 to CSM_SHORT_TILE elements. */
-    size_t (*ragged_tiles)(const csm_ragged_tiles_job *job, uint32_t *left);
+    csm_ragged_tiles_kernel ragged_tiles;
 } csm_kernels;
 
 #endif
