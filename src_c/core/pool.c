@@ -43,7 +43,10 @@ double csm_clock(void) {
 #include <sys/syscall.h>
 #endif
 
-enum { TEAMS = 64, MAX_THREADS = 1024, STACK_BYTES = 256 * 1024 };
+#ifndef CSM_STACK_BYTES /* larger in builds without optimisation, whose frames are ten times as large */
+#define CSM_STACK_BYTES (256 * 1024)
+#endif
+enum { TEAMS = 64, MAX_THREADS = 1024 };
 #define SPIN_SECONDS 0.0005    /* of a worker, after its work */
 #define CALLER_SECONDS 0.00005 /* that the caller spins for the last workers */
 #define SLEEP_SECONDS 0.02     /* longest sleep of a caller, which looks for interrupts in between */
@@ -219,7 +222,7 @@ static int make_worker(csm_team *t, int thread) {
     pthread_t id;
     if (pthread_attr_init(&attributes)) return 0;
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    pthread_attr_setstacksize(&attributes, STACK_BYTES);
+    pthread_attr_setstacksize(&attributes, CSM_STACK_BYTES);
     int failed = pthread_create(&id, &attributes, run_worker, (void *)place);
     pthread_attr_destroy(&attributes);
     if (failed == EINVAL) failed = pthread_create(&id, NULL, run_worker, (void *)place);

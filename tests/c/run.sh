@@ -36,6 +36,7 @@ mapfile -t GCC_FLAGS < <(flags_of gcc '*' && echo -fopenmp)
 mapfile -t AVX2 < <(flags_of gnu-x86 isa/avx2.c)
 mapfile -t AVX512 < <(flags_of gnu-x86 isa/avx512.c)
 EMULATED=("${AVX2[@]}" -O1 -DCSM_AVX512_EMULATED -include tests/c/avx512_simde.h)
+DEEP=-DCSM_STACK_BYTES=2097152 # for workers: frames of kernels that are not optimised are ten times as large
 WRAP=-Wl,--wrap=malloc,--wrap=calloc,--wrap=posix_memalign,--wrap=free
 FEATURES_FILE=src_c/isa/cpu.c
 SAMPLE=160 # of the cases, for emulators: their hash is compared with that of a native run of the same cases
@@ -115,7 +116,7 @@ clang_() {
 simde() {
     x86 || { echo "simde: not on $(uname -m)"; return; }
     [ -f /usr/include/simde/x86/avx512.h ] || { echo "tests/c/run.sh: SIMDe is missing (Debian package libsimde-dev)" >&2; exit 1; }
-    AVX512_FLAGS="${EMULATED[*]}" FEATURES=tests/c/cpu_emulated.c build simde gcc "${GCC_FLAGS[@]}"
+    AVX512_FLAGS="${EMULATED[*]}" FEATURES=tests/c/cpu_emulated.c build simde gcc "${GCC_FLAGS[@]}" "$DEEP"
     native_sample 25
     run simde "$BUILD/simde" --every "${1:-25}"
     grep -q 'compared: scalar avx2 avx512' "$BUILD/simde.log"
@@ -138,14 +139,14 @@ asan() {
     local AVX512_FLAGS="${AVX512[*]}" # a unit that cannot run on this CPU needs no sanitizer
     ! x86 || grep -qw avx512f /proc/cpuinfo || AVX512_FLAGS+=" -fno-sanitize=all"
     # ASan detects null pointers anyway, and with a separate check of each access compilation takes a third longer
-    build asan gcc "${GCC_FLAGS[@]}" -Wno-error -O0 -fsanitize=address,undefined -fno-sanitize=null -fno-sanitize-recover=all
+    build asan gcc "${GCC_FLAGS[@]}" "$DEEP" -Wno-error -O0 -fsanitize=address,undefined -fno-sanitize=null -fno-sanitize-recover=all
     # no detect_stack_use_after_return: its frames are not aligned for AVX-512's vectors (GCC bug 110027)
     run asan env ASAN_OPTIONS=detect_stack_use_after_return=0:allocator_may_return_null=1 "$BUILD/asan" --every "${1:-$SAMPLE}"
 }
 
 tsan() {
     need clang clang
-    local flags=(-Wno-error -fopenmp -fsanitize=thread -g -O1) # -Wno-error: -O1 leaves loops rolled in spite of the pragma, and warns
+    local flags=("$DEEP" -Wno-error -fopenmp -fsanitize=thread -g -O1) # -Wno-error: -O1 leaves loops rolled in spite of the pragma, and warns
     build tsan clang "${flags[@]}"
     clang "${FLAGS[@]}" "${flags[@]}" -Icsoftmax/include -Icsoftmax tests/c/race.c csoftmax/_cpu/pages.c \
         "$BUILD"/tsan.o.d/*.o -lm -o "$BUILD/race"
