@@ -52,7 +52,6 @@ typedef unsigned long long uintptr_t;
 
 #if defined(__GNUC__)
 #define CSM_LOWEST_BIT(bits) ((unsigned)__builtin_ctzll(bits))
-#define CSM_BIT_COUNT(bits) ((unsigned)__builtin_popcount(bits))
 #else
 INLINE unsigned csm_lowest_bit(uint64_t bits) {
     unsigned i = 0;
@@ -60,6 +59,11 @@ INLINE unsigned csm_lowest_bit(uint64_t bits) {
     return i;
 }
 #define CSM_LOWEST_BIT(bits) csm_lowest_bit(bits)
+#endif
+
+#if defined(__POPCNT__) || (defined(__GNUC__) && defined(__aarch64__)) /* elsewhere it would be a call */
+#define CSM_BIT_COUNT(bits) ((unsigned)__builtin_popcount(bits))
+#else
 INLINE unsigned csm_bit_count(uint64_t bits) {
     unsigned count = 0;
     for (; bits; bits &= bits - 1) count++;
