@@ -365,7 +365,7 @@ def cross_entropy_with_grad(
     A class with the logit -inf has gradient 0, unless it has w * q > 0: then it is -w * q times the factor of the row
     (with label smoothing -epsilon / K times that factor), beside a loss of +inf.
 
-    With `softcap` the gradient is that of the logits before the cap: times ``1 - tanh(logits / c)**2``, 4 ULP further,
+    With `softcap` the gradient is that of the logits before the cap: times ``1 - tanh(logits / c)**2``, 5 ULP further,
     which keeps its digits where tanh is near 1. The clips apply to this product. A class with the logit -inf has the
     gradient that it has without `softcap`.
 
