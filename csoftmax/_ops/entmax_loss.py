@@ -141,11 +141,11 @@ class EntmaxLossPlan(NamedTuple):
             elif self.reduction == "sum":
                 loss = loss.sum()
             if self.gradient is not None:
-                grad = (grad.astype(np.float64) * scale[..., None]).astype(grad.dtype)
+                scaled = grad.astype(np.float64) * scale[..., None]
                 if factors is not None:
                     is_zero = absent | (divisor == 0) if self.reduction == "mean" else absent
-                    grad = xp.where(xp.broadcast_to(is_zero, factors.shape)[..., None], grad.dtype.type(0), grad)
-                self.gradient.rows[...] = as_buffer(grad)
+                    scaled = xp.where(xp.broadcast_to(is_zero, factors.shape)[..., None], 0.0, scaled)
+                self.gradient.rows[...] = as_buffer(scaled.astype(grad.dtype))
         return self.finish(loss.astype(self.compute) if self.place.on_cuda else np.asarray(loss, np.float64))
 
     def _takes_no_part(self) -> Any:

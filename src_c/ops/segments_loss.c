@@ -5,7 +5,6 @@
  *   segments  are rows of cross_entropy_row.c, each with its own number of classes, in place or, where their elements
  *             are not contiguous and in order, in scratch; sets of positives are rows of segments_any.c.  A segment is
  *             never split, so nothing depends on the number of threads
- *             of its length and, where segments have temperatures of their own, of its temperature
  *   sum       adds the losses in double, in a tree over the order in which they are stored
  */
 #include "cross_entropy.h"
@@ -198,6 +197,21 @@ static csm_status mass_body(void *context, size_t begin, size_t end, int thread)
 
 /* Losses and gradients */
 
+/* Converts k elements of storage to double. */
+static void widen_to_double(const csm_call *c, const char *from, double *to, size_t k) {
+    enum { AT_ONCE = 256 };
+    if (c->wide_size == 8) {
+        c->table->widen[c->dtype](from, to, k);
+        return;
+    }
+    for (size_t i = 0; i < k; i += AT_ONCE) {
+        float part[AT_ONCE];
+        const size_t count = k - i < AT_ONCE ? k - i : AT_ONCE;
+        c->table->widen[c->dtype](from + i * c->itemsize, part, count);
+        for (size_t j = 0; j < count; j++) to[i + j] = (double)part[j];
+    }
+}
+
 static void run_any(worker *w, size_t row, size_t segment, const line *l, size_t at, char *memory) {
     const segment_loss_call *call = w->call;
     const csm_call *c = &call->loss.base;
@@ -215,11 +229,7 @@ static void run_any(worker *w, size_t row, size_t segment, const line *l, size_t
     for (size_t begin = 0; begin < n; begin += CSM_BLOCK) {
         const size_t k = csm_block_length(n, begin);
         if (begin > 0 && csm_poll_stops(&w->poll, k)) return;
-        c->table->widen[c->dtype](l->x + (at + begin) * size, x + begin, k);
-        if (c->wide_size == 8) continue;
-        float part[CSM_BLOCK];
-        memcpy(part, x + begin, k * sizeof *part);
-        for (size_t j = 0; j < k; j++) x[begin + j] = (double)part[j];
+        widen_to_double(c, l->x + (at + begin) * size, x + begin, k);
     }
     take_temperature(w, row, segment);
     *loss = csm_any_row(&w->any, x, (const unsigned char *)l->q + at, n, weight, gradient != NULL, factor,

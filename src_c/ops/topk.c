@@ -104,7 +104,8 @@ static int pick(const topk_call *call, csm_strided x, const int64_t *index, size
 
 /* Sums e' of a row as softmax does, with the block maxima that the selection has found.  Returns 0 if the call has
  * been interrupted. */
-static int sum_row(const topk_call *call, const char *row, const csm_select *s, csm_block *blocks, csm_row *sums) {
+static int sum_row(const topk_call *call, const csm_temperature *t, const char *row, const csm_select *s,
+                   csm_block *blocks, csm_row *sums) {
     const csm_call *c = &call->base;
     const csm_kernels *softmax = &c->table->kernels[CSM_OP_softmax][c->dtype];
     const size_t n = c->shape.n, count = csm_block_count(n);
@@ -113,22 +114,22 @@ static int sum_row(const topk_call *call, const char *row, const csm_select *s, 
         const char *x = row + begin * c->itemsize;
         if (b > 0 && csm_poll_stops(&s->poll, CSM_BLOCK)) return 0;
         if (s->maxima == 0) {
-            softmax->pass1(x, NULL, NULL, k, &c->scales.ordinary, &blocks[b]);
+            softmax->pass1(x, NULL, NULL, k, t, &blocks[b]);
             continue;
         }
         const size_t first = begin / CSM_SELECT_GROUP, rest = s->maxima - first;
         blocks[b].max = c->table->max[c->wide_dtype]((const char *)s->level + first * c->wide_size,
                                                      b + 1 < count ? CSM_BLOCK / CSM_SELECT_GROUP : rest);
-        c->table->softmax_sum[c->dtype](x, k, &c->scales.ordinary, &blocks[b]);
+        c->table->softmax_sum[c->dtype](x, k, t, &blocks[b]);
     }
-    softmax->combine(blocks, count, &c->scales.ordinary, sums);
+    softmax->combine(blocks, count, t, sums);
     return 1;
 }
 
 /* The options of a call of softmax within this one. */
-static csm_options inner_options(const topk_call *call, csm_poll *poll, int threads) {
+static csm_options inner_options(double temperature, csm_poll *poll, int threads) {
     csm_options o = csm_default_options();
-    o.temperature = call->base.scales.temperature;
+    o.temperature = temperature;
     o.threads = threads;
     o.interrupt = csm_stops_inner;
     o.interrupt_context = poll;
@@ -137,19 +138,19 @@ static csm_options inner_options(const topk_call *call, csm_poll *poll, int thre
 
 /* Replaces the values by their probabilities in the softmax of the whole row: from the row's sums or, for rows that
  * softmax treats as exceptional, from the softmax of the row itself. */
-static csm_status full_softmax(const topk_call *call, csm_strided x, const char *row, csm_select *s, char *values,
-                               csm_block *blocks, int threads) {
+static csm_status full_softmax(const topk_call *call, const csm_scales *scales, csm_strided x, const char *row,
+                               csm_select *s, char *values, csm_block *blocks, int threads) {
     const csm_call *c = &call->base;
     const size_t n = c->shape.n;
     csm_row sums;
-    if (row && !sum_row(call, row, s, blocks, &sums)) return CSM_INTERRUPTED;
-    if (row && csm_fits_range(&c->scales, sums.max)) {
+    if (row && !sum_row(call, &scales->ordinary, row, s, blocks, &sums)) return CSM_INTERRUPTED;
+    if (row && csm_fits_range(scales, sums.max)) {
         const csm_block top = {.max = sums.max, .n = sums.n};
         for (size_t i = 0; i < call->k; i += CSM_BLOCK) {
             char *part = values + i * c->itemsize;
             if (i > 0 && csm_poll_stops(&s->poll, CSM_BLOCK)) return CSM_INTERRUPTED;
             c->table->kernels[CSM_OP_softmax][c->dtype].pass2(part, NULL, part, csm_block_length(call->k, i),
-                                                              &c->scales.ordinary, &sums, &top);
+                                                              &scales->ordinary, &sums, &top);
         }
         return CSM_OK;
     }
@@ -157,7 +158,7 @@ static csm_status full_softmax(const topk_call *call, csm_strided x, const char 
     if (!all) return CSM_NO_MEMORY;
     const csm_shape shape = {.n = n};
     csm_view from = {(void *)(uintptr_t)x.data, x.axis, {0}}, to = {all, (ptrdiff_t)c->itemsize, {0}};
-    csm_options o = inner_options(call, &s->poll, threads);
+    csm_options o = inner_options(scales->temperature, &s->poll, threads);
     csm_status status = csm_run_softmax(CSM_OP_softmax, c->dtype, c->table, &shape, &from, NULL, &to, &o);
     csm_strided y = {all, 0, (ptrdiff_t)c->itemsize};
     if (status == CSM_OK && !pick(call, y, s->index, call->k, values, &s->poll)) status = CSM_INTERRUPTED;
@@ -167,7 +168,8 @@ static csm_status full_softmax(const topk_call *call, csm_strided x, const char 
 
 /* Writes the selected elements in order: values (NaN canonical) or probabilities, and indices.  whole: the row as
  * contiguous storage, or NULL if it was searched in pieces. */
-static csm_status write_row(topk_call *call, size_t row, const char *whole, csm_select *s, char *memory, int threads) {
+static csm_status write_row(topk_call *call, const csm_scales *scales, size_t row, const char *whole, csm_select *s,
+                            char *memory, int threads) {
     csm_call *c = &call->base;
     const size_t size = c->itemsize;
     char *values = memory + call->select_size + call->copy_size, *wide = values + csm_rounded(call->k * size);
@@ -176,11 +178,11 @@ static csm_status write_row(topk_call *call, size_t row, const char *whole, csm_
     if (s->is_stopped || !pick(call, x, s->index, call->k, values, &s->poll)) return CSM_INTERRUPTED;
     if (call->options->normalize == CSM_TOPK_FULL) {
         csm_block *blocks = (csm_block *)(void *)(memory + call->select_size + call->copy_size + call->values_size);
-        status = full_softmax(call, x, whole, s, values, blocks, threads);
+        status = full_softmax(call, scales, x, whole, s, values, blocks, threads);
     } else if (call->options->normalize == CSM_TOPK_SOFTMAX) {
         const csm_shape shape = {.n = call->k};
         csm_view view = {values, (ptrdiff_t)size, {0}};
-        csm_options o = inner_options(call, &s->poll, 1);
+        csm_options o = inner_options(scales->temperature, &s->poll, 1);
         status = csm_run_softmax(CSM_OP_softmax, c->dtype, c->table, &shape, &view, NULL, &view, &o);
     } else if (!call->type.is_integer) {
         for (size_t i = 0; i < call->k; i += CSM_POLL_STEP) {
@@ -209,36 +211,30 @@ static double temperature_of(const topk_call *call, size_t row) {
     memcpy(&t, csm_row_data(&call->base, &call->temperatures, row), sizeof t);
     return t;
 }
-/* Gives a call the temperature of one of its rows, if rows have their own. */
-static void take_temperature(topk_call *call, size_t row) {
-    csm_scales *s = &call->base.scales;
-    if (call->options->temperatures && temperature_of(call, row) != s->temperature)
-        csm_set_scales(s, temperature_of(call, row), csm_is_single(&call->base));
+/* The scales of a row; *own holds those of the row before, if rows have temperatures of their own. */
+static const csm_scales *scales_of(const topk_call *call, size_t row, csm_scales *own) {
+    if (!call->options->temperatures) return &call->base.scales;
+    if (temperature_of(call, row) != own->temperature)
+        csm_set_scales(own, temperature_of(call, row), csm_is_single(&call->base));
+    return own;
 }
 
-static csm_status compute_rows(topk_call *call, size_t begin, size_t end, int thread) {
+static csm_status rows_body(void *context, size_t begin, size_t end, int thread) {
+    topk_call *call = context;
+    csm_scales own = {.temperature = CSM_NAN}; /* not yet set */
     const csm_call *c = &call->base;
     const size_t n = c->shape.n;
     char *memory = scratch_of(call, thread);
     if (!memory) return CSM_NO_MEMORY;
     for (size_t row = begin; row < end; row++) {
-        take_temperature(call, row);
         csm_select s = csm_select_at(memory, n, call->k, c->wide_size, csm_poll_of(&call->base.interrupt, thread));
         const char *x = fetch(call, thread, x_at(call, row, 0), n, memory + call->select_size);
         if (!x) return CSM_INTERRUPTED;
         call->select(x, n, call->k, call->options->smallest, !call->options->unsorted, &s);
-        csm_status status = write_row(call, row, x, &s, memory, 1);
+        csm_status status = write_row(call, scales_of(call, row, &own), row, x, &s, memory, 1);
         if (status != CSM_OK) return status;
     }
     return CSM_OK;
-}
-
-static csm_status rows_body(void *context, size_t begin, size_t end, int thread) {
-    topk_call *call = context, own;
-    if (!call->options->temperatures) return compute_rows(call, begin, end, thread);
-    memcpy(&own, call, sizeof own);
-    own.base.interrupt.original = &call->base.interrupt;
-    return compute_rows(&own, begin, end, thread);
 }
 
 static int64_t *candidate_indices(const topk_call *call) {
@@ -272,12 +268,13 @@ static csm_status pieces_body(void *context, size_t begin, size_t end, int threa
 static csm_status merge_row(topk_call *call) {
     const csm_call *c = &call->base;
     const int64_t *indices = candidate_indices(call);
+    csm_scales own = {.temperature = CSM_NAN};
     char *memory = scratch_of(call, 0);
     if (!memory) return CSM_NO_MEMORY;
     csm_select s = csm_select_at(memory, call->merged, call->k, c->wide_size, csm_poll_of(&call->base.interrupt, 0));
     call->select(call->candidates, call->merged, call->k, call->options->smallest, 1, &s);
     for (size_t i = 0; i < call->k && !s.is_stopped; i++) s.index[i] = indices[s.index[i]];
-    return write_row(call, call->row, NULL, &s, memory, c->threads);
+    return write_row(call, scales_of(call, call->row, &own), call->row, NULL, &s, memory, c->threads);
 }
 
 /* Cuts few or very long rows into pieces, unless k is so large that most elements would be candidates. */
@@ -305,7 +302,6 @@ static csm_status run_pieces(topk_call *call) {
     c->interrupt.last = c->interrupt.check ? csm_now() : 0; /* many short regions: the clock runs across them */
     for (call->row = 0; call->row < call->rows && status == CSM_OK; call->row++) {
         status = csm_parallel(call->pieces, 1, c->threads, pieces_body, call, &c->interrupt);
-        take_temperature(call, call->row);
         if (status == CSM_OK) status = merge_row(call);
     }
     csm_release(call->candidates);

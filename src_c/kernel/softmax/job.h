@@ -51,7 +51,7 @@ typedef struct csm_tile_job {
     void *scratch; /* CSM_TILE_BYTES */
 } csm_tile_job;
 enum {
-    CSM_TILE_BYTES = 520 * 1024, /* holds 16 rows of (CSM_BLOCK | 1) doubles */
+    CSM_TILE_BYTES = 520 * 1024, /* holds 16 rows of (CSM_BLOCK | 1) doubles and two numbers for each of the rows */
     CSM_TILE_WIDTH = 512,        /* rows of the widest tile */
     CSM_VJP_WIDTH = 128          /* rows of the widest tile of a gradient; float64: half of it */
 };

@@ -218,7 +218,9 @@ INLINE int FN(tile)(const csm_tile_job *job, const int exact, const int keeps_ax
     const csm_temperature *t = job->temperature;
     const size_t n = job->n, width = job->width, whole = width / V(W) *V(W);
     const size_t plane = (n | 1) * V(W); /* elements of z for one vector of rows, class after class */
-    REAL *z = job->scratch, max[CSM_TILE_WIDTH], factor[CSM_TILE_WIDTH], factor_low[CSM_TILE_WIDTH];
+    const size_t rows = (width + V(W) - 1) / V(W) *V(W);
+    REAL *z = job->scratch, max[CSM_TILE_WIDTH];
+    REAL *factor = z + rows / V(W) *plane, *factor_low = factor + rows; /* in scratch: the stack may be small */
     V(t) low = V(set)(-CSM_INF);
     int has_nan = 0;
 
