@@ -94,10 +94,11 @@ def test_old_openmp_suffices():
 def test_library_of_another_build(tmp_path):
     """The extension does not run with a libcsoftmax that it was not built with."""
     source = tmp_path / "other.c"
-    names = re.findall(r"(csm_\w+)@CSOFTMAX_", output("nm", "-D", "--undefined-only", binding.__file__))
+    symbols = output("nm", "-D", "--undefined-only", binding.__file__)
+    names = re.findall(r"(csm_\w+)@CSOFTMAX_", symbols)
     stubs = "".join(f"void {name}(void) {{}}\n" for name in names if name != "csm_source")
     source.write_text(stubs + 'const char *csm_source(void) { return "0123456789abcdef"; }\n')
-    private = [n for n in names if f"{n}@CSOFTMAX_PRIVATE" in output("nm", "-D", binding.__file__)]
+    private = [n for n in names if f"{n}@CSOFTMAX_PRIVATE" in symbols]
     (tmp_path / "map").write_text(f"CSOFTMAX_PRIVATE {{ {'; '.join(private)}; }};\nCSOFTMAX_0 {{ csm_*; }};\n")
     library = tmp_path / "libcsoftmax.so.0"
     output(

@@ -48,7 +48,7 @@ def test_every_kind_is_there():
 )
 def test_each_runs(kind, op, monkeypatch):
     assert op in kind.params[0]
-    monkeypatch.setattr(accuracy.Accuracy, "sizes", (1, 17, 300))
+    monkeypatch.setattr(accuracy.Accuracy, "sizes", (1, 17, 100))
     for second in DTYPES if kind.param_names[1] == "dtype" else TINY:
         benchmark = kind()
         benchmark.setup(op, second)

@@ -284,11 +284,11 @@ import signal, time
 import numpy as np
 import csoftmax
 
-n = 12_000_000
-ids = np.random.default_rng(0).integers(0, 4_000_000, n)
+n = 4_000_000
+ids = np.random.default_rng(0).integers(0, 1_500_000, n)
 x, one = np.zeros(n, np.float32), csoftmax.Segments(indptr=[0, n])
 calls = {{
-    "sort": lambda: csoftmax.Segments(segment_ids=ids, num_segments=4_000_000),
+    "sort": lambda: csoftmax.Segments(segment_ids=ids, num_segments=1_500_000),
     "any": lambda: csoftmax.segment_cross_entropy_with_grad(x, ids < 1000, segments=one, positives="any"),
 }}
 def stop(*_):
@@ -317,7 +317,7 @@ def test_no_access_outside():
         "import csoftmax\n"
         "places = Places(1 << 18)\n"
         "for dtype in ('float32', 'float16', 'float64'):\n"
-        "    for n in (*range(1, 40), 4097):\n"
+        "    for n in (*range(1, 18), 31, 33, 64, 4097):\n"
         "        lengths = [n, 0, 3, max(n - 1, 0), n]\n"
         "        ids = np.repeat(np.arange(5), lengths)\n"
         "        for heads in ((), (3,), (9,)):\n"

@@ -69,8 +69,8 @@ def test_definition(dtype, options, soft):
     rng = np.random.default_rng(1)
     q = rng.random(9).astype(np.float64 if dtype == "float64" else np.float32)
     options = {k: v.astype(q.dtype) if k == "weight" else v for k, v in options.items()}
-    for cap in (1.0, 5.0, 30.0):
-        for sigma in (0.3, 1, 6):
+    for cap, sigmas in ((1.0, (6,)), (5.0, (0.3, 6)), (30.0, (1,))):
+        for sigma in sigmas:
             x = rng.normal(0, sigma * cap, 9).astype(dtype_of(dtype))
             target = q if soft else 4
             loss, grad = csoftmax.cross_entropy_with_grad(
