@@ -7,6 +7,13 @@ same without a group, for engines that move arrays by themselves; `Nodes` are su
 here.
 """
 
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from numpy.typing import ArrayLike
+
 from ._distributed.finish import (
     finish_gradient,
     finish_log_softmax,
@@ -39,6 +46,7 @@ __all__ = [
     "finish_loss",
     "finish_softmax",
     "finish_vjp",
+    "fit",
     "linear_cross_entropy",
     "linear_cross_entropy_with_grad",
     "log_softmax",
@@ -54,6 +62,65 @@ __all__ = [
     "topk",
     "topk_softmax",
 ]
+
+
+def fit(model: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None, *, group: Any) -> Any:
+    """Train a model on the rows of all ranks; requires the extra ``learn``.
+
+    Each rank passes its own rows, and all of them end with the same model, equal in every bit. Rank 0 runs L-BFGS, and
+    the others compute the sums over their rows, once an iteration: a message of K (D + 1) numbers there and back.
+    Callbacks run on rank 0; a true result, or an exception, ends the fit on all ranks.
+
+    Parameters
+    ----------
+    model : csoftmax.linear_model.SoftmaxRegression
+        A model with the same parameters on all ranks, with ``solver="lbfgs"``, a number or None as `penalty_l2`, and
+        without `adversarial` and `device`. With `early_stopping`, a row is held out if a uniform number of its own,
+        drawn by its number among the rows of all ranks, is below `validation_fraction`: not stratified.
+    X : array-like or sparse matrix of shape (n, D)
+        The rows of this rank, of any number, also none; the dtype is that of all ranks.
+    y : array-like of shape (n,)
+        Their labels. The classes are those of the rows of all ranks.
+    sample_weight : array-like of shape (n,), optional
+        Their weights, on all ranks or on none.
+    group : mpi4py.MPI.Comm, torch.distributed.ProcessGroup or Group
+        The ranks. Messages to ranks other than 0 are pickled, so all of them must be trusted.
+
+    Returns
+    -------
+    model
+        The model itself, fitted. The same rows on the same ranks give the same bits; other divisions of the rows, and
+        one process, the same loss to 1e-12.
+
+    Raises
+    ------
+    TypeError, ValueError
+        On all ranks: if an argument or a row of any rank does not fit (the message names the row), or if ranks
+        disagree. ``solver="adamw"`` is refused: see `SoftmaxRegression.fit_batches`.
+    DistributedError
+        On all ranks, if one of them fails in any other way; `DistributedMemoryError` for lack of memory.
+
+    Warns
+    -----
+    sklearn.exceptions.ConvergenceWarning
+        On all ranks, as by `SoftmaxRegression.fit`.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from csoftmax import distributed
+    >>> from csoftmax.linear_model import SoftmaxRegression
+    >>> X, y = load_iris(return_X_y=True)
+    >>> model = distributed.fit(SoftmaxRegression(penalty_l2=1e-2), X, y, group=distributed.SingleProcess())
+    >>> round(model.score(X, y), 2)
+    0.97
+    """
+    from ._learn.parts.group import fit_group  # with the extra "learn" alone
+
+    for message, category in fit_group(model, X, y, sample_weight, group):
+        warnings.warn(message, category, stacklevel=2)
+    return model
+
 
 # Pickles and messages show the public name, so that private files can move.
 for _name in __all__:

@@ -39,7 +39,7 @@ from .parameters import (
     hold_out,
     make_random_state,
 )
-from .penalty import Problem, check_in_memory, settle, settle_decay
+from .penalty import Choice, Problem, check_in_memory, settle, settle_decay
 
 TOLERANCE = {np.dtype(np.float64): 1e-8, np.dtype(np.float32): 1e-5}  # largest element of the gradient
 ROUNDING = 100  # times tol: a gradient that rounding keeps from tol by less than this deserves no warning
@@ -165,6 +165,23 @@ def fit_lbfgs(
     objective = Objective(X, y, sample_weight, k, options, num_threads, place, make_bound(estimator))
     monitor = _start_monitor(estimator, rows, options, validation, place)
 
+    start, frozen = choose_start(estimator, X.shape[1], np.float64, zeros=True), getattr(estimator, "frozen_", None)
+    problem = Problem(k, options, start, frozen, objective.num_threads, place, objective.map_parts)
+    with objective.use_threads():
+        choice = settle(estimator.penalty_l2, X, y, sample_weight, problem, objective.divisor)
+    begin = choice.start if validation is None else start  # early stopping needs the way from the start
+    return minimize_objective(estimator, objective, monitor, choice._replace(start=begin), (tol, dtype))
+
+
+def minimize_objective(
+    estimator: Any, objective: Any, monitor: Monitor, choice: Choice, precision: tuple[float, Any]
+) -> Notes:
+    """Minimise with L-BFGS from the start of the choice, and keep the result; precision: tol, and the dtype of coef_.
+
+    objective: an `Objective`, or a `PartsObjective` over an engine.
+    """
+    tol, dtype = precision
+
     def record(step: lbfgs.Step) -> dict[str, float]:
         return {**{name: getattr(step, name) for name in RECORDED}, "learning_rate": math.nan}
 
@@ -174,16 +191,13 @@ def fit_lbfgs(
         monitor.take_parameters(step.coef, step.intercept, dtype)
         return monitor.epoch_ends(record(step)) or corner.ends_round(step.loss)
 
-    start, frozen = choose_start(estimator, X.shape[1], np.float64, zeros=True), getattr(estimator, "frozen_", None)
-    problem = Problem(k, options, start, frozen, objective.num_threads, place, objective.map_parts)
-    with objective.use_threads():
-        choice = settle(estimator.penalty_l2, X, y, sample_weight, problem, objective.divisor)
     estimator.penalty_l2_ = choice.penalty
     with monitor, objective.use_threads():
-        options_of_lbfgs: Any = {"penalty": choice.penalty, "tol": tol, "frozen": frozen}
+        options_of_lbfgs: Any = {"penalty": choice.penalty, "tol": tol, "frozen": getattr(estimator, "frozen_", None)}
         solver = functools.partial(lbfgs.minimize, objective, **options_of_lbfgs)
-        begin = choice.start if validation is None else start  # early stopping needs the way from the start
-        end = corner.minimize(solver, objective, begin, estimator.max_epochs, after_iteration, lambda: monitor.stopped)
+        end = corner.minimize(
+            solver, objective, choice.start, estimator.max_epochs, after_iteration, lambda: monitor.stopped
+        )
         step = end.step
         coef, intercept = monitor.best or (step.coef, step.intercept)
         keep_parameters(estimator, coef, intercept, dtype)

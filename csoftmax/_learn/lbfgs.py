@@ -241,7 +241,7 @@ class _Minimizer:
 
     def step_at(self, coef: NDArray[np.float64], intercept: NDArray[np.float64] | None) -> Step:
         """Evaluate at coef and intercept."""
-        frozen, dtype = self.frozen, self.objective.x.dtype
+        frozen, dtype = self.frozen, self.objective.dtype
         if frozen is not None:  # restore their bits, which the change of coordinates may have rounded
             for p, kept in zip((coef, intercept), self.start, strict=True):
                 if p is not None and kept is not None:

@@ -15,6 +15,7 @@ from .parameters import list_callbacks
 
 if TYPE_CHECKING:
     from .objective import Objective
+    from .parts.objective import PartsObjective
 
     Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -60,7 +61,13 @@ class Monitor:
     sample weights of the training, which callbacks of scikit-learn may ask for.
     """
 
-    def __init__(self, estimator: Any, epochs: int, held_out: Objective | None = None, data: Any = (None, None, None)):
+    def __init__(
+        self,
+        estimator: Any,
+        epochs: int,
+        held_out: Objective | PartsObjective | None = None,
+        data: Any = (None, None, None),
+    ):
         """Read the callbacks of the estimator and clear its history."""
         self.estimator, self.epochs, self.held_out, self.data = estimator, epochs, held_out, data
         given = list_callbacks(estimator)
@@ -148,7 +155,7 @@ class Monitor:
     def _validate(self) -> dict[str, float]:
         """Loss and accuracy on the held-out rows; keeps the parameters of the best epoch."""
         assert self.held_out is not None
-        coef, intercept = (None if p is None else p.astype(self.held_out.x.dtype) for p in self.current)
+        coef, intercept = (None if p is None else p.astype(self.held_out.dtype) for p in self.current)
         at = self.held_out.evaluate(coef, intercept, gradient=False)
         self.epochs_since_best += 1
         if at.loss < self.best_loss:

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 import operator
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
@@ -146,6 +147,122 @@ def limit_blas_to_one_thread() -> Iterator[None]:
                 _LIMIT["limiter"].__exit__(None, None, None)
 
 
+class Sums(NamedTuple):
+    """Sums over rows of the losses and of the weights of those classified correctly; gradients of the mean, or None."""
+
+    loss: float
+    right: float
+    grads: tuple[Any, NDArray[np.float64]] | None  # by coef and by intercept
+
+
+def part_sums(
+    blocks: Iterable[tuple[slice, Any, Any, Any]],
+    coef: Any,
+    intercept: Any,
+    options: Options,
+    divisor: float,
+    *,
+    gradient: bool,
+    shift: Any = None,
+) -> Sums:
+    """Sums over blocks of rows (place, X, class indices, sample weights), in their order and on one thread.
+
+    The gradients are divided by the divisor of the mean.  shift: of the logits, by a bound, or None.
+    """
+    loss = right = 0.0
+    grads: Any = None
+    for part, x, y, weight in blocks:
+        logits = compute_logits(x, coef, intercept)
+        hits = logits.argmax(axis=1) == y
+        right += float(to_host(hits.sum() if weight is None else (hits * weight).sum()))
+        if shift is not None:
+            shift.add_to(logits, part)
+        given = {**options._asdict(), "sample_weight": weight, "reduction": "sum", "num_threads": 1}
+        if not gradient:
+            loss += float(to_host(cross_entropy(logits, y, **given)))
+            continue
+        result = cross_entropy_with_grad(logits, y, upstream=1 / divisor, out=logits, **given)
+        loss += float(to_host(result.loss))
+        if shift is not None:
+            shift.take(logits, part)
+        block_grads = multiply_by_rows(logits, x), logits.sum(axis=0, dtype=np.float64)
+        if grads is None:
+            grads = block_grads
+        else:
+            _add_to(grads, block_grads)
+    return Sums(loss, right, grads)
+
+
+def find_moments(
+    measure: Callable[[NDArray[np.float64] | None], tuple[NDArray[np.float64], NDArray[np.float64]]],
+    find_largest: Callable[[], NDArray[np.float64]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of each column, also where squares overflow.
+
+    measure(unit): mean and variance of the columns divided by their units, if any; find_largest(): their largest
+    magnitudes.
+    """
+    mean, variance = measure(None)
+    if np.isfinite(variance).all():
+        return mean, np.sqrt(variance)
+    largest = find_largest()
+    largest[largest == 0] = 1
+    mean, variance = measure(largest)
+    return mean * largest, np.sqrt(variance) * largest
+
+
+def find_largest_magnitudes(x: Any) -> NDArray[np.float64]:
+    """The largest magnitude in each column."""
+    largest = abs(to_host(x)).max(axis=0)
+    return np.asarray(largest.toarray() if is_sparse(largest) else largest, np.float64).ravel()
+
+
+def find_mass(options: Options, divisor: float, total_weight: float) -> float:
+    """Sum of the factors of the rows' curvature."""
+    if options.weight is None:
+        return divisor
+    flat = options.label_smoothing * float(options.weight.mean())
+    return (1 - options.label_smoothing) * divisor + flat * total_weight
+
+
+def hessian_sums(
+    x: Any,
+    y: NDArray[np.intp],
+    weight: NDArray[np.float64],
+    parameters: tuple[Any, Any],
+    options: Options,
+    origin: NDArray[np.float64] | float,
+    map_parts: Callable[[Callable[[Any], None], list[Any]], Any],
+) -> tuple[NDArray[np.float64], float]:
+    """Sum of the Hessians of the rows' losses by (coef, shift), flat, times temperature^2, and of their factors.
+
+    The logits are coef (x - origin) + shift.  map_parts: calls a function for each item of a list.
+    """
+    coef, intercept = parameters
+    k, d = coef.shape
+    columns = d + (intercept is not None)
+    smoothing, class_weight = options.label_smoothing, to_host(options.weight)
+    if class_weight is not None:
+        weight = weight * ((1 - smoothing) * class_weight[y] + smoothing * class_weight.mean())
+    logits = compute_logits(x, coef, intercept)
+    p = softmax(logits.astype(np.float64, copy=False), temperature=options.temperature)
+    x = x.toarray() if is_sparse(x) else x
+    design = np.empty((len(y), columns))
+    np.subtract(x, origin, out=design[:, :d])
+    design[:, d:] = 1
+    hessian = np.empty((k, columns, k, columns))
+
+    def fill_pair(pair: tuple[int, int]) -> None:
+        i, j = pair
+        curvature = p[:, i] * ((i == j) - p[:, j]) * weight
+        block = design.T @ (design * curvature[:, None])
+        hessian[i, :, j, :] = block
+        hessian[j, :, i, :] = block.T
+
+    map_parts(fill_pair, [(i, j) for i in range(k) for j in range(i + 1)])
+    return hessian.reshape(k * columns, k * columns), weight.sum()
+
+
 class Objective:
     """The mean loss of rows X with class indices y as a function of coef and intercept.
 
@@ -170,14 +287,12 @@ class Objective:
         self.bound, self.groups_of_y = bound, (np.arange(classes), y)
         self.classes, self.num_threads, self.place = classes, num_threads, place
         self.rows, self.features = x.shape
+        self.dtype = x.dtype
         weights = np.ones(self.rows) if sample_weight is None else np.asarray(sample_weight, np.float64)
         self.total_weight = math.fsum(weights)
         # The divisor of the mean, as in cross_entropy: with class weights, the sum of those of the labels.
         self.divisor = self.total_weight if options.weight is None else math.fsum(weights * options.weight[y])
-        self.mass = self.divisor  # sum of the factors of the rows' curvature
-        if options.weight is not None:
-            flat = options.label_smoothing * float(options.weight.mean())
-            self.mass = (1 - options.label_smoothing) * self.divisor + flat * self.total_weight
+        self.mass = find_mass(options, self.divisor, self.total_weight)
         step = choose_block_rows(self.features, classes, x.dtype.itemsize)
         gradient_bytes = GROUPS * classes * self.features * x.dtype.itemsize
         self.is_grouped = place.number is None and gradient_bytes <= GROUPED_BYTES
@@ -221,38 +336,9 @@ class Objective:
         weight = None if self.sample_weight is None else self.sample_weight[part]
         return self.x[part], self.y[part], weight
 
-    def _evaluate_group(
-        self, blocks: list[slice], coef: Any, intercept: Any, gradient: bool, shift: Any
-    ) -> tuple[float, float, Any]:
-        """Loss, weight of the correctly classified rows, and gradients, summed over the blocks of a group.
-
-        The loss is a sum; the gradients are those of the mean.  shift: of the logits, by a bound, or None.
-        """
-        loss = right = 0.0
-        grads = None
-        for part in blocks:
-            if self.is_stopped:
-                break
-            x, y, weight = self.block(part)
-            logits = compute_logits(x, coef, intercept)
-            hits = logits.argmax(axis=1) == y
-            right += float(to_host(hits.sum() if weight is None else (hits * weight).sum()))
-            if shift is not None:
-                shift.add_to(logits, part)
-            given = {**self.options._asdict(), "sample_weight": weight, "reduction": "sum", "num_threads": 1}
-            if not gradient:
-                loss += float(to_host(cross_entropy(logits, y, **given)))
-                continue
-            result = cross_entropy_with_grad(logits, y, upstream=1 / self.divisor, out=logits, **given)
-            loss += float(to_host(result.loss))
-            if shift is not None:
-                shift.take(logits, part)
-            block_grads = multiply_by_rows(logits, x), logits.sum(axis=0, dtype=np.float64)
-            if grads is None:
-                grads = block_grads
-            else:
-                _add_to(grads, block_grads)
-        return loss, right, grads
+    def _blocks_of(self, group: list[slice]) -> Iterator[tuple[slice, Any, Any, Any]]:
+        """The blocks of a group, until an exception in another thread stops the evaluation."""
+        return ((part, *self.block(part)) for part in itertools.takewhile(lambda _: not self.is_stopped, group))
 
     @runs_at_place
     def evaluate(self, coef: Any, intercept: Any, *, gradient: bool = True) -> Evaluation:
@@ -261,14 +347,15 @@ class Objective:
         intercept = None if intercept is None else self.place.array("intercept", intercept)
         whole = None if self.bound is None else self.bound.shift(coef, self.y, self.groups_of_y)
         shifts = [None if whole is None else whole.part() for _ in self.groups]
+        given: Any = (coef, intercept, self.options, self.divisor)
         parts = self.map_parts(
-            lambda group: self._evaluate_group(group[0], coef, intercept, gradient, group[1]),
+            lambda group: part_sums(self._blocks_of(group[0]), *given, gradient=gradient, shift=group[1]),
             list(zip(self.groups, shifts)),
         )
-        loss, right = (math.fsum(part[i] for part in parts) for i in (0, 1))
-        grads = parts[0][2] or (None, None)
+        loss, right = math.fsum(part.loss for part in parts), math.fsum(part.right for part in parts)
+        grads: Any = parts[0].grads or (None, None)
         for part in parts[1:] if gradient else ():
-            _add_to(grads, part[2])
+            _add_to(grads, part.grads)
         if whole is not None and gradient:
             for shift in shifts:
                 whole.add_part(shift)
@@ -277,14 +364,7 @@ class Objective:
 
     def moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Weighted mean and standard deviation of each column of X, in float64."""
-        mean, variance = self._moments(None)
-        if np.isfinite(variance).all():
-            return mean, np.sqrt(variance)
-        largest = abs(to_host(self.x)).max(axis=0)  # squares overflow
-        largest = np.asarray(largest.toarray() if is_sparse(largest) else largest, np.float64).ravel()
-        largest[largest == 0] = 1
-        mean, variance = self._moments(largest)
-        return mean * largest, np.sqrt(variance) * largest
+        return find_moments(self._moments, lambda: find_largest_magnitudes(self.x))
 
     def _moments(self, unit: NDArray[np.float64] | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Weighted mean and variance of each column of X divided by its unit, by distances from the first row.
@@ -321,30 +401,9 @@ class Objective:
 
         With more than max_rows rows, a sample of the rows stands for all of them.
         """
-        k, d = coef.shape
-        columns = d + (intercept is not None)
         step = max(1, self.rows // max_rows)
         x, y = to_host(self.x[::step]), to_host(self.y[::step])
         weight = np.ones(len(y)) if self.sample_weight is None else to_host(self.sample_weight[::step])
-        smoothing, class_weight = self.options.label_smoothing, to_host(self.options.weight)
-        if class_weight is not None:
-            weight = weight * ((1 - smoothing) * class_weight[y] + smoothing * class_weight.mean())
-        scale = self.divisor * (weight.sum() / self.mass)
-        t = self.options.temperature
-        logits = compute_logits(x, coef, intercept)
-        p = softmax(logits.astype(np.float64, copy=False), temperature=t)
-        x = x.toarray() if is_sparse(x) else x
-        design = np.empty((len(y), columns))
-        np.subtract(x, origin, out=design[:, :d])
-        design[:, d:] = 1
-        hessian = np.empty((k, columns, k, columns))
-
-        def fill_pair(pair: tuple[int, int]) -> None:
-            i, j = pair
-            curvature = p[:, i] * ((i == j) - p[:, j]) * weight
-            block = design.T @ (design * curvature[:, None])
-            hessian[i, :, j, :] = block
-            hessian[j, :, i, :] = block.T
-
-        self.map_parts(fill_pair, [(i, j) for i in range(k) for j in range(i + 1)])
-        return hessian.reshape(k * columns, k * columns) / (scale * t * t)
+        hessian, total = hessian_sums(x, y, weight, (coef, intercept), self.options, origin, self.map_parts)
+        scale, t = self.divisor * (total / self.mass), self.options.temperature
+        return hessian / (scale * t * t)

@@ -190,14 +190,21 @@ def _as_plain_on_host(x: Any, name: str) -> Any:
     return x
 
 
-def check_data(estimator: Any, *data: Any, reset: bool = False) -> Any:
+def check_data(estimator: Any, *data: Any, reset: bool = False, min_rows: int = 1) -> Any:
     """X, or (X, y), in the dtypes and layouts that training and predictions need.
 
     reset: record the number and names of the features instead of comparing them.
     """
     data = tuple(_as_plain_on_host(a, name) for name, a in zip(("X", "y"), data))
     try:
-        checked = validate_data(estimator, *data, reset=reset, accept_sparse="csr", dtype=[np.float64, np.float32])
+        checked = validate_data(
+            estimator,
+            *data,
+            reset=reset,
+            accept_sparse="csr",
+            dtype=[np.float64, np.float32],
+            ensure_min_samples=min_rows,
+        )
     except (TypeError, ValueError) as error:
         for name, a in zip(("X", "y"), data):
             _refuse_missing(a, name, error)

@@ -1,32 +1,16 @@
 """Functions over groups on communicators of mpi4py: real processes, mixed instruction sets, a rank that is killed."""
 
 import os
-import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers.mpi import launch
 
 pytestmark = pytest.mark.mpi
 LIMIT = 120  # seconds of a program, which is then killed with all of its ranks
 PROGRAM = Path(__file__).parent / "mpi_program.py"
-
-
-def launch(ranks, *arguments):
-    """mpiexec of this Python, in a process group of its own."""
-    beside = Path(sys.executable).with_name("mpiexec")  # that of a wheel of MPICH or Open MPI
-    mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
-    assert mpiexec is not None, "tests of this marker need mpiexec, mpi4py and its library"
-    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [mpiexec, "-n", str(ranks), sys.executable, "-W", "ignore", *map(str, arguments)],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
 
 
 def run(ranks, *arguments):

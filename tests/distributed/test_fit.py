@@ -1,0 +1,112 @@
+"""`distributed.fit` on communicators of mpi4py, on process groups of PyTorch, and alone; a rank that is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import ROOT
+from helpers.mpi import launch
+from sklearn.datasets import load_iris
+
+from csoftmax import distributed
+from csoftmax.linear_model import SoftmaxRegression
+
+LIMIT = 60  # seconds of a program
+PROGRAM = Path(__file__).with_name("fit_program.py")
+
+
+def test_one_process_has_the_loss_of_a_plain_fit():
+    X, y = load_iris(return_X_y=True)
+    plain = SoftmaxRegression().fit(X, y)
+    model = distributed.fit(SoftmaxRegression(), X, y, group=distributed.SingleProcess())
+    assert abs(model.history_["loss"][-1] - plain.history_["loss"][-1]) <= 1e-12 * plain.history_["loss"][-1]
+    assert np.allclose(model.coef_, plain.coef_, rtol=1e-8, atol=1e-10)
+    assert np.array_equal(model.predict(X), plain.predict(X))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "text"),
+    [
+        ({"solver": "adamw"}, "solver='adamw' takes minibatches .* fit_batches"),
+        ({"penalty_l2": "auto"}, "penalty_l2='auto' needs all of the data at once, which fit.group=...."),
+        ({"adversarial": "certified", "adversarial_eps": 0.1}, "adversarial='certified'"),
+        ({"device": "cuda"}, "device='cuda'"),
+    ],
+)
+def test_parameters_that_need_all_rows_are_refused(parameters, text):
+    X, y = load_iris(return_X_y=True)
+    with pytest.raises(ValueError, match=text):
+        distributed.fit(SoftmaxRegression(**parameters), X, y, group=distributed.SingleProcess())
+
+
+def test_other_models_and_groups_are_refused():
+    X, y = load_iris(return_X_y=True)
+    with pytest.raises(TypeError, match="model must be"):
+        distributed.fit(object(), X, y, group=distributed.SingleProcess())
+    with pytest.raises(TypeError, match=r"group is a builtins\.int"):
+        distributed.fit(SoftmaxRegression(), X, y, group=3)
+
+
+def run_mpi(ranks, *arguments):
+    process = launch(ranks, *arguments)
+    try:
+        output, _ = process.communicate(timeout=LIMIT)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, output
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+def test_mpi(ranks):
+    code, output = run_mpi(ranks, PROGRAM, "mpi")
+    assert code == 0, output
+    assert output.strip().endswith("ok"), output
+
+
+@pytest.mark.mpi
+def test_a_killed_rank_ends_the_job():
+    program = (
+        "import os, signal, numpy as np; from mpi4py import MPI; from csoftmax import distributed\n"
+        "from csoftmax._learn.parts import sums; from csoftmax.linear_model import SoftmaxRegression\n"
+        "comm = MPI.COMM_WORLD; original = sums.split_rows; calls = []\n"
+        "def split(*arguments):\n"
+        "    calls.append(0)\n"
+        "    if comm.rank == 1 and len(calls) == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return original(*arguments)\n"
+        "sums.split_rows = split; rng = np.random.default_rng(comm.rank)\n"
+        "distributed.fit(SoftmaxRegression(), rng.normal(size=(99, 5)), rng.integers(0, 3, 99), group=comm)\n"
+    )
+    start = time.monotonic()
+    code, _ = run_mpi(3, "-c", program)
+    assert code != 0
+    assert time.monotonic() - start < 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_gloo(ranks, tmp_path):
+    pytest.importorskip("torch", reason="PyTorch belongs to the bench extra; the gate installs it")
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", str(PROGRAM), "gloo"]
+    processes = [
+        subprocess.Popen(
+            [*command, str(rank), str(ranks), str(tmp_path / "meeting")],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(ranks)
+    ]  # fmt: skip
+    try:
+        outputs = [process.communicate(timeout=LIMIT)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0] * ranks, outputs
+    assert outputs[0].strip().endswith("ok")
