@@ -4,7 +4,9 @@ Functions of the names that csoftmax has take Dask arrays, DataFrames and Series
 functions hand their Dask collections over to them. `options` sets how fits, trees and batches are computed.
 """
 
+from ._dask.batches import batches
 from ._dask.cross_entropy import cross_entropy, cross_entropy_with_grad
+from ._dask.linear import linear_cross_entropy, linear_cross_entropy_with_grad
 from ._dask.options import options
 from ._dask.sample import sample
 from ._dask.softmax import log_softmax, log_softmax_vjp, logsumexp, softmax, softmax_vjp
@@ -12,11 +14,14 @@ from ._dask.topk import topk, topk_softmax
 from ._dask.whole import entmax, entropy, kl_divergence, sparsemax
 
 __all__ = [
+    "batches",
     "cross_entropy",
     "cross_entropy_with_grad",
     "entmax",
     "entropy",
     "kl_divergence",
+    "linear_cross_entropy",
+    "linear_cross_entropy_with_grad",
     "log_softmax",
     "log_softmax_vjp",
     "logsumexp",

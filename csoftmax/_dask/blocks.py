@@ -29,7 +29,9 @@ def map_chunks(
     chunks: dict[int, Any] | None = None,
     new: dict[int, int] | None = None,
 ) -> Any:
-    """A function of corresponding chunks; results of dtype object may be anything.
+    """A function of corresponding chunks; results of dtype object may be anything but lists.
+
+    Axes that the result does not have must be in one chunk.
 
     like : the array whose kind of chunks the results have, NumPy's or CuPy's.
     chunks : lengths of chunks that differ from those of the arguments, by axis.
@@ -37,8 +39,19 @@ def map_chunks(
     """
     meta = meta_from_array(None if like is None else like._meta, ndim=len(letters), dtype=dtype)
     pairs = itertools.chain.from_iterable(arguments)
-    layout = {"adjust_chunks": chunks, "new_axes": new, "align_arrays": False, "concatenate": True}
-    return da.blockwise(function, letters, *pairs, dtype=dtype, meta=meta, **layout)
+    layout = {"adjust_chunks": chunks, "new_axes": new, "align_arrays": False, "concatenate": None}
+    return da.blockwise(functools.partial(_apply, function), letters, *pairs, dtype=dtype, meta=meta, **layout)
+
+
+def _apply(function: Callable[..., Any], *blocks: Any) -> Any:
+    """The function of blocks, which are in lists of one where an axis is not in the result."""
+    return function(*map(_only, blocks))
+
+
+def _only(block: Any) -> Any:
+    while isinstance(block, list):
+        (block,) = block
+    return block
 
 
 def pick(results: Argument, number: int, letters: Letters, *, dtype: Any, like: Any = None, **options: Any) -> Any:
@@ -55,8 +68,8 @@ def check_split_every(split_every: Any) -> int:
     return current().split_every if split_every is None else check_count("split_every", split_every, 2)
 
 
-def merge_chunks(function: Callable[[list[Any]], Any], a: Any, axis: int, split_every: int) -> Any:
-    """The results of all chunks of an axis merged in a tree; the axis is left out.
+def merge_chunks(function: Callable[[list[Any]], Any], a: Any, axis: int | tuple[int, ...], split_every: int) -> Any:
+    """The results of all chunks of some axes merged in a tree; the axes are left out.
 
     function : of a list of results, none of which is a list, in any grouping.
     """
@@ -70,7 +83,7 @@ def merge_chunks(function: Callable[[list[Any]], Any], a: Any, axis: int, split_
         keepdims=False,
         concatenate=False,
         dtype=object,
-        meta=np.empty((0,) * (a.ndim - 1), object),
+        meta=np.empty((0,) * (a.ndim - np.size(axis)), object),
         split_every=split_every,
     )
 

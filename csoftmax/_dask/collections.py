@@ -11,6 +11,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 
+from .._arguments.foreign import is_lazy_array, is_lazy_frame
 from .._arguments.kinds import refuse_kind
 from .._arguments.places import as_array, is_cupy
 from .._cpu import binding
@@ -18,16 +19,11 @@ from .._cpu import binding
 Letters = tuple[int, ...]  # the axes of an array, numbered as those of the call
 
 
-def is_frame(x: Any) -> bool:
-    """Whether x is a DataFrame or Series of Dask."""
-    return hasattr(type(x), "__dask_graph__") and hasattr(x, "to_dask_array") and hasattr(x, "map_partitions")
-
-
 def as_lazy(name: str, x: Any) -> Any:
     """The argument as a dask.array.Array."""
-    if isinstance(x, da.Array):
+    if is_lazy_array(x):
         return x
-    if is_frame(x):
+    if is_lazy_frame(x):
         return x.to_dask_array()
     if is_cupy(x):
         return da.from_array(x, chunks=-1, asarray=False)
@@ -35,14 +31,9 @@ def as_lazy(name: str, x: Any) -> Any:
     return da.from_array(as_array(name, x), chunks=-1)
 
 
-def is_lazy(x: Any) -> bool:
-    """Whether x is a Dask array, DataFrame or Series."""
-    return isinstance(x, da.Array) or is_frame(x)
-
-
 def is_number(x: Any) -> bool:
     """Whether an argument is no array, or one without axes that is there."""
-    return not is_lazy(x) and np.ndim(x) == 0
+    return not (is_lazy_array(x) or is_lazy_frame(x)) and np.ndim(x) == 0
 
 
 def is_unknown(length: Any) -> bool:
@@ -51,8 +42,8 @@ def is_unknown(length: Any) -> bool:
 
 
 def give_frame(like: Any, a: Any) -> Any:
-    """An array with a row for each row of a DataFrame or Series as one with its index, and its columns if it has these."""
-    if not is_frame(like):
+    """The rows of an array as a DataFrame or Series with the index, and where they have as many the columns, of one."""
+    if not is_lazy_frame(like):
         return a
     frames = importlib.import_module("dask.dataframe")
     if a.ndim == 1:

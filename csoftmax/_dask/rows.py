@@ -1,4 +1,4 @@
-"""softmax, log_softmax, logsumexp, and the gradients of the first two, of rows in any chunks; functions of whole rows."""
+"""softmax, log_softmax, logsumexp and gradients of rows in any chunks, and functions that need whole rows."""
 
 from __future__ import annotations
 
