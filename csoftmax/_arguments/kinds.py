@@ -29,7 +29,9 @@ def refuse_kind(name: str, x: Any) -> None:
     if isinstance(x, list | tuple) and "dask" in sys.modules:
         held = next((item for item in x if is_dask(item)), None)
         if held is not None:
-            raise TypeError(f"{what} that holds a dask {type(held).__name__}: pass dask.array.stack({name})")
+            raise TypeError(
+                f"{name} is a {type(x).__name__} that holds a dask {type(held).__name__}: pass dask.array.stack({name})"
+            )
     if is_dask(x):
         how = next((f"map_{parts}" for parts in ("partitions", "blocks") if hasattr(type(x), f"map_{parts}")), None)
         map_parts = f", or {name}.{how}(function) with a function of csoftmax, where each part holds whole rows"

@@ -1,5 +1,4 @@
-"""Calls that another module takes: csoftmax.torch or csoftmax.jax those that PyTorch or JAX records, csoftmax.dask those
-with a Dask collection.
+"""Calls that another module takes: csoftmax.torch or csoftmax.jax if they are recorded, csoftmax.dask if they are lazy.
 
 These modules stand above this layer and import their libraries, so that they are found by name, and only when an
 argument is a tensor that requires grad while PyTorch records, a tensor inside of torch.func, a tracer of JAX, or a

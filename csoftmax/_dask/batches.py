@@ -130,7 +130,7 @@ def batches(X: Any, y: Any, sample_weight: Any = None, *, prefetch: SupportsInde
     """
     count = check_count("prefetch", prefetch)
     if is_lazy_frame(X):
-        features, chunks = X.to_delayed(), (X.to_dask_array().chunks[0],)
+        features, chunks = X.to_delayed(), as_lazy("X", X).chunks[:1]
     else:
         X = as_lazy("X", X)
         if X.ndim != 2:
@@ -140,5 +140,6 @@ def batches(X: Any, y: Any, sample_weight: Any = None, *, prefetch: SupportsInde
     columns = [features]
     for name, a in (("y", y), ("sample_weight", sample_weight)):
         if a is not None:
-            columns.append(lay_beside(name, a, (0,), chunks, broadcasts=False)[0].to_delayed())
+            beside, _ = lay_beside(name, a, (0,), chunks, broadcasts=False)
+            columns.append((a if is_lazy_frame(a) else beside).to_delayed())
     return Batches(list(zip(*columns, strict=True)), count)

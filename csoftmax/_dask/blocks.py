@@ -119,7 +119,7 @@ def add_rows(values: Sequence[Any], split_every: int) -> list[Any]:
     found, one = [(a, letters) for a in values], {0: 1}
     if any(map(is_unknown, first.chunks[0])):
         lengths = map_chunks(_length, (0,), found[:1], dtype=np.int64, chunks=one)
-        begins, rows = lengths.cumsum() - lengths, lengths.sum()
+        begins, rows = lengths.cumsum(axis=0) - lengths, lengths.sum()
     else:
         begins, rows = begins_of(first.chunks[0]), da.from_array(np.array(sum(first.chunks[0]), np.int64))
     nodes = map_chunks(_nodes, (0,), [(begins, (0,)), *found], dtype=object, chunks=one)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
 import math
@@ -24,7 +25,7 @@ def as_lazy(name: str, x: Any) -> Any:
     if is_lazy_array(x):
         return x
     if is_lazy_frame(x):
-        return x.to_dask_array()
+        return x.map_partitions(functools.partial(as_array, name), meta=as_array(name, x._meta_nonempty)[:0])
     if is_cupy(x):
         return da.from_array(x, chunks=-1, asarray=False)
     refuse_kind(name, x)
@@ -96,6 +97,7 @@ def lay_beside(name: str, a: Any, letters: Letters, chunks: Sequence[Any], *, br
         there = chunks[len(letters) - a.ndim + i]
         n, m = a.shape[i], sum(there)
         if n == 1 and broadcasts and m != 1:
+            new[i] = -1
             continue
         if is_unknown(n) or is_unknown(m):
             if len(a.chunks[i]) != len(there):

@@ -342,6 +342,6 @@ def _reduce(losses: Losses, loss: Any, divisor: Any) -> Any:
 
 def _divide(dtype: Any, total: Any, divisor: Any = 1.0) -> Any:
     with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
-        is_empty = divisor == 0 or np.isinf(divisor)
-        value = np.float64("nan") if is_empty else np.float64(total) / np.float64(divisor)
-        return value.astype(dtype)
+        value = np.float64(total) / np.float64(divisor)
+        is_number = value == value and divisor != 0 and not np.isinf(divisor)
+        return (value if is_number else np.float64("nan")).astype(dtype)  # on x86 the NaN of 0 / 0 is negative
