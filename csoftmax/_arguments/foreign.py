@@ -32,6 +32,19 @@ def is_tensor(x: Any) -> bool:
     return torch is not None and isinstance(x, torch.Tensor)
 
 
+def is_lazy_array(x: Any) -> bool:
+    """Whether x is an array of Dask, without importing Dask."""
+    arrays = sys.modules.get("dask.array")
+    return arrays is not None and hasattr(arrays, "Array") and isinstance(x, arrays.Array)
+
+
+def is_lazy_frame(x: Any) -> bool:
+    """Whether x is a DataFrame or Series of Dask."""
+    return hasattr(type(x), "__dask_graph__") and all(
+        hasattr(type(x), name) for name in ("to_dask_array", "map_partitions")
+    )
+
+
 def is_foreign(x: Any) -> bool:
     """Whether x is an array of a library other than NumPy and CuPy."""
     kind = type(x)

@@ -26,7 +26,13 @@ def refuse_kind(name: str, x: Any) -> None:
     if x is None:
         raise TypeError(f"{name} has dtype object, because it is None: an array of numbers is required")
     what = f"{name} is a {type(x).__module__.partition('.')[0]} {type(x).__name__}"
-    if _is_dask(x):
+    if isinstance(x, list | tuple) and "dask" in sys.modules:
+        held = next((item for item in x if is_dask(item)), None)
+        if held is not None:
+            raise TypeError(
+                f"{name} is a {type(x).__name__} that holds a dask {type(held).__name__}: pass dask.array.stack({name})"
+            )
+    if is_dask(x):
         how = next((f"map_{parts}" for parts in ("partitions", "blocks") if hasattr(type(x), f"map_{parts}")), None)
         map_parts = f", or {name}.{how}(function) with a function of csoftmax, where each part holds whole rows"
         raise TypeError(f"{what} whose values are not computed: pass {name}.compute(){map_parts if how else ''}")
@@ -57,7 +63,7 @@ def _is_of(library: str, x: Any) -> bool:
     return type(x).__module__.partition(".")[0] == library
 
 
-def _is_dask(x: Any) -> bool:
+def is_dask(x: Any) -> bool:
     """Whether x is a collection of Dask, or an array of xarray whose values are one; its coordinates are not read."""
     if not hasattr(type(x), "__dask_graph__"):
         return False

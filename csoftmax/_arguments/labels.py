@@ -60,8 +60,14 @@ def check_target(target: Any, shape: tuple[int, ...], batch: tuple[int, ...], dt
     return target.astype(given.newbyteorder("="), copy=False), None
 
 
-def raise_bad_label(target: Any, n_classes: int, ignore_index: int | None) -> None:
-    """Find the first bad label, hard or soft, and raise; return if there is none."""
+def raise_bad_label(
+    target: Any, n_classes: int, ignore_index: int | None, begins: tuple[int, ...] = (), chunk: str = ""
+) -> None:
+    """Find the first bad label, hard or soft, and raise; return if there is none.
+
+    begins, chunk : of a part of the labels, the index of its first one, and what the message calls the part.
+    """
+    begins = begins or (0,) * target.ndim
     if target.dtype.kind in "iu":
         bad = (target < 0) | (target >= n_classes)
         if ignore_index is not None and is_representable(ignore_index, target.dtype):
@@ -69,18 +75,22 @@ def raise_bad_label(target: Any, n_classes: int, ignore_index: int | None) -> No
         if not bad.any():
             return
         at = np.unravel_index(int(bad.argmax()), target.shape)
-        place = f"target[{', '.join(map(str, at))}]" if at else "target"
+        place = f"target[{_add_begins(at, begins)}]" if at else "target"
         classes = f"the classes are 0 to {n_classes - 1}" if n_classes else "there is no class"
         ignored = "" if ignore_index is None else f", and ignore_index is {ignore_index}"
-        raise IndexError(f"{place} is {target[at]}: {classes}{ignored}")
+        raise IndexError(f"{place}{chunk} is {target[at]}: {classes}{ignored}")
     bad = ~(np.isfinite(target) & (target >= 0))
     if not bad.any():
         return
     at = np.unravel_index(int(bad.argmax()), target.shape)
     raise ValueError(
         f"soft labels must be at least 0 and finite; target, the class axis last, has {target[at]} at "
-        f"({', '.join(map(str, at))})"
+        f"({_add_begins(at, begins)}){chunk}"
     )
+
+
+def _add_begins(at: tuple[Any, ...], begins: tuple[int, ...]) -> str:
+    return ", ".join(str(i + begin) for i, begin in zip(at, begins, strict=True))
 
 
 def check_on_device(target: Any, n_classes: int, ignore_index: int | None) -> None:

@@ -1,7 +1,8 @@
-"""Calls that PyTorch or JAX records: the function of the same name in csoftmax.torch or csoftmax.jax takes them.
+"""Calls that another module takes: csoftmax.torch or csoftmax.jax if they are recorded, csoftmax.dask if they are lazy.
 
 These modules stand above this layer and import their libraries, so that they are found by name, and only when an
-argument is a tensor that requires grad while PyTorch records, a tensor inside of torch.func, or a tracer of JAX.
+argument is a tensor that requires grad while PyTorch records, a tensor inside of torch.func, a tracer of JAX, or a
+collection of Dask.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from .foreign import has_tangent, is_recorded, is_tensor
+from .foreign import has_tangent, is_lazy_array, is_lazy_frame, is_recorded, is_tensor
+from .kinds import is_dask, refuse_kind
 from .negatives import Negatives
 from .numbers import check_integer
 from .places import as_array
@@ -24,7 +26,10 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def hand_over_recorded(function: _Function) -> _Function:
-    """Let csoftmax.torch or csoftmax.jax compute a call of a public function if its gradient or trace is recorded."""
+    """Let csoftmax.torch or csoftmax.jax compute a call of a public function if its gradient or trace is recorded.
+
+    Let csoftmax.dask compute it if an argument is a collection of Dask.
+    """
 
     @functools.wraps(function)
     def with_recorded(*arguments: Any, **options: Any) -> Any:
@@ -32,9 +37,35 @@ def hand_over_recorded(function: _Function) -> _Function:
             for x in (*arguments, *options.values()):
                 if library := is_recorded(x):
                     return _hand_over(function, library, arguments, options)
+        if "dask" in sys.modules and any(map(is_dask, (*arguments, *options.values()))):
+            return _hand_over_lazy(function, arguments, options)
         return function(*arguments, **options)
 
     return cast(_Function, with_recorded)
+
+
+def _bind(function: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name."""
+    try:
+        return inspect.signature(function).bind(*arguments, **options).arguments
+    except TypeError as error:
+        raise TypeError(f"{function.__name__}(): {error}") from None
+
+
+def _hand_over_lazy(function: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    name = function.__name__
+    bound = _bind(function, arguments, options)
+    lazy = {key: x for key, x in bound.items() if is_dask(x)}
+    kinds = {key: x for key, x in lazy.items() if not (is_lazy_array(x) or is_lazy_frame(x))}
+    functions = importlib.import_module("csoftmax.dask") if not kinds else None
+    if functions is None or name not in functions.__all__:
+        try:
+            refuse_kind(*next(iter((kinds or lazy).items())))
+        except TypeError as error:
+            raise TypeError(f"{name}() takes no such collection of Dask: {error}") from None
+    if bound.pop("out", None) is not None:
+        raise TypeError(f"out is not allowed in {name}() of a collection of Dask: its result is a new one")
+    return getattr(functions, name)(**bound)
 
 
 def _describe(name: str, x: Any, library: str) -> tuple[str, str]:
@@ -51,10 +82,7 @@ def _describe(name: str, x: Any, library: str) -> tuple[str, str]:
 def _hand_over(function: Any, library: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
     signature = inspect.signature(function)
     name, module = function.__name__, f"csoftmax.{library}"
-    try:
-        bound = signature.bind(*arguments, **options).arguments
-    except TypeError as error:
-        raise TypeError(f"{name}(): {error}") from None
+    bound = _bind(function, arguments, options)
     first = next(key for key, x in bound.items() if is_recorded(x))
     what, remedy = _describe(first, bound[first], library)
     functions = importlib.import_module(module)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._arguments.foreign import as_native
+from .._arguments.kinds import is_dask, refuse_kind
 from .messages import show
 
 
@@ -44,6 +45,8 @@ def check_indices(name: str, labels: ArrayLike, n_classes: int | None = None, hi
             f"{name} is a masked array, whose mask would be lost: pass the labels that are not masked, as "
             f"{name}.compressed()"
         )
+    if is_dask(labels):
+        refuse_kind(name, labels)
     y = np.asarray(as_native(labels, name))
     if y.ndim != 1:
         raise ValueError(f"{name} must have one axis, got shape {y.shape}")

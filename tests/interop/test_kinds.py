@@ -207,7 +207,6 @@ def refused():
         import dask.array
 
         lazy = dask.array.from_array(A, chunks=1)
-        yield lazy, TypeError, r"x is a dask Array.*x\.compute\(\), or x\.map_blocks\(function\).*holds whole rows"
         yield dask.delayed(A), TypeError, r"x is a dask Delayed.*pass x\.compute\(\)$"
         if _imports("xarray"):
             import xarray
@@ -220,7 +219,7 @@ def test_what_is_refused_says_what_to_pass():
         for function in (csoftmax.softmax, csoftmax.logsumexp, csoftmax.sparsemax, lambda x: csoftmax.topk(x, 1)):
             with pytest.raises(error, match=message):
                 function(x)
-        with pytest.raises(error, match=r"^target "):
+        with pytest.raises(error, match=r"^(\w+\(\) takes no such collection of Dask: )?target "):
             csoftmax.cross_entropy(A, x)
 
 

@@ -1,0 +1,135 @@
+"""Dask collections as arguments: all as lazy arrays, their chunks beside those of the logits, and dataframes back."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import dask.array as da
+import numpy as np
+
+from .._arguments.foreign import is_lazy_array, is_lazy_frame
+from .._arguments.kinds import refuse_kind
+from .._arguments.places import as_array, is_cupy
+from .._cpu import binding
+
+Letters = tuple[int, ...]  # the axes of an array, numbered as those of the call
+
+
+def as_lazy(name: str, x: Any) -> Any:
+    """The argument as a dask.array.Array."""
+    if is_lazy_array(x):
+        return x
+    if is_lazy_frame(x):
+        return x.map_partitions(functools.partial(as_array, name), meta=as_array(name, x._meta_nonempty)[:0])
+    if is_cupy(x):
+        return da.from_array(x, chunks=-1, asarray=False)
+    refuse_kind(name, x)
+    return da.from_array(as_array(name, x), chunks=-1)
+
+
+def is_number(x: Any) -> bool:
+    """Whether an argument is no array, or one without axes that is there."""
+    return not (is_lazy_array(x) or is_lazy_frame(x)) and np.ndim(x) == 0
+
+
+def is_unknown(length: Any) -> bool:
+    """Whether the length of an axis, or of a chunk, is not known before something is computed."""
+    return bool(np.isnan(length))
+
+
+def give_frame(like: Any, a: Any) -> Any:
+    """The rows of an array as a DataFrame or Series with the index, and where they have as many the columns, of one."""
+    if not is_lazy_frame(like):
+        return a
+    frames = importlib.import_module("dask.dataframe")
+    if a.ndim == 1:
+        return frames.from_dask_array(a, index=like.index)
+    columns = like.columns if hasattr(like, "columns") and a.shape[1] == len(like.columns) else None
+    return frames.from_dask_array(a, columns=columns, index=like.index)
+
+
+def align_classes(x: Any, axis: int) -> Any:
+    """The array with the chunks of its class axis ending at multiples of 4096, the nearest to where they ended."""
+    check_known(x, axis)
+    chunks = x.chunks[axis]
+    n, block = sum(chunks), binding.BLOCK_ELEMENTS
+    if len(chunks) == 1:
+        return x
+    ends = np.cumsum(chunks)[:-1]
+    cuts = sorted({int(e) for e in (ends + block // 2) // block * block if 0 < e < n})
+    bounds = [0, *cuts, n]
+    aligned = tuple(b - a for a, b in itertools.pairwise(bounds))
+    return x if aligned == chunks else x.rechunk({axis: aligned})
+
+
+def in_one_chunk(x: Any, axes: Sequence[int]) -> Any:
+    """The array with some axes in one chunk."""
+    for axis in axes:
+        check_known(x, axis)
+    return x.rechunk({i: -1 for i in axes if len(x.chunks[i]) > 1})
+
+
+def check_known(x: Any, axis: int) -> None:
+    """Refuse an axis of classes in chunks of unknown lengths."""
+    if len(x.chunks[axis]) > 1 and any(map(is_unknown, x.chunks[axis])):
+        raise ValueError(
+            f"axis {axis}, that of the classes, has {len(x.chunks[axis])} chunks of unknown lengths: call "
+            "compute_chunk_sizes() first"
+        )
+
+
+def lay_beside(name: str, a: Any, letters: Letters, chunks: Sequence[Any], *, broadcasts: bool = True) -> Any:
+    """An argument in the chunks of the call, from the right, and its axes; an axis of length 1 stays as it is.
+
+    letters, chunks : the axes that it may have, and their chunks.
+    """
+    a = as_lazy(name, a)
+    shape = tuple(sum(c) for c in chunks)
+    own = letters[len(letters) - a.ndim :] if a.ndim <= len(letters) else None
+    fits = own is not None and (broadcasts or a.ndim == len(letters))
+    new = {}
+    for i in range(a.ndim if fits else 0):
+        there = chunks[len(letters) - a.ndim + i]
+        n, m = a.shape[i], sum(there)
+        if n == 1 and broadcasts and m != 1:
+            new[i] = -1
+            continue
+        if is_unknown(n) or is_unknown(m):
+            if len(a.chunks[i]) != len(there):
+                raise ValueError(
+                    f"{name} has {len(a.chunks[i])} chunks along axis {i}, and the logits have {len(there)}; where "
+                    "lengths of chunks are unknown, their numbers must be equal: call compute_chunk_sizes() first"
+                )
+        elif n != m:
+            fits = False
+        elif a.chunks[i] != there:
+            new[i] = there
+    if not fits:
+        how = "does not broadcast to" if broadcasts else "must be"
+        raise ValueError(f"{name} has shape {a.shape}, which {how} {shape}")
+    return (a.rechunk(new) if new else a), own
+
+
+def begins_of(chunks: tuple[Any, ...]) -> Any:
+    """The index at which each chunk of an axis begins, one a chunk; -1 - i for chunk i where lengths are unknown."""
+    if any(map(is_unknown, chunks)):
+        begins = -1 - np.arange(len(chunks))
+    else:
+        begins = np.cumsum([0, *chunks[:-1]])
+    return da.from_array(begins.astype(np.int64), chunks=1)
+
+
+def row_chunks(x: Any, axes: Sequence[int]) -> tuple[Letters, tuple[Any, ...]]:
+    """The axes of the rows, those that are not the classes', and their chunks."""
+    letters = tuple(i for i in range(x.ndim) if i not in axes)
+    return letters, tuple(x.chunks[i] for i in letters)
+
+
+def count_rows(chunks: Sequence[Any]) -> Any:
+    """The number of rows; NaN: not known."""
+    return math.prod(sum(c) for c in chunks)

@@ -1,0 +1,48 @@
+"""Losses on chunks: labels that are no class by their place among all rows, and weights that depend on all chunks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dask.array as da
+import numpy as np
+
+from .._arguments.labels import raise_bad_label
+from .._arguments.layers import scale_products
+from .collections import is_number
+
+
+def raise_bad_chunk(target: Any, n_classes: int, ignore_index: int | None, begins: list[Any], first: int = 0) -> None:
+    """`raise_bad_label` with the place of the label among all rows, or in a chunk where that is not known.
+
+    target : labels, or soft labels with the class axis last, from the class `first` on.
+    begins : of each axis of the rows the index at which the chunk begins; -1 - i: chunk i of unknown place.
+    """
+    starts = [int(b[0]) for b in begins]
+    unknown = [-1 - b for b in starts if b < 0]
+    offset = (*(max(0, b) for b in starts), *[first] * (target.ndim - len(starts)))
+    chunk = f" of chunk {', '.join(map(str, unknown))}" if unknown else ""
+    raise_bad_label(target, n_classes, ignore_index, offset, chunk)
+
+
+def largest_of(a: Any) -> Any:
+    """The largest element of an argument that is not negative, or 0, as a number or an array without axes."""
+    return float(a) if is_number(a) else da.reduction(a, _largest, _largest, dtype=np.float64, concatenate=True)
+
+
+def _largest(a: Any, axis: Any, keepdims: Any) -> Any:
+    return np.max(np.asarray(a, np.float64), axis=axis, keepdims=keepdims, initial=0)
+
+
+def scale_chunk(weight: Any, s: Any, largest: list[Any], batch: tuple[int, ...]) -> tuple[Any, Any]:
+    """`scale_products` for a chunk of the rows or classes, from the largest weights of all chunks."""
+    most, most_s = largest
+    if weight is None:
+        return weight, s
+    with np.errstate(over="ignore"):
+        every = np.append(weight, np.asarray(most).astype(weight.dtype))
+    each = None if s is None else np.append(s.reshape(-1), np.asarray(most_s, np.float64))
+    every, each = scale_products(every, each, batch)
+    if s is not None:
+        each = each[:-1].reshape(batch)
+    return np.ascontiguousarray(every[:-1]), each

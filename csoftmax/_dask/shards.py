@@ -1,0 +1,114 @@
+"""Rows whose classes are in several chunks: the sums of each chunk, their tree, and what the chunks make of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from dask.sizeof import sizeof
+
+from .._distributed.finish import Merged, check_merged
+from .._distributed.shard import Partial, Piece, Terms, merge, sum_piece
+from .blocks import Argument, map_chunks, merge_chunks
+from .collections import Letters, begins_of
+
+# Checks the chunks of a call, of which the first one begins at a class: (x, first class, *others) -> (terms, piece).
+Plan = Callable[..., tuple[Terms, Piece]]
+# Makes the result of a chunk: (terms, piece, sums of the chunk, merged sums, *further) -> result.
+Finish = Callable[..., Any]
+
+
+@sizeof.register(Partial)
+def _size_of(part: Partial) -> int:
+    """The bytes of sums, for Dask's account of memory, which does not look into objects."""
+    arrays = [part.records, part.block_max, part.row_max]
+    if part.terms.losses is not None:
+        arrays += [part.terms.losses.labels, part.terms.losses.target, part.terms.losses.sample_weight]
+    return 1000 + sum(a.nbytes for a in arrays if a is not None)
+
+
+class Sums(NamedTuple):
+    """The sums of rows, lazily."""
+
+    plan: Plan
+    axis: int
+    letters: Letters  # of x
+    chunks: list[Argument]  # x, the first classes of its chunks, and the other arguments
+    parts: Any  # the sums of each chunk
+    second: Any  # of rows that need a second round; None where no row of the chunk does
+    merged: Any  # of the whole rows
+
+    @property
+    def rows(self) -> Letters:
+        """The axes of the rows."""
+        return tuple(i for i in self.letters if i != self.axis)
+
+    def finish(self, write: Finish, *further: Argument, dtype: Any, like: Any = None, keeps_class: bool = True) -> Any:
+        """The results of all chunks; keeps_class False: they have no class axis, but one element there."""
+        sums = [(self.parts, self.letters), (self.second, self.letters), (self.merged, self.rows)]
+        function = functools.partial(_finish, self.plan, write, len(self.chunks))
+        ones = None if keeps_class else {self.axis: 1}
+        arguments = [*self.chunks, *sums, *further]
+        return map_chunks(function, self.letters, arguments, dtype=dtype, like=like, chunks=ones)
+
+    def finish_rows(self, write: Callable[..., Any], *further: Argument, dtype: Any) -> Any:
+        """What follows from the merged sums alone: (merged sums, *further) -> result."""
+        return map_chunks(write, self.rows, [(self.merged, self.rows), *further], dtype=dtype)
+
+
+def sum_up(plan: Plan, x: Any, axis: int, others: Sequence[Argument], split_every: int) -> Sums:
+    """The sums of rows, with a second round for those that need it.
+
+    The tasks of the second round return at once where no row needs it.
+    """
+    letters = tuple(range(x.ndim))
+    rows = tuple(i for i in letters if i != axis)
+    chunks = [(x, letters), (begins_of(x.chunks[axis]), (axis,)), *others]
+    one = {axis: 1}
+    parts = map_chunks(functools.partial(_sum, plan), letters, chunks, dtype=object, chunks=one)
+    merged = merge_chunks(_merge, parts, axis, split_every)
+    arguments = [(merged, rows), *chunks]
+    second = map_chunks(functools.partial(_sum_again, plan), letters, arguments, dtype=object, chunks=one)
+    again = merge_chunks(_merge, second, axis, split_every)
+    settled = map_chunks(_settle, rows, [(merged, rows), (again, rows)], dtype=object)
+    return Sums(plan, axis, letters, chunks, parts, second, settled)
+
+
+def _sum(plan: Plan, x: Any, first: Any, *others: Any, row_max: Any = None) -> Partial:
+    """The sums of a chunk, without the chunk itself."""
+    terms, piece = plan(x, int(first[0]), *others)
+    return dataclasses.replace(sum_piece(terms, piece, row_max), local=None)
+
+
+def _sum_again(plan: Plan, merged: Partial, *chunk: Any) -> Partial | None:
+    row_max = merged.second_round
+    return None if row_max is None else _sum(plan, *chunk, row_max=row_max)
+
+
+def _merge(parts: list[Partial | None]) -> Partial | None:
+    return None if parts[0] is None else merge(parts)
+
+
+def _settle(merged: Partial, again: Partial | None) -> Partial:
+    return merged if again is None else again
+
+
+def _finish(plan: Plan, write: Finish, count: int, *blocks: Any) -> Any:
+    x, first, *others = blocks[:count]
+    part, second, merged, *further = blocks[count:]
+    terms, piece = plan(x, int(first[0]), *others)
+    own = part if second is None else second
+    return write(terms, piece, *check_sums(own, piece, merged), *further)
+
+
+def check_sums(part: Partial, piece: Piece, merged: Partial) -> tuple[Partial, Merged]:
+    """The sums of a chunk with the chunk, and those of the whole rows, checked."""
+    own = dataclasses.replace(part, local=piece)
+    return own, check_merged(own, merged)
+
+
+def whole_sums(merged: Partial) -> Merged:
+    """The sums of whole rows, checked, without a chunk."""
+    return check_merged(dataclasses.replace(merged, intervals=()), merged)
