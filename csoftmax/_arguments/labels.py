@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -182,8 +183,8 @@ def check_softcap(softcap: Any, place: Place = CPU) -> float:
     if softcap is None:
         return 0.0
     cap = as_number("softcap", softcap)
-    if not 1e-30 <= cap <= 1e30:
-        raise ValueError(f"softcap must be None or a number from 1e-30 to 1e30, got {softcap!r}")
+    if not 0 < cap < inf:
+        raise ValueError(f"softcap must be None or a number > 0 and finite, got {softcap!r}")
     if place.on_cuda:
         raise DeviceError("softcap is computed on the CPU only; cap the logits first, or move them to the host")
     return cap

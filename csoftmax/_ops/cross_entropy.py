@@ -222,7 +222,7 @@ def cross_entropy(
         T, positive and finite. An array, of length 1 along `axis`, broadcasts to the rows, each of which then has the
         bits that it has alone. On CUDA rows of the same temperature are a launch.
     softcap : float, optional
-        c, from 1e-30 to 1e30: the logits become ``c * tanh(logits / c)`` before anything else (Gemma 2, 2024), in the
+        c, positive and finite: the logits become ``c * tanh(logits / c)`` before anything else (Gemma 2, 2024), in the
         compute type, so that half types are rounded once. -inf, +inf and NaN stay what they are. CPU only.
     reduction : {"mean", "sum", "none"}, default "mean"
         The mean divides by the sum of ``s * sum(w * q)`` over the rows that are not ignored, with q before smoothing;
@@ -365,7 +365,7 @@ def cross_entropy_with_grad(
     A class with the logit -inf has gradient 0, unless it has w * q > 0: then it is -w * q times the factor of the row
     (with label smoothing -epsilon / K times that factor), beside a loss of +inf.
 
-    With `softcap` the gradient is that of the logits before the cap: times ``1 - tanh(logits / c)**2``, 5 ULP further,
+    With `softcap` the gradient is that of the logits before the cap: times ``1 - tanh(logits / c)**2``, 6 ULP further,
     which keeps its digits where tanh is near 1. The clips apply to this product. A class with the logit -inf has the
     gradient that it has without `softcap`.
 

@@ -190,7 +190,7 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 #define LOSS(suffix, storage, compute)                                                   \
     {loss_rows_##suffix, loss_pass1_##suffix, loss_sums_##suffix, loss_factors_##suffix, \
      loss_norm_##suffix, loss_pass2_##suffix, loss_mass_##suffix},
-#define SOFTCAP(suffix, storage, compute) {softcap_cap_##suffix, softcap_uncap_##suffix},
+#define SOFTCAP(suffix, storage, compute) {softcap_cap_##suffix},
 #define ENTMAX(suffix, storage, compute) {support_##suffix, spread_##suffix, entmax_vjp_##suffix},
 #define DIVERGENCE(suffix, storage, compute) \
     {kl_rows_##suffix, kl_pass1_##suffix, kl_again_##suffix, kl_pass2_##suffix},

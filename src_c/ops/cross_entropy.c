@@ -188,7 +188,6 @@ static csm_status own_body(void *context, size_t begin, size_t end, int thread) 
 /* The call */
 
 static int is_fraction(double x) { return x >= 0 && x <= 1; }
-static int is_softcap(double c) { return c >= CSM_SOFTCAP_LEAST && c <= CSM_SOFTCAP_LARGEST; }
 
 /* The constants that the rows of a call have in common, except the mean's divisor, the temperature's constants and the
  * sum of the weights. */
@@ -273,7 +272,7 @@ static csm_status prepare(csm_loss_run *call, csm_dtype dtype, const csm_table *
     const size_t n = shape->n;
     if (!o->temperatures && !csm_is_loss_temperature(o->temperature)) return CSM_BAD_TEMPERATURE;
     if (!is_fraction(o->label_smoothing) || !(o->z_loss >= 0 && o->z_loss < CSM_INF) || !(o->clip_norm >= 0) ||
-        !(o->clip_value >= 0) || !(o->softcap == 0 || is_softcap(o->softcap)) || !o->labels == !o->soft ||
+        !(o->clip_value >= 0) || !(o->softcap >= 0 && o->softcap < CSM_INF) || !o->labels == !o->soft ||
         (unsigned)o->reduction > CSM_MEAN)
         return CSM_BAD_OPTION;
     csm_status status = csm_lay_out(

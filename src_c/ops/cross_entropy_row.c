@@ -79,7 +79,7 @@ typedef struct row_state {
     const csm_loss_kernels *kernels; /* for ordinary or for transformed rows */
     const char *x, *q;
     char *gradient; /* may be x; NULL: none */
-    const char *uncapped; /* the caller's logits, if those of x are capped */
+    const char *uncapped, *slope; /* if the logits of x are capped: the caller's, and the slopes of the cap, or NULL */
     char *wide, *scratch; /* for a block of the compute type; for e' of a block */
     csm_block *blocks;
     csm_loss_input in;
@@ -220,12 +220,17 @@ static void write_gradient(row_state *s, ptrdiff_t label) {
     for (size_t b = 0; b < count; b++) {
         const loss_block p = block_at(s, b);
         char *to = s->is_transformed ? s->wide : p.gradient;
-        s->kernels->pass2(p.x, p.e, to, p.k, s->loss_call->t, &s->blocks[b], &s->row, p.has_terms ? &p.terms : NULL,
-                          s->scratch);
+        s->kernels->pass2(p.x, p.e, to, s->slope ? s->slope + b * CSM_BLOCK * c->wide_size : NULL, p.k, s->loss_call->t,
+                          &s->blocks[b], &s->row, p.has_terms ? &p.terms : NULL, s->scratch);
         if (s->is_transformed) c->table->narrow[c->dtype](s->wide, p.gradient, p.k);
         if (stops(s, b)) return;
     }
-    if (label >= 0) csm_put(c, s->gradient + (size_t)label * c->itemsize, s->row.target);
+    if (label < 0) return;
+    double target = s->row.target;
+    csm_put(c, s->gradient + (size_t)label * c->itemsize, target);
+    if (!s->slope) return;
+    target = csm_element(c, s->gradient, (size_t)label); /* rounded before the product, as in the kernels */
+    csm_put(c, s->gradient + (size_t)label * c->itemsize, target * csm_wide_at(c, s->slope, (size_t)label));
 }
 
 /* The passes over a row with lost gradients: its sums, its norm, its gradient. */
@@ -490,6 +495,7 @@ static void run_row(csm_loss_run *call, const csm_loss_job *job, ptrdiff_t at, i
         return;
     }
     if (job->slope) s.uncapped = job->uncapped + at * job->uncapped_step;
+    if (job->slope) s.slope = job->slope + at * job->slope_step;
     if (!csm_loss_read_input(call, job, at, &s.in)) { /* the logits are not read */
         *loss = 0;
         fill_row(call, s.gradient, 0, &s.poll);
@@ -503,7 +509,6 @@ static void run_row(csm_loss_run *call, const csm_loss_job *job, ptrdiff_t at, i
     if (!s.gradient || s.is_stopped) return;
     if (is_number && has_lost) {
         write_lost_gradient(&s);
-        if (job->slope) fill_row(call, job->slope + at * job->slope_step, 1, &s.poll); /* it is in the gradient */
         return;
     }
     if (is_number) s.kernels->factors(s.loss_call, &s.in, clip_factor(&s), &s.row);
@@ -534,6 +539,8 @@ csm_loss_job csm_loss_job_at(const csm_loss_job *all, ptrdiff_t at, size_t rows,
     job.uncapped = all->uncapped ? all->uncapped + at * all->uncapped_step : NULL;
     job.slope = all->slope ? all->slope + at * all->slope_step : NULL;
     job.far = all->far ? all->far + at : NULL;
+    job.max = all->max ? all->max + at : NULL;
+    job.rows_in_scratch = all->rows_in_scratch ? all->rows_in_scratch + at * all->x_step : NULL;
     job.rows = rows;
     job.scratch = scratch;
     return job;

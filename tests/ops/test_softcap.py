@@ -1,5 +1,7 @@
 """softcap of cross-entropy: the capped logits and their slopes, the definition, special values, clips, extremes."""
 
+from itertools import pairwise
+
 import mpmath
 import numpy as np
 import pytest
@@ -37,20 +39,61 @@ def check_cap(x, cap, most, most_of_product):
     assert ulp_error(grad[:, 0], y * slope, x.dtype.name) <= most_of_product
 
 
+# In units of half the spacing of 1, with a = t^2 / (1 - t^2) <= 1.21 where y = x (1 + w), |w| <= 0.284 |1 + w|:
+# y errs by 1 (rounding) + 0.284 (4.1: x^2, the polynomial, its coefficients, their product) + 0.5 (minimax) = 2.7;
+# 1 - y^2 / c^2 by a (2 * 2.7 + 2) + 1, of which y's part is negative in the product with y, which has two roundings
+# more: (2 a - 1) 2.7 + 2 a + 3 = 9.2.  Beyond |x / c| = 0.95, t errs by 2.1 (exp), r by 2.3, q by 4.9, 2 q r by 7.6, y
+# by 3.7; with the two roundings of the gradient at most 13.3, where no two of them cancel.  Found: 6.5 in either.
+PRODUCT_ULP = 9.2
+FAR_PRODUCT_ULP = 13.3
+
+
 @looped("dtype", ("float32", "float64"))
 @looped("cap", CAPS)
 def test_capped_logits_and_slopes(dtype, cap):
     x = spread(cap, dtype)
-    check_cap(x[np.abs(x) < 40 * cap], cap, 2, 6)  # beyond, products are subnormal in float
+    x = x[np.abs(x) < 40 * cap]  # beyond, products are subnormal in float
+    is_near = np.abs(x) < 0.95 * cap
+    check_cap(x[is_near], cap, 2, PRODUCT_ULP)
+    check_cap(x[~is_near], cap, 2, FAR_PRODUCT_ULP)
+
+
+@looped("dtype", ("float32", "float64", "bfloat16"))
+def test_caps_beyond_the_range_of_the_constants(dtype):
+    """Logits and cap are multiplied by a power of two, which leaves the slopes as they are."""
+    x, wide = spread(1.0, dtype_of(dtype), 200), EXACT
+    x = x[(np.abs(x) > 1e-3) & (np.abs(x) < 40)].reshape(-1, 2)
+    least, largest = {"float64": (-1000, 900)}.get(dtype, (-100, 100))
+    for power in (least, -30, -11, 11, 30, largest):
+        scaled = np.ldexp(x.astype(np.float64), power).astype(x.dtype)
+        cap = float(np.ldexp(1.25, power))
+        grad = csoftmax.cross_entropy_with_grad(
+            scaled, np.zeros(len(x), int), softcap=cap, temperature=float(np.ldexp(1.0, power)), reduction="none"
+        ).grad
+        as_one = csoftmax.cross_entropy_with_grad(x, np.zeros(len(x), int), softcap=1.25, reduction="none").grad
+        found, expected = np.ldexp(grad.astype(wide), power), as_one.astype(wide)
+        is_normal = np.abs(expected) > np.ldexp(1.0, {"float64": -1022}.get(dtype, -126) + max(power, 0))
+        assert ulp_error(found[is_normal], expected[is_normal], dtype) <= 8
+    for far in (0.0, 1e-30, 1.0, 3e38, -3e38, -np.inf):  # a cap far above every logit changes nothing
+        x = np.array([[far, 1.0, -2.0]], dtype_of(dtype))
+        capped = csoftmax.cross_entropy_with_grad(x, [1], softcap=1.7e308, reduction="none")
+        plain = csoftmax.cross_entropy_with_grad(x, [1], reduction="none")
+        assert_same_bits(capped.grad, plain.grad)
+        assert_same_bits(capped.loss, plain.loss)
+    for cap in (5e-324, 1e-310, 1e-60):  # one far below makes logits equal, and its slopes 0
+        loss, grad = csoftmax.cross_entropy_with_grad(x[:, 1:], [1], softcap=cap, reduction="none")
+        assert loss[0] == x.dtype.type(np.log(2)) if dtype == "float64" else loss[0] == np.float32(np.log(2))
+        assert np.all(grad == 0)
 
 
 @pytest.mark.slow
 @looped("cap", (1.0, 30.0, 0.37))
 def test_every_float(cap):
-    low, high = np.array([1e-9 * cap, 40 * cap], np.float32).view(np.uint32)
-    for begin in range(int(low), int(high), 1 << 22):
-        part = np.arange(begin, min(begin + (1 << 22), int(high)), 7, dtype=np.uint32)
-        check_cap(part.view(np.float32), cap, 2, 6.6)  # 6.550 is the largest found
+    low, far, high = np.array([1e-9 * cap, 0.95 * cap, 40 * cap], np.float32).view(np.uint32)
+    starts = [*range(int(low), int(far), 1 << 22), *range(int(far), int(high), 1 << 22), int(high)]
+    for begin, end in pairwise(starts):
+        part = np.arange(begin, end, 7, dtype=np.uint32)
+        check_cap(part.view(np.float32), cap, 2, FAR_PRODUCT_ULP if part[0] >= far else PRODUCT_ULP)
 
 
 OPTIONS = (

@@ -69,11 +69,15 @@ typedef struct csm_loss_job {
     size_t rows;
     void *scratch;                    /* csm_loss_scratch elements of the compute type */
     /* Logits with a soft cap, which the kernels see capped: the caller's in their storage type, the slopes of the cap,
-     * and the largest of the caller's that is not small beside the cap, of each row.  NULL: none. */
+     * by which the gradient is multiplied, and the largest of the caller's that is not small beside the cap, of each
+     * row.  NULL: none. */
     const char *uncapped;
-    char *slope; /* NULL: no gradient */
+    const char *slope; /* NULL: no gradient */
     const double *far;
     ptrdiff_t uncapped_step, slope_step;
+    /* Of capped rows: their maxima; and x, where e' may take their place.  NULL: unknown. */
+    const double *max;
+    char *rows_in_scratch;
 } csm_loss_job;
 
 /* Elements of scratch for rows of n: e' of a row or, from CSM_LOSS_VECTOR + 1 to CSM_LOSS_GROUP_LENGTH, of a group of
@@ -97,8 +101,8 @@ typedef struct csm_loss_kernels {
      * negative.  e: e' from pass1; NULL: it is computed from x again, in scratch (k + 16 elements). */
     double (*norm)(const void *x, const void *e, size_t k, const csm_temperature *, const csm_block *,
                    const csm_loss_row *, const csm_loss_terms *terms, ptrdiff_t label, void *scratch);
-    void (*pass2)(const void *x, const void *e, void *y, size_t k, const csm_temperature *, const csm_block *,
-                  const csm_loss_row *, const csm_loss_terms *terms, void *scratch);
+    void (*pass2)(const void *x, const void *e, void *y, const void *slope, size_t k, const csm_temperature *,
+                  const csm_block *, const csm_loss_row *, const csm_loss_terms *terms, void *scratch);
     /* sum w_j q_j of soft labels as a pair; returns 0 if a label is negative, infinite or NaN. */
     int (*mass)(const void *q, const void *w, size_t k, double *hi, double *lo);
 } csm_loss_kernels;

@@ -215,31 +215,35 @@ static void FN(loss_factors)(const csm_loss_call *c, const csm_loss_input *in, d
     csm_loss_factors(c, in, shrink, EXP_MANTISSA == 23, row);
 }
 
-INLINE void FN(loss_write)(const REAL *e, T *y, size_t k, const csm_block *block, const csm_loss_row *row,
-                           const csm_loss_terms *terms, const int scratch) {
+/* slope: NULL, or what the gradient is multiplied by before it is stored, of a soft cap. */
+INLINE void FN(loss_write_any)(const REAL *e, T *y, const REAL *slope, size_t k, const csm_block *block,
+                               const csm_loss_row *row, const csm_loss_terms *terms, const int scratch) {
     size_t i = 0;
+#define STEEP(g, at) (slope ? V(mul)(g, V(LOAD_REAL)(slope + (at))) : (g))
+#define STEEP_PART(g, at, count) (slope ? V(mul)(g, V(LOAD_PART_REAL)(slope + (at), count, V(zero)())) : (g))
     const double d = block->n - row->sums.n;
     if (row->plain && !terms && d >= -8) {
         const double up = csm_pow2(d);
         const V(t) f = V(set)(row->f * up), f_low = V(set)(row->f_low * up);
         if (!scratch && k >= ALIGNED_IN_PLACE_LENGTH && (i = FN(head)(y, k)) > 0)
-            STORE_PART(y, i, V(scaled)(V(LOAD_PART_REAL)(e, i, f), f, f_low));
+            STORE_PART(y, i, STEEP_PART(V(scaled)(V(LOAD_PART_REAL)(e, i, f), f, f_low), 0, i));
         for (; i + 2 * V(W) <= k; i += 2 * V(W)) {
-            STORE(y + i, V(scaled)(V(LOAD_REAL)(e + i), f, f_low));
-            STORE(y + i + V(W), V(scaled)(V(LOAD_REAL)(e + i + V(W)), f, f_low));
+            STORE(y + i, STEEP(V(scaled)(V(LOAD_REAL)(e + i), f, f_low), i));
+            STORE(y + i + V(W), STEEP(V(scaled)(V(LOAD_REAL)(e + i + V(W)), f, f_low), i + V(W)));
         }
-        for (; i + V(W) <= k; i += V(W)) STORE(y + i, V(scaled)(V(LOAD_REAL)(e + i), f, f_low));
+        for (; i + V(W) <= k; i += V(W)) STORE(y + i, STEEP(V(scaled)(V(LOAD_REAL)(e + i), f, f_low), i));
         if (i < k) {
             V(t) last = scratch ? V(LOAD_REAL)(e + i) : V(LOAD_PART_REAL)(e + i, k - i, f);
-            STORE_PART(y + i, k - i, V(scaled)(last, f, f_low));
+            STORE_PART(y + i, k - i, STEEP_PART(V(scaled)(last, f, f_low), i, k - i));
         }
         return;
     }
     V(loss_constants) c;
     const int plain = V(loss_set)(block, row, &c) && row->plain;
     if (plain && terms) {
-#define WHOLE(q, w) \
-    for (; i + V(W) <= k; i += V(W)) STORE(y + i, V(loss_gradient)(V(LOAD_REAL)(e + i), terms, i, V(W), c, q, w, 1));
+#define WHOLE(q, w)                  \
+    for (; i + V(W) <= k; i += V(W)) \
+        STORE(y + i, STEEP(V(loss_gradient)(V(LOAD_REAL)(e + i), terms, i, V(W), c, q, w, 1), i));
         if (terms->q && terms->w) WHOLE(1, 1)
         else if (terms->q) WHOLE(1, 0)
         else if (terms->w) WHOLE(0, 1)
@@ -255,9 +259,29 @@ INLINE void FN(loss_write)(const REAL *e, T *y, size_t k, const csm_block *block
             g = V(mul)(V(mul)(g, c.power1), c.power2);
             g = V(select)(V(ordered)(g), g, V(set)(CSM_NAN)); /* infinite factors */
         }
-        if (whole) STORE(y + i, g);
-        else STORE_PART(y + i, k - i, g);
+        if (whole) STORE(y + i, STEEP(g, i));
+        else STORE_PART(y + i, k - i, STEEP_PART(g, i, k - i));
     }
+#undef STEEP
+#undef STEEP_PART
+}
+#if STORED_AS_REAL
+static NOINLINE void FN(loss_write_capped)(const REAL *e, REAL *y, const REAL *slope, size_t k, const csm_block *block,
+                                           const csm_loss_row *row, const csm_loss_terms *terms, int scratch) {
+    FN(loss_write_any)(e, y, slope, k, block, row, terms, scratch);
+}
+#endif
+INLINE void FN(loss_write)(const REAL *e, T *y, const REAL *slope, size_t k, const csm_block *block,
+                           const csm_loss_row *row, const csm_loss_terms *terms, const int scratch) {
+#if STORED_AS_REAL /* capped rows are */
+    if (slope) {
+        FN(loss_write_capped)(e, y, slope, k, block, row, terms, scratch);
+        return;
+    }
+#else
+    (void)slope;
+#endif
+    FN(loss_write_any)(e, y, NULL, k, block, row, terms, scratch);
 }
 
 static NOINLINE double FN(loss_squares)(const REAL *e, size_t k, const csm_block *block, const csm_loss_row *row,
@@ -300,7 +324,7 @@ static double FN(loss_norm)(const void *x, const void *e, size_t k, const csm_te
     return FN(loss_squares)(e, k, block, row, terms, label);
 }
 
-static void FN(loss_pass2)(const void *x, const void *e, void *y, size_t k, const csm_temperature *t,
+static void FN(loss_pass2)(const void *x, const void *e, void *y, const void *slope, size_t k, const csm_temperature *t,
                            const csm_block *block, const csm_loss_row *row, const csm_loss_terms *terms,
                            void *scratch) {
     if (!e) {
@@ -308,7 +332,7 @@ static void FN(loss_pass2)(const void *x, const void *e, void *y, size_t k, cons
         FN(exp_store)(x, scratch, k, t, &again, NULL, NULL, NULL);
         e = scratch;
     }
-    FN(loss_write)(e, y, k, block, row, terms, 0);
+    FN(loss_write)(e, y, slope, k, block, row, terms, 0);
 }
 
 static int FN(loss_mass)(const void *q, const void *w, size_t k, double *hi, double *lo) {
@@ -350,6 +374,12 @@ static int FN(loss_mass)(const void *q, const void *w, size_t k, double *hi, dou
     return 1;
 }
 
+INLINE void FN(loss_write_label)(T *y, const REAL *slope, int64_t label, double value) {
+    V(t) g = V(set)(value);
+    if (slope) g = V(mul)(g, V(LOAD_PART_REAL)(slope + label, 1, V(zero)()));
+    STORE_PART(y + label, 1, g);
+}
+
 #if EXP_MANTISSA == 23
 /* loss_rows with labels and no option for a group of W rows starting at row i, of up to GROUPED_LOSS_LENGTH elements.
  * Returns 0, with nothing written, if a row is ignored, NaN or not ordinary. */
@@ -359,6 +389,7 @@ static NOINLINE int FN(grouped_loss_rows)(const csm_loss_job *job, size_t i) {
     const int64_t *label = job->label + (ptrdiff_t)i * job->order;
     const char *x = job->x + (ptrdiff_t)i * job->x_step;
     char *y = job->call->gradient ? job->gradient + (ptrdiff_t)i * job->gradient_step : NULL;
+    const char *slope = job->slope ? job->slope + (ptrdiff_t)i * job->slope_step : NULL;
     const size_t pitch = (n + 15) / 16 * 16 + 16;
     FN(group) g;
     csm_tails s;
@@ -390,16 +421,19 @@ static NOINLINE int FN(grouped_loss_rows)(const csm_loss_job *job, size_t i) {
         job->loss[((ptrdiff_t)i + r) * job->order] = l.loss[r];
         if (!y) continue;
         T *to = (T *)(void *)(y + r * job->gradient_step);
+        const REAL *steep = slope ? (const REAL *)(const void *)(slope + r * job->slope_step) : NULL;
         if (n <= 16) {
-            for (size_t v = 0; v * V(W) < n; v++)
-                FN(group_store)(to, n, v,
-                                V(scaled)(V(LOAD_REAL)(g.e[r] + v * V(W)), V(splat)(l.f + r), V(splat)(l.f_low + r)));
+            for (size_t v = 0; v * V(W) < n; v++) {
+                V(t) z = V(scaled)(V(LOAD_REAL)(g.e[r] + v * V(W)), V(splat)(l.f + r), V(splat)(l.f_low + r));
+                if (steep) z = V(mul)(z, V(loss_reals)(steep, v * V(W), n - v * V(W)));
+                FN(group_store)(to, n, v, z);
+            }
         } else {
             const csm_block block = {0};
             const csm_loss_row row = {.f = (double)l.f[r], .f_low = (double)l.f_low[r], .plain = 1};
-            FN(loss_write)(e + (size_t)r * pitch, to, n, &block, &row, NULL, 0);
+            FN(loss_write)(e + (size_t)r * pitch, to, steep, n, &block, &row, NULL, 0);
         }
-        STORE_PART(to + label[r * job->order], 1, V(set)(l.target[r]));
+        FN(loss_write_label)(to, steep, label[r * job->order], l.target[r]);
     }
     return 1;
 }
@@ -429,10 +463,12 @@ INLINE size_t FN(loss_rows_of)(const csm_loss_job *job, csm_pending_losses *pend
         const ptrdiff_t at = (ptrdiff_t)i, order = at * job->order;
         const T *x = (const T *)(const void *)(job->x + at * job->x_step);
         T *y = call->gradient ? (T *)(void *)(job->gradient + at * job->gradient_step) : NULL;
+        const REAL *slope = job->slope ? (const REAL *)(const void *)(job->slope + at * job->slope_step) : NULL;
         csm_loss_input in = {.w_label = 1, .upstream = 1}, next;
         csm_block block;
         csm_loss_row row;
         REAL scratch_e[V(W)], *e = call->gradient ? job->scratch : NULL;
+        if (e && job->max) e = (REAL *)(void *)(job->rows_in_scratch + at * job->x_step);
         if (job->upstream) memcpy(&in.upstream, job->upstream + at * job->upstream_step, sizeof in.upstream);
         if (!csm_read_label_and_weight(job, at, &in)) {
             job->loss[order] = 0;
@@ -442,7 +478,7 @@ INLINE size_t FN(loss_rows_of)(const csm_loss_job *job, csm_pending_losses *pend
         if (is_small) {
             if (!FN(loss_small)(x, e, n, t, &block)) return i;
         } else {
-            block.max = max_is_known ? max : FN(max)(x, n);
+            block.max = job->max ? job->max[at] : max_is_known ? max : FN(max)(x, n);
             if (!csm_is_ordinary(t, block.max)) return i;
         }
         if (job->label) {
@@ -460,8 +496,8 @@ INLINE size_t FN(loss_rows_of)(const csm_loss_job *job, csm_pending_losses *pend
         in.e_label = e && job->label ? (double)e[in.label] : -1;
         if (pending && pending->count == CSM_PENDING) csm_finish_losses(pending);
         csm_loss_sums(call, &in, &block, 1, EXP_BIAS, &row, pending, &job->loss[order]);
-        max_is_known =
-            n <= EARLY_MAX_LENGTH && !is_small && i + 1 < job->rows && csm_read_label_and_weight(job, at + 1, &next);
+        max_is_known = n <= EARLY_MAX_LENGTH && !is_small && !job->max && i + 1 < job->rows &&
+                       csm_read_label_and_weight(job, at + 1, &next);
         if (max_is_known) max = FN(max)((const char *)x + job->x_step, n);
         if (!y) continue;
         if (row.is_nan) {
@@ -478,8 +514,8 @@ INLINE size_t FN(loss_rows_of)(const csm_loss_job *job, csm_pending_losses *pend
             FN(fill)(y, n, CSM_NAN);
             continue;
         }
-        FN(loss_write)(e, y, n, &block, &row, terms, 1);
-        if (job->label) STORE_PART(y + in.label, 1, V(set)(row.target));
+        FN(loss_write)(e, y, slope, n, &block, &row, terms, 1);
+        if (job->label) FN(loss_write_label)(y, slope, in.label, row.target);
     }
     return job->rows;
 }
