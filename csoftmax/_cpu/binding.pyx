@@ -9,7 +9,8 @@
 # those of rows in pieces, subsets.pxi and rankings.pxi those of subsets and rankings.
 
 from cpython.buffer cimport (
-    PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_STRIDED_RO, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
+    PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_SIMPLE, PyBUF_STRIDED_RO, PyBUF_WRITABLE, PyBuffer_Release,
+    PyObject_GetBuffer,
 )
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.pycapsule cimport PyCapsule_New
@@ -369,6 +370,7 @@ cdef extern from "core/extension.h" nogil:
     void csm_set_scales(csm_scales *, double, int)
     void csm_set_entmax(csm_entmax *, double, int)
     csm_loss_call csm_loss_call_of(const cpu.csm_loss_options *, size_t, int)
+    double csm_tree_sum(const double *, size_t)
 
 cdef extern from "registry.h" nogil:
     int CSM_DTYPE_f32, CSM_DTYPE_f64, CSM_DTYPE_f16, CSM_DTYPE_bf16, CSM_OP_COUNT, CSM_DTYPE_COUNT

@@ -2,12 +2,21 @@
 # Records, maxima of blocks and what is merged are contiguous; dtype is one of DTYPES, kind one of SHARD_KINDS.
 
 
+cdef void *_memory(array) except? NULL:
+    # that of a contiguous array; a tenth of the time of array.ctypes.data
+    cdef Py_buffer buffer
+    PyObject_GetBuffer(array, &buffer, PyBUF_SIMPLE)
+    cdef void *memory = buffer.buf
+    PyBuffer_Release(&buffer)
+    return memory
+
+
 cdef const double *_doubles(array) except? NULL:
-    return NULL if array is None else <const double *><uintptr_t>array.ctypes.data
+    return NULL if array is None else <const double *>_memory(array)
 
 
 cdef int64_t *_words(array) except? NULL:
-    return <int64_t *><uintptr_t>array.ctypes.data
+    return <int64_t *>_memory(array)
 
 
 cdef cpu.csm_shard_options _shard_options(size_t classes, size_t offset, double temperature, row_max,
@@ -156,6 +165,12 @@ def shard_weights(int dtype, weight):
     cdef const void *w = <const void *><uintptr_t>weight.ctypes.data
     cpu.csm_shard_weights(<cpu.csm_array_type>dtype, w, len(weight), to)
     return words
+
+
+def tree_sum(values):
+    """The sum of contiguous doubles in the tree in which the core adds the losses of rows."""
+    cdef const double *from_ = _doubles(values)
+    return csm_tree_sum(from_, values.size)
 
 
 def sum_totals(words, totals):

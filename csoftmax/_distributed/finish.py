@@ -14,7 +14,7 @@ from .._arguments.numbers import as_number
 from .._arguments.places import as_float
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
-from .shard import BLOCK, NO_LABEL, Partial, Piece, Terms
+from .shard import BLOCK, NO_LABEL, Partial, Piece, Terms, whole_blocks
 
 __all__ = [
     "finish_gradient",
@@ -57,9 +57,14 @@ def check_merged(part: Partial, merged: Any) -> Merged:
         )
     if (part.row_max is None) != (merged.row_max is None):
         raise ValueError("partial and merged are of different rounds")
+    return accept_merged(merged)
+
+
+def accept_merged(merged: Partial) -> Merged:
+    """Sums of whole rows that need no further round, after a check of the labels' owners."""
     check_owners(merged)
     words = merged.weight_words
-    total = float(n) if words is None else float(total_sums(words))
+    total = float(merged.terms.n_classes) if words is None else float(total_sums(words))
     return Merged(merged.records, merged.joined, merged.whole, merged.row_max, total)
 
 
@@ -97,13 +102,14 @@ def check_classes(terms: Terms) -> None:
 
 def check_owners(merged: Partial) -> None:
     """Raise the same error in every shard for a label that is no class, or that no or several shards have."""
-    check_classes(merged.terms)
     losses = merged.terms.losses
     if losses is None or losses.labels is None or merged.records is None:
+        check_classes(merged.terms)
         return
     owners = merged.records[..., binding.LABEL_WORDS - 1]
     bad = (owners != 1) & (losses.labels >= 0)
     if bad.any():
+        check_classes(merged.terms)
         at = np.unravel_index(int(bad.argmax()), bad.shape)
         where = f"[{', '.join(map(str, at))}]" if at else ""
         raise ValueError(
@@ -123,8 +129,7 @@ def _rows(terms: Terms, x: Any, name: str = "x", axis: int = -1) -> Any:
 def _pieces(part: Partial, merged: Merged, shard: Piece) -> list[tuple[Piece, Any]]:
     """The parts of a shard that are finished one by one, with the maxima of their blocks."""
     n, first, stop = part.terms.n_classes, shard.first, shard.stop
-    begin = min(-(-first // BLOCK) * BLOCK, stop)
-    end = stop if stop == n else max(begin, stop // BLOCK * BLOCK)
+    begin, end = whole_blocks(first, stop, n)
     pieces: list[tuple[Piece, Any]] = [(shard.part(begin, end), part.block_max)] if end > begin else []
     for a, b in ((first, begin), (end, stop)):
         if b > a:
@@ -519,20 +524,26 @@ def write_gradient(
     from_e: bool = False,
     squares: Any = None,
     num_threads: Any = None,
-) -> None:
-    """Write the shard of the gradient of the sum of the losses, divided by the divisor; the class axis last."""
+) -> NDArray[np.float64]:
+    """Write the shard of the gradient of the sum of the losses, divided by the divisor; the class axis last.
+
+    Returns the losses, as `add_losses` does, unless the divisor is 0 or infinite.
+    """
     terms = part.terms
+    loss = np.zeros(terms.batch)
     if merged.whole is not None:
         whole, to = merged.whole, np.empty((*terms.batch, terms.n_classes), result.dtype)
         arguments = terms.loss_arguments(whole, None, upstream, merged.weight_sum, divisor, num_threads)
-        binding.finish_shard_loss(terms.dtype, False, None, None, None, to, None, *arguments)
+        binding.finish_shard_loss(terms.dtype, False, None, None, loss, to, None, *arguments)
         result[...] = to[..., shard.first : shard.stop]
-        return
-    for piece, block_max in _pieces(part, merged, shard):
+        return loss
+    pieces = _pieces(part, merged, shard)
+    for piece, block_max in pieces:
         to = result[..., piece.first - shard.first : piece.stop - shard.first]
         arguments = terms.loss_arguments(piece, merged.row_max, upstream, merged.weight_sum, divisor, num_threads)
         keeps = from_e and block_max is part.block_max
-        binding.finish_shard_loss(terms.dtype, keeps, merged.records, block_max, None, to, squares, *arguments)
+        binding.finish_shard_loss(terms.dtype, keeps, merged.records, block_max, loss, to, squares, *arguments)
+    return loss if pieces else add_losses(part, merged)
 
 
 def finish_gradient(

@@ -7,7 +7,10 @@ other decisions rest on data that is equal on all ranks, so that no rank waits f
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
+import itertools
 import struct
 import sys
 import zlib
@@ -19,6 +22,7 @@ from numpy.typing import NDArray
 
 from .._arguments.places import DeviceError
 from .._cpu import binding
+from .shard import BLOCK, whole_blocks
 
 __all__ = ["DistributedError", "DistributedMemoryError", "Group", "SingleProcess"]
 
@@ -216,7 +220,7 @@ def as_group(group: Any) -> Any:
         return _MpiGroup(group)
     if dist is not None and dist.is_available() and isinstance(group, dist.ProcessGroup):
         return _TorchGroup(group)
-    if isinstance(group, Group):
+    if all(hasattr(group, name) for name in ("size", "rank", "all_gather", "all_reduce")):
         return group
     raise TypeError(
         f"group is a {type(group).__module__}.{type(group).__name__}; allowed are a communicator of mpi4py, a "
@@ -251,20 +255,34 @@ class Header(NamedTuple):
         function = zlib.crc32(self.function.encode())
         first = VERSION | (function & 0x7FFFFFFF) << 32
         second = self.dtype & 0xFF | self.words << 8 | int(has_error) << 40
-        (bits,) = struct.unpack("=q", struct.pack("=d", self.temperature))
-        numbers = self.rows, self.n_classes, self.offset, self.length, bits, struct.unpack("=q", digest)[0]
-        return np.array([first, second, *numbers], np.int64)
+        numbers = first, second, self.rows, self.n_classes, self.offset, self.length, self.temperature
+        return np.frombuffer(struct.pack("=6qd", *numbers) + digest, np.int64)
 
 
 NO_HEADER = Header("", 0, 0, 0, 0, 0, 0, 0.0, "")
 
 
-class Layout(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Layout:
     """The shards of a call."""
 
     n_classes: int
     offsets: tuple[int, ...]
     lengths: tuple[int, ...]
+
+    def cut_intervals(self, rank: int) -> list[tuple[int, int]]:
+        """The classes of a rank in blocks divided among ranks: [first, stop) before and after its whole blocks."""
+        n, first = self.n_classes, self.offsets[rank]
+        stop = first + self.lengths[rank]
+        if n <= BLOCK:
+            return [(first, stop)] if stop > first else []
+        begin, end = whole_blocks(first, stop, n)
+        return [(a, b) for a, b in ((first, begin), (end, stop)) if b > a]
+
+    @functools.cached_property
+    def cut_lengths(self) -> tuple[int, ...]:
+        """The number of these classes, of each rank."""
+        return tuple(sum(b - a for a, b in self.cut_intervals(rank)) for rank in range(len(self.offsets)))
 
 
 def raise_on_all(group: Any, error: Exception | None, failed: NDArray[np.bool_]) -> NoReturn:
@@ -322,6 +340,14 @@ def enter(group: Any, prepare: Callable[[], tuple[Header, Any]]) -> tuple[Layout
     except Exception as problem:  # re-raised, here or on every rank
         error = problem
     headers = group.all_gather(header.encode(error is not None))
+    rows = headers.tolist()
+    if any(row[:4] != rows[0][:4] or row[6:] != rows[0][6:] for row in rows) or rows[0][1] >> 40:
+        _diagnose(group, headers, header, error)
+    return _tile(rows), prepared
+
+
+def _diagnose(group: Any, headers: NDArray[np.int64], own: Header, error: Exception | None) -> NoReturn:
+    """Raise, on all ranks, for headers that tell of an error or that differ."""
     failed = headers[:, 1] >> 40 != 0
     if failed.any():
         raise_on_all(group, error, failed)
@@ -332,24 +358,24 @@ def enter(group: Any, prepare: Callable[[], tuple[Header, Any]]) -> tuple[Layout
     _check_field(headers, 2, "the number of rows", int)
     _check_field(headers, 3, "n_classes", lambda n: None if n == UNKNOWN else n)
     _check_field(headers, 6, "the temperature", _show_temperature)
-    _check_options(group, headers, header)
+    _check_options(group, headers, own)
     _check_field(headers, 1, "the kind of labels and weights", lambda word: f"{word >> 8} words a row")
-    return _check_tiling(headers), prepared
+    raise AssertionError("headers differ in no field")
 
 
-def _check_tiling(headers: NDArray[np.int64]) -> Layout:
-    lengths = headers[:, 5]
-    ends = np.cumsum(lengths)
-    n = int(headers[0, 3])
+def _tile(headers: list[list[int]]) -> Layout:
+    """The shards of the ranks, which must tile the classes."""
+    lengths = tuple(row[5] for row in headers)
+    n = headers[0][3]
     if n == UNKNOWN:
-        n = int(ends[-1])
-    given = headers[:, 4] != UNKNOWN
-    if given.any() and not given.all():
-        raise ValueError(f"offset must be given on all ranks or on none; rank {int(np.argmin(given))} gives none")
-    offsets = headers[:, 4] if given.all() else ends - lengths
+        n = sum(lengths)
+    given = [row[4] != UNKNOWN for row in headers]
+    if any(given) and not all(given):
+        raise ValueError(f"offset must be given on all ranks or on none; rank {given.index(False)} gives none")
+    ends = itertools.accumulate(lengths)
+    offsets = tuple(row[4] for row in headers) if all(given) else tuple(e - k for e, k in zip(ends, lengths, strict=True))
     end = 0
-    for rank in sorted(range(len(lengths)), key=lambda r: (int(offsets[r]), int(lengths[r]))):
-        first, length = int(offsets[rank]), int(lengths[rank])
+    for first, length, rank in sorted(zip(offsets, lengths, range(len(lengths)), strict=True)):
         if length and first != end:
             what = "a gap" if first > end else "an overlap"
             raise ValueError(
@@ -359,4 +385,4 @@ def _check_tiling(headers: NDArray[np.int64]) -> Layout:
         end += length
     if end != n:
         raise ValueError(f"shards must tile the classes 0 to {n - 1}: they end at {end}")
-    return Layout(n, tuple(map(int, offsets)), tuple(map(int, lengths)))
+    return Layout(n, offsets, lengths)

@@ -25,7 +25,6 @@ from .finish import (
     write_gradient,
 )
 from .groups import Header, Layout, as_group, digest_of, enter, raise_on_all
-from .merge import cut_lengths
 from .nodes import Nodes
 from .rows import (
     check_result,
@@ -158,16 +157,17 @@ class RowSums:
 
     def add(self, values: Any) -> float:
         """The sum of one number for each row, in the tree of the core."""
+        if self.group is None:
+            return binding.tree_sum(np.ascontiguousarray(values, np.float64))
         nodes = Nodes.nodes(values.reshape(-1), self.first)
-        if self.group is not None:
-            own = np.zeros((_NODE_CAPACITY, 3), np.int64)
-            own[:, 0] = -1
-            for i, ((level, index), value) in enumerate(nodes.items()):
-                own[i] = level, index, np.float64(value).view(np.int64)
-            nodes = {}
-            for theirs in self.group.all_gather(own):
-                for level, index, bits in theirs[theirs[:, 0] >= 0]:
-                    nodes = Nodes.merge(nodes, {(int(level), int(index)): np.int64(bits).view(np.float64)})
+        own = np.zeros((_NODE_CAPACITY, 3), np.int64)
+        own[:, 0] = -1
+        for i, ((level, index), value) in enumerate(nodes.items()):
+            own[i] = level, index, np.float64(value).view(np.int64)
+        nodes = {}
+        for theirs in self.group.all_gather(own):
+            for level, index, bits in theirs[theirs[:, 0] >= 0]:
+                nodes = Nodes.merge(nodes, {(int(level), int(index)): np.int64(bits).view(np.float64)})
         return float(Nodes.total(nodes, self.rows))
 
 
@@ -175,6 +175,9 @@ def find_divisor(chunks: list[Chunk], sums: RowSums) -> float:
     """The number by which a mean divides."""
     losses = chunks[0].terms.losses
     assert losses is not None
+    is_plain = losses.labels is not None and not losses.has_weight and losses.sample_weight is None
+    if is_plain and sums.group is None:  # the number of rows that are kept, which the sum of ones is exactly
+        return float(sum(np.count_nonzero(c.terms.losses.labels >= 0) for c in chunks if c.terms.losses is not None))
     each = [masses_of(chunk) for chunk in chunks]
     for i, chunk in enumerate(chunks):
         s = chunk.terms.losses.sample_weight if chunk.terms.losses is not None else None
@@ -244,6 +247,23 @@ def _write_lost(
     to[is_lost] = gradient[:, piece.first : piece.stop]
 
 
+def _write_chunk(
+    group: Any, layout: Layout, chunk: Chunk, to: Any, upstream: Any, divisor: float, num_threads: Any
+) -> NDArray[np.float64]:
+    """Write the gradient of some rows; returns their losses."""
+    part, merged, piece = chunk.part, chunk.merged, chunk.piece
+    if upstream is not None and chunk.rows is not None:
+        upstream = upstream[chunk.rows]
+    squares = _merge_squares(group, layout, chunk, upstream, divisor)
+    loss = write_gradient(
+        part, merged, piece, to, upstream=upstream, divisor=divisor, from_e=part.e is not None, squares=squares,
+        num_threads=num_threads,
+    )  # fmt: skip
+    if merged.whole is None:
+        _write_lost(group, layout, chunk, to, upstream, divisor, num_threads)
+    return loss
+
+
 def run_loss(
     group: Any,
     rows_group: Any,
@@ -263,36 +283,22 @@ def run_loss(
     chunks = []
     itemsize = piece.x.itemsize + (0 if piece.soft is None else piece.soft.itemsize)
     slices = chunks_of(comm, layout, terms, itemsize)
-    is_cut = cut_lengths(layout, comm.rank) > 0
+    is_cut = layout.cut_lengths[comm.rank] > 0
     keep = call.gradient and call.out is None and slices == [None] and not is_cut
     for rows in slices:
         some, part_piece = rows_of(terms, piece, rows)
         chunks.append(Chunk(rows, some, part_piece, *merge_over(comm, layout, some, part_piece, keep, num_threads)))
     sums = RowSums(by_rows, int(np.prod(terms.batch, dtype=np.int64)))
     divisor = find_divisor(chunks, sums) if call.reduction == "mean" else 1.0
-    losses = np.concatenate([add_losses(c.part, c.merged).reshape(-1) for c in chunks])
-    gradient = None
+    gradient, each = None, []
     if call.gradient:
         gradient, rows_to = place_result(terms, piece, call.axis, call.out, chunks[0].part.e)
         for chunk in chunks:
             to = rows_to if chunk.rows is None else rows_to[chunk.rows]
-            factor = call.upstream
-            if factor is not None and chunk.rows is not None:
-                factor = factor[chunk.rows]
-            squares = _merge_squares(comm, layout, chunk, factor, divisor)
-            write_gradient(
-                chunk.part,
-                chunk.merged,
-                chunk.piece,
-                to,
-                upstream=factor,
-                divisor=divisor,
-                from_e=chunk.part.e is not None,
-                squares=squares,
-                num_threads=num_threads,
-            )
-            if chunk.merged.whole is None:
-                _write_lost(comm, layout, chunk, to, factor, divisor, num_threads)
+            each.append(_write_chunk(comm, layout, chunk, to, call.upstream, divisor, num_threads))
+    else:
+        each = [add_losses(c.part, c.merged) for c in chunks]
+    losses = each[0] if len(each) == 1 else np.concatenate(each)
     gradient = None if gradient is None else give_result(logits, options.get("out"), gradient)
     if call.reduction == "none":
         return give_result(logits, None, round_losses(terms, losses.reshape(terms.batch))), gradient

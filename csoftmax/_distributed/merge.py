@@ -54,7 +54,7 @@ def exchange(
     sum_ = words[-binding.SUM_WORDS :] if terms.losses is not None and terms.losses.has_weight else None
     n = terms.n_classes
     result = Partial(merged, None, {}, None, ((0, n),) if n else (), row_max, sum_, terms)
-    if any(cut_lengths(layout, rank) for rank in range(group.size)):
+    if any(layout.cut_lengths):
         assert part is not None
         _exchange_fragments(group, layout, terms, _arrays_of(terms, piece), part, result)
     return result
@@ -116,22 +116,6 @@ def reduce_records(group: Any, records: NDArray[np.int64]) -> NDArray[np.int64]:
     return records
 
 
-def cut_intervals(layout: Layout, rank: int) -> list[tuple[int, int]]:
-    """The classes of a rank that are in blocks divided among ranks: [first, stop) before and after its whole blocks."""
-    n, first = layout.n_classes, layout.offsets[rank]
-    stop = first + layout.lengths[rank]
-    if n <= BLOCK:
-        return [(first, stop)] if stop > first else []
-    begin = min(-(-first // BLOCK) * BLOCK, stop)
-    end = stop if stop == n else max(begin, stop // BLOCK * BLOCK)
-    return [(a, b) for a, b in ((first, begin), (end, stop)) if b > a]
-
-
-def cut_lengths(layout: Layout, rank: int) -> int:
-    """The number of these classes."""
-    return sum(b - a for a, b in cut_intervals(layout, rank))
-
-
 def _arrays_of(terms: Terms, piece: Piece) -> list[tuple[str, Any, tuple[int, ...]]]:
     """The names, dtypes and leading shapes of a piece's arrays."""
     leading = dict.fromkeys(("x", "y", "where", "soft"), terms.batch) | {"weight": ()}
@@ -147,7 +131,7 @@ def _exchange_fragments(
 ) -> None:
     """Gather the elements of divided blocks, and add these blocks to the merged sums."""
     per_class = sum(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for _, dtype, shape in arrays)
-    own = np.zeros(per_class * max(cut_lengths(layout, rank) for rank in range(group.size)), np.uint8)
+    own = np.zeros(per_class * max(layout.cut_lengths), np.uint8)
     pieces = sorted((p for found in part.fragments.values() for p in found), key=lambda p: p.first)
     pieces = pieces or ([part.whole] if part.whole is not None else [])
     data = [np.ascontiguousarray(getattr(p, name)).view(np.uint8).reshape(-1) for p in pieces for name, _, _ in arrays]
@@ -156,7 +140,7 @@ def _exchange_fragments(
         own[: len(flat)] = flat
     for rank, received in enumerate(group.all_gather(own)):
         at = 0
-        for a, b in cut_intervals(layout, rank):
+        for a, b in layout.cut_intervals(rank):
             found = {}
             for name, dtype, shape in arrays:
                 size = int(np.prod(shape, dtype=np.int64)) * (b - a) * dtype.itemsize

@@ -15,15 +15,14 @@ from .._cpu.dtypes import as_buffer
 from .finish import (
     KIND_OF,
     Merged,
+    accept_merged,
     as_scalar_or_rows,
-    check_classes,
-    check_merged,
     sum_up_rows,
     write_rows,
     write_vjp,
 )
 from .groups import UNKNOWN, Header, Layout, as_group, digest_of, enter
-from .merge import cut_lengths, exchange
+from .merge import exchange
 from .shard import Partial, Piece, Terms, plan_partial, sum_piece
 
 __all__ = ["log_softmax", "log_softmax_vjp", "logsumexp", "softmax", "softmax_vjp"]
@@ -50,7 +49,7 @@ def rows_of(terms: Terms, piece: Piece, rows: slice | None) -> tuple[Terms, Piec
 
 def chunks_of(group: Any, layout: Layout, terms: Terms, itemsize: int) -> list[slice | None]:
     """Rows that are merged at a time: all of them, unless elements of divided blocks need much memory."""
-    longest = max(cut_lengths(layout, rank) for rank in range(group.size))
+    longest = max(layout.cut_lengths)
     if not longest or not terms.batch or terms.batch[0] == 0:
         return [None]
     by_row = longest * group.size * itemsize * int(np.prod(terms.batch[1:], dtype=np.int64))
@@ -66,7 +65,6 @@ def merge_over(
     while True:
         part, error = None, None
         try:
-            check_classes(terms)
             part = sum_piece(terms, piece, row_max, keep=keep, num_threads=num_threads)
         except Exception as problem:  # raised on every rank, after the next collective
             error = problem
@@ -76,7 +74,7 @@ def merge_over(
         if row_max is None:
             part.joined, part.blocks = merged.joined, merged.blocks
             part.whole = merged.whole
-            return part, check_merged(part, merged)
+            return part, accept_merged(merged)
 
 
 def known(name: str, given: Any) -> int:
@@ -162,7 +160,7 @@ def _run(
     layout, call = enter(comm, lambda: _prepare(name, x, y, axis, n_classes, offset, temperature, where, out))
     terms, piece = place_in(layout, comm, call.terms, call.piece)
     chunks = chunks_of(comm, layout, terms, piece.x.itemsize * (1 if y is None else 2))
-    is_cut = cut_lengths(layout, comm.rank) > 0
+    is_cut = layout.cut_lengths[comm.rank] > 0
     keep = name == "softmax" and out is None and chunks == [None] and not is_cut
     result: Any = None
     rows: Any = None

@@ -245,12 +245,21 @@ def split(n_classes: SupportsIndex, parts: SupportsIndex) -> list[int]:
     return [min(n, (i * blocks // count) * BLOCK) for i in range(count)] + [n]
 
 
+def whole_blocks(first: int, stop: int, n_classes: int) -> tuple[int, int]:
+    """The classes of the complete blocks of a shard, which has the classes from first to before stop."""
+    begin = min(-(-first // BLOCK) * BLOCK, stop)
+    return begin, stop if stop == n_classes else max(begin, stop // BLOCK * BLOCK)
+
+
 def _check_labels(target: Any, n_classes: int, ignore_index: int) -> Any:
     """The labels as int64, where -1 is an ignored one and NO_LABEL one that is no class."""
-    bits = as_label_bits(ignore_index, target)
     bad = (target < 0) | (target >= n_classes)
-    labels = np.where(bad, NO_LABEL, target.astype(np.int64))
-    return labels if bits is None else np.where(target == target.dtype.type(ignore_index), -1, labels)
+    labels = target.astype(np.int64)
+    if bad.any() or 0 <= ignore_index < n_classes:
+        labels[bad] = NO_LABEL
+        if as_label_bits(ignore_index, target) is not None:
+            labels[target == target.dtype.type(ignore_index)] = -1
+    return labels
 
 
 def _words_of(is_soft: bool, has_weight: bool, label_smoothing: float) -> int:
@@ -260,13 +269,18 @@ def _words_of(is_soft: bool, has_weight: bool, label_smoothing: float) -> int:
 
 
 def plan_losses(
-    x: Any, batch: tuple[int, ...], target: Any, n_classes: int, options: dict[str, Any]
+    x: Any, batch: tuple[int, ...], target: Any, n_classes: int | None, options: dict[str, Any]
 ) -> tuple[Losses, Any, Any]:
-    """Checked options of losses, with the class weights and the soft labels of the shard."""
+    """Checked options of losses, with the class weights and the soft labels of the shard.
+
+    n_classes None: not yet known, and labels remain unchecked until `Terms.with_classes`.
+    """
     compute = compute_dtype(x.dtype)
     labels, soft = check_target(target, (*batch, x.shape[-1]), batch, compute)
     checked = check_loss_options(x.shape[-1], batch, compute, "none", **options)
-    numbers = None if labels is None else _check_labels(labels, n_classes, checked.ignore_index)
+    numbers = labels
+    if labels is not None and n_classes is not None:
+        numbers = _check_labels(labels, n_classes, checked.ignore_index)
     words = _words_of(labels is None, checked.weight is not None, checked.label_smoothing)
     losses = Losses(
         numbers, labels, checked.ignore_index, checked.sample_weight, checked.factors, checked.weight is not None, words
@@ -330,7 +344,8 @@ def plan_partial(
     rows = axis_last(x, axes)
     checked, soft, weight = None, None, None
     if loss:
-        checked, soft, weight = plan_losses(rows, batch, _target_last(target, rows, axes), n, losses or {})
+        known = None if n_classes is None else n
+        checked, soft, weight = plan_losses(rows, batch, _target_last(target, rows, axes), known, losses or {})
         given = checked.factors[0]
     terms = Terms(kind, dtype, name, n, batch, given if each is None else 1.0, each, checked)
     second = None if y is None else as_buffer(axis_last(y, axes))
@@ -455,8 +470,7 @@ def sum_piece(
         result = Partial(None, None, fragments, None, intervals, None, None, terms)
         join_fragments(result)
         return result
-    begin = min(-(-first // BLOCK) * BLOCK, stop)
-    end = stop if stop == n else max(begin, stop // BLOCK * BLOCK)
+    begin, end = whole_blocks(first, stop, n)
     fragments = {}
     for a, b in ((first, begin), (end, stop)):
         if b > a:

@@ -18,6 +18,9 @@ const char *csm_source(void); /* CSM_SOURCE_HASH of the library */
 int csm_openmp(void); /* _OPENMP, 0 without OpenMP */
 int csm_openmp_limit(void); /* threads that OpenMP would use by default */
 
+/* core/reduction.c */
+double csm_tree_sum(const double *x, size_t n);
+
 /* Constants for the CUDA backend.  The core computes them, so that both backends have the same ones, in double. */
 void csm_set_scales(csm_scales *, double temperature, int single);
 void csm_set_entmax(csm_entmax *, double alpha, int single);

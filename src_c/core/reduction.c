@@ -1,5 +1,7 @@
 #include "reduction.h"
 
+#include "extension.h"
+
 #include "../math/scalars.h"
 
 double csm_tree_sum(const double *x, size_t n) {

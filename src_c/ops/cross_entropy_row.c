@@ -348,13 +348,21 @@ static void sum_block(row_state *s, csm_loss_record *r, size_t b, ptrdiff_t labe
             r->label.e = csm_wide_at(c, p.e, (size_t)label - begin);
             r->label.n = block->n;
         }
-        const csm_record of_block = csm_record_of_block(block, 1);
-        csm_record_merge(&r->base, &of_block);
         if (!(block->hi - block->hi == 0)) r->base.flags |= CSM_RECORD_NAN;
         if (p.has_terms) add_far(r, block, s->loss_call->t);
-    } else if (block->max > r->base.max) {
-        r->base.max = block->max + 0;
     }
+}
+
+/* The sums of all blocks; the largest maximum alone of a row whose sums belong to the second round. */
+static void add_blocks(const row_state *s, csm_loss_record *r, size_t count) {
+    const int64_t flags = r->base.flags;
+    if (s->is_transformed || !s->call->base.scales.always_transform) {
+        r->base = csm_record_of_blocks(s->blocks, count, 1);
+        r->base.flags = flags;
+        return;
+    }
+    for (size_t b = 0; b < count; b++)
+        if (s->blocks[b].max > r->base.max) r->base.max = s->blocks[b].max + 0;
 }
 
 static void sum_shard(row_state *s, const csm_loss_job *job, ptrdiff_t at, size_t index) {
@@ -384,6 +392,7 @@ static void sum_shard(row_state *s, const csm_loss_job *job, ptrdiff_t at, size_
         r.base.flags |= CSM_RECORD_KEPT;
         if (stops(s, b)) return;
     }
+    if (is_kept && count > 0) add_blocks(s, &r, count);
     csm_loss_record_store(&r, call->shard->records + index * call->shard->words, call->shard->words);
 }
 

@@ -58,16 +58,24 @@ void csm_loss_record_store(const csm_loss_record *a, int64_t *words, size_t coun
     if (whole < count) memcpy(words + whole, &a->w_label, sizeof a->w_label);
 }
 
-csm_record csm_record_of_block(const csm_block *block, int is_log) {
+csm_record csm_record_of_blocks(const csm_block *blocks, size_t count, int is_log) {
     csm_record a;
+    csm_row row = {.max = -CSM_INF};
     csm_record_clear(&a);
-    a.max = block->max + 0; /* never -0, which would make a merge depend on the order */
-    csm_exact_add_block(&a.sum, block);
-    if (is_log) {
-        a.count = (int64_t)block->count;
-        a.n = block->n;
-        a.top = block->top;
-        a.top_low = block->top_low;
+    if (count > 0) csm_find_reference(blocks, count, &row);
+    a.max = row.max + 0; /* never -0, which would make a merge depend on the order */
+    for (size_t b = 0; b < count; b++) {
+        const csm_block *block = &blocks[b];
+        csm_exact_add_block(&a.sum, block);
+        if (!is_log) continue;
+        if (block->max == row.max) {
+            a.count += (int64_t)block->count;
+            a.n = block->n;
+            a.top = block->top;
+            a.top_low = block->top_low;
+        } else {
+            csm_exact_add_maxima(&a.sum, block);
+        }
     }
     return a;
 }

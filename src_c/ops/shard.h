@@ -46,8 +46,8 @@ void csm_record_store(const csm_record *, int64_t *words);
 csm_loss_record csm_loss_record_load(const int64_t *words, size_t count);
 void csm_loss_record_store(const csm_loss_record *, int64_t *words, size_t count);
 void csm_record_merge(csm_record *a, const csm_record *b);
-/* The record of one block.  A sum that is NaN or infinite adds nothing. */
-csm_record csm_record_of_block(const csm_block *, int is_log);
+/* The record of blocks.  A sum that is NaN or infinite adds nothing. */
+csm_record csm_record_of_blocks(const csm_block *, size_t count, int is_log);
 
 /* A sum of terms that are not negative, of which an infinite or NaN one is kept apart: CSM_SUM_WORDS. */
 csm_pair_sum csm_sum_load(const int64_t *words);

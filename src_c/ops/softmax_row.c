@@ -394,10 +394,9 @@ static csm_status sum_shard(row_state *state, csm_record *record, block_runner p
     int is_checked = is_transformed || scales->always_transform;
     if (!is_checked) {
         status = process(state, pass1_blocks);
+        *record = csm_record_of_blocks(state->blocks, count, is_log);
         for (size_t b = 0; b < count; b++) {
             const csm_block *block = &state->blocks[b];
-            const csm_record of_block = csm_record_of_block(block, is_log);
-            csm_record_merge(record, &of_block);
             is_checked |= !(block->hi - block->hi == 0) || !csm_fits_range(scales, block->max);
         }
     }
@@ -414,12 +413,8 @@ static csm_status sum_shard(row_state *state, csm_record *record, block_runner p
         state->max = row_max;
         status = process(state, pass1_transformed);
         if (status != CSM_OK) return status;
-        csm_record_clear(record);
+        *record = csm_record_of_blocks(state->blocks, count, is_log);
         record->flags = flags | CSM_RECORD_TRANSFORMED;
-        for (size_t b = 0; b < count; b++) {
-            const csm_record of_block = csm_record_of_block(&state->blocks[b], is_log);
-            csm_record_merge(record, &of_block);
-        }
     }
     double *block_max = c->shard->block_max + index * count;
     for (size_t b = 0; b < count; b++) block_max[b] = state->blocks[b].max;

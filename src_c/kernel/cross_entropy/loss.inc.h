@@ -215,9 +215,12 @@ static void FN(loss_factors)(const csm_loss_call *c, const csm_loss_input *in, d
     csm_loss_factors(c, in, shrink, EXP_MANTISSA == 23, row);
 }
 
-/* slope: NULL, or what the gradient is multiplied by before it is stored, of a soft cap. */
+/* slope: NULL, or what the gradient is multiplied by before it is stored, of a soft cap.  The powers of a shard come from
+ * memory again, after the exchange of its sums: AHEAD is how far they are prefetched, in bytes (one thread, AVX-512:
+ * (1024, 8192) 1.03 instead of 1.17 ms, (64, 50257) 0.29 instead of 0.34). */
 INLINE void FN(loss_write_any)(const REAL *e, T *y, const REAL *slope, size_t k, const csm_block *block,
                                const csm_loss_row *row, const csm_loss_terms *terms, const int scratch) {
+    enum { AHEAD = 4096 };
     size_t i = 0;
 #define STEEP(g, at) (slope ? V(mul)(g, V(LOAD_REAL)(slope + (at))) : (g))
 #define STEEP_PART(g, at, count) (slope ? V(mul)(g, V(LOAD_PART_REAL)(slope + (at), count, V(zero)())) : (g))
@@ -228,6 +231,7 @@ INLINE void FN(loss_write_any)(const REAL *e, T *y, const REAL *slope, size_t k,
         if (!scratch && k >= ALIGNED_IN_PLACE_LENGTH && (i = FN(head)(y, k)) > 0)
             STORE_PART(y, i, STEEP_PART(V(scaled)(V(LOAD_PART_REAL)(e, i, f), f, f_low), 0, i));
         for (; i + 2 * V(W) <= k; i += 2 * V(W)) {
+            for (size_t at = 0; at < 2 * V(W); at += 64 / sizeof(REAL)) PREFETCH((const char *)(e + i + at) + AHEAD);
             STORE(y + i, STEEP(V(scaled)(V(LOAD_REAL)(e + i), f, f_low), i));
             STORE(y + i + V(W), STEEP(V(scaled)(V(LOAD_REAL)(e + i + V(W)), f, f_low), i + V(W)));
         }

@@ -76,6 +76,11 @@ INLINE void csm_combine_softmax(const csm_block *blocks, size_t count, int singl
 
 /* The maxima of a block whose maximum is below the row's are terms of the row's sum like any other element.  Each is
  * cut into pieces by itself and counted, so that ties in different blocks add up as those of one block do. */
+INLINE void csm_exact_add_maxima(csm_exact *sum, const csm_block *block) {
+    if (!(block->max > -CSM_INF)) return;
+    csm_exact_add(sum, block->top, (int64_t)block->n, (int64_t)block->count);
+    csm_exact_add(sum, block->top_low, (int64_t)block->n, (int64_t)block->count);
+}
 INLINE void csm_combine_quotient(const csm_block *blocks, size_t count, csm_row *row, double *q, double *q_low) {
     double maxima = 0, top = 1, top_low = 0;
     csm_find_reference(blocks, count, row);
@@ -93,9 +98,8 @@ INLINE void csm_combine_quotient(const csm_block *blocks, size_t count, csm_row 
             maxima += block->count;
             top = block->top;
             top_low = block->top_low;
-        } else if (block->max > -CSM_INF) {
-            csm_exact_add(&sum, block->top, (int64_t)block->n, (int64_t)block->count);
-            csm_exact_add(&sum, block->top_low, (int64_t)block->n, (int64_t)block->count);
+        } else {
+            csm_exact_add_maxima(&sum, block);
         }
     }
     csm_exact_pair(&sum, (int64_t)row->n, &row->hi, &row->lo);
