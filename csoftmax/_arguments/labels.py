@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,8 +61,16 @@ def check_target(target: Any, shape: tuple[int, ...], batch: tuple[int, ...], dt
     return target.astype(given.newbyteorder("="), copy=False), None
 
 
-def raise_bad_label(target: Any, n_classes: int, ignore_index: int | None) -> None:
-    """Find the first bad label, hard or soft, and raise; return if there is none."""
+def raise_bad_label(
+    target: Any,
+    n_classes: int,
+    ignore_index: int | None,
+    place_of: Callable[[tuple[Any, ...]], tuple[Any, ...]] = tuple,
+) -> None:
+    """Find the first bad label, hard or soft, and raise; return if there is none.
+
+    place_of : the indices in the call of an element of the soft labels, which may be some of its rows or classes
+    """
     if target.dtype.kind in "iu":
         bad = (target < 0) | (target >= n_classes)
         if ignore_index is not None and is_representable(ignore_index, target.dtype):
@@ -79,7 +88,7 @@ def raise_bad_label(target: Any, n_classes: int, ignore_index: int | None) -> No
     at = np.unravel_index(int(bad.argmax()), target.shape)
     raise ValueError(
         f"soft labels must be at least 0 and finite; target, the class axis last, has {target[at]} at "
-        f"({', '.join(map(str, at))})"
+        f"({', '.join(map(str, place_of(at)))})"
     )
 
 
