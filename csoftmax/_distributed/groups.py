@@ -433,6 +433,16 @@ def enter(group: Collectives, prepare: Callable[[], tuple[Header, Any]]) -> tupl
     return _tile(rows), prepared
 
 
+def fail_on_all(group: Collectives, error: Exception) -> NoReturn:
+    """Raise an error of this rank on all ranks that begin a call."""
+
+    def fail() -> NoReturn:
+        raise error
+
+    enter(group, fail)
+    raise AssertionError("an error in a header is raised on all ranks")
+
+
 def _diagnose(group: Any, headers: NDArray[np.int64], own: Header, error: Exception | None) -> NoReturn:
     """Raise, on all ranks, for headers that tell of an error or that differ."""
     check_status(group, headers[:, 1] >> 40, error)

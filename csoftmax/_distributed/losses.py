@@ -116,18 +116,22 @@ def prepare_loss(
     return header, (header, Loss(terms, piece, place, out, factor, reduction, gradient))
 
 
-def _scaled(group: Any, terms: Terms, piece: Piece) -> tuple[Terms, Piece]:
-    """Weights of a mean as `scale_products` makes them from all class weights."""
+def scale_over(group: Collectives, weight: Any, s: Any, shape: tuple[int, ...]) -> tuple[Any, Any]:
+    """Class weights of this rank and sample weights of a mean as `scale_products` makes them from all class weights."""
+    own = np.array([weight.max(initial=0)], np.float64).view(np.int64)  # not negative: in order as integers
+    largest = group.all_reduce(own, "max").view(np.float64).astype(weight.dtype)
+    scaled, s = scale_products(np.concatenate([weight, largest]), s, shape)
+    return np.ascontiguousarray(scaled[:-1]), s
+
+
+def _scaled(group: Collectives, terms: Terms, piece: Piece) -> tuple[Terms, Piece]:
+    """Weights of a mean in a range in which their products and sums are."""
     losses = terms.losses
     assert losses is not None
     if not losses.has_weight or losses.factors[3] or losses.factors[4]:
         return terms, piece
-    own = np.array([piece.weight.max(initial=0)], np.float64).view(np.int64)  # not negative: in order as integers
-    largest = group.all_reduce(own, "max").view(np.float64).astype(terms.compute)
-    weight, s = scale_products(np.concatenate([piece.weight, largest]), losses.sample_weight, terms.batch)
-    return terms._replace(losses=losses._replace(sample_weight=s)), piece._replace(
-        weight=np.ascontiguousarray(weight[:-1])
-    )
+    weight, s = scale_over(group, piece.weight, losses.sample_weight, terms.batch)
+    return terms._replace(losses=losses._replace(sample_weight=s)), piece._replace(weight=weight)
 
 
 def masses_of(chunk: Chunk) -> NDArray[np.float64]:
