@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from math import inf
 from typing import Any, NamedTuple
 
@@ -62,13 +63,21 @@ def check_target(target: Any, shape: tuple[int, ...], batch: tuple[int, ...], dt
 
 
 def raise_bad_label(
-    target: Any, n_classes: int, ignore_index: int | None, begins: tuple[int, ...] = (), chunk: str = ""
+    target: Any,
+    n_classes: int,
+    ignore_index: int | None,
+    place_of: Callable[[tuple[Any, ...]], tuple[Any, ...]] = tuple,
+    part: str = "",
 ) -> None:
     """Find the first bad label, hard or soft, and raise; return if there is none.
 
-    begins, chunk : of a part of the labels, the index of its first one, and what the message calls the part.
+    place_of : the indices in the call of an element of the target, which may be some of its rows or classes
+    part : what the message says of the part, where the indices count from its start
     """
-    begins = begins or (0,) * target.ndim
+
+    def indices(at: tuple[Any, ...]) -> str:
+        return ", ".join(map(str, place_of(at)))
+
     if target.dtype.kind in "iu":
         bad = (target < 0) | (target >= n_classes)
         if ignore_index is not None and is_representable(ignore_index, target.dtype):
@@ -76,22 +85,18 @@ def raise_bad_label(
         if not bad.any():
             return
         at = np.unravel_index(int(bad.argmax()), target.shape)
-        place = f"target[{_add_begins(at, begins)}]" if at else "target"
+        place = f"target[{indices(at)}]" if at else "target"
         classes = f"the classes are 0 to {n_classes - 1}" if n_classes else "there is no class"
         ignored = "" if ignore_index is None else f", and ignore_index is {ignore_index}"
-        raise IndexError(f"{place}{chunk} is {target[at]}: {classes}{ignored}")
+        raise IndexError(f"{place}{part} is {target[at]}: {classes}{ignored}")
     bad = ~(np.isfinite(target) & (target >= 0))
     if not bad.any():
         return
     at = np.unravel_index(int(bad.argmax()), target.shape)
     raise ValueError(
         f"soft labels must be at least 0 and finite; target, the class axis last, has {target[at]} at "
-        f"({_add_begins(at, begins)}){chunk}"
+        f"({indices(at)}){part}"
     )
-
-
-def _add_begins(at: tuple[Any, ...], begins: tuple[int, ...]) -> str:
-    return ", ".join(str(i + begin) for i, begin in zip(at, begins, strict=True))
 
 
 def check_on_device(target: Any, n_classes: int, ignore_index: int | None) -> None:

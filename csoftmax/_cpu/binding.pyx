@@ -371,6 +371,7 @@ cdef extern from "core/extension.h" nogil:
     void csm_set_entmax(csm_entmax *, double, int)
     csm_loss_call csm_loss_call_of(const cpu.csm_loss_options *, size_t, int)
     double csm_tree_sum(const double *, size_t)
+    size_t csm_records_check(const int64_t *, size_t, size_t)
 
 cdef extern from "registry.h" nogil:
     int CSM_DTYPE_f32, CSM_DTYPE_f64, CSM_DTYPE_f16, CSM_DTYPE_bf16, CSM_OP_COUNT, CSM_DTYPE_COUNT

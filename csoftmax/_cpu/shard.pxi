@@ -194,9 +194,18 @@ def clear_records(records):
         cpu.csm_records_clear(_words(records), records.size // words, words)
 
 
+def check_records(records):
+    """Refuse records, words last, that no shard has made."""
+    cdef size_t words = records.shape[-1], rows = records.size // words
+    cdef size_t bad = csm_records_check(_words(records), rows, words)
+    if bad < rows:
+        raise ValueError(f"records are damaged: that of row {bad}, counted in C order, cannot be the sum of a shard")
+
+
 def merge_records(into, other):
-    """Merge records, words last."""
+    """Merge records, words last, after a check of the other ones."""
     cdef size_t words = into.shape[-1], rows = into.size // words
+    check_records(other)
     cdef int64_t *a = _words(into)
     cdef const int64_t *b = _words(other)
     with nogil:

@@ -22,7 +22,9 @@ def raise_bad_chunk(target: Any, n_classes: int, ignore_index: int | None, begin
     unknown = [-1 - b for b in starts if b < 0]
     offset = (*(max(0, b) for b in starts), *[first] * (target.ndim - len(starts)))
     chunk = f" of chunk {', '.join(map(str, unknown))}" if unknown else ""
-    raise_bad_label(target, n_classes, ignore_index, offset, chunk)
+    raise_bad_label(
+        target, n_classes, ignore_index, lambda at: tuple(i + first for i, first in zip(at, offset, strict=True)), chunk
+    )
 
 
 def largest_of(a: Any) -> Any:

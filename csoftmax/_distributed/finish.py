@@ -9,12 +9,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._arguments.foreign import accept_foreign
 from .._arguments.labels import check_upstream, raise_bad_label
-from .._arguments.layouts import axis_last, check_out
+from .._arguments.layouts import apart_from, axis_last, check_out
 from .._arguments.numbers import as_number
 from .._arguments.places import as_float
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
-from .shard import BLOCK, NO_LABEL, Partial, Piece, Terms, whole_blocks
+from .shard import Partial, check_origin, check_rounds, check_terms
+from .terms import BLOCK, NO_LABEL, Piece, Terms, whole_blocks
 
 __all__ = [
     "finish_gradient",
@@ -39,14 +40,14 @@ class Merged(NamedTuple):
 def check_merged(part: Partial, merged: Any) -> Merged:
     """Check that merged sums are those of whole rows, and need no second round."""
     terms = part.terms
-    if part.intervals and part.local is None and part.whole is None and not part.fragments:
+    n = terms.n_classes
+    if n > BLOCK and part.intervals and part.block_max is None:
         raise ValueError("partial must be the result of `partial` for this shard, not of a merge")
+    check_origin(part)
     if not isinstance(merged, Partial):
         merged = _from_records(part, merged)
-    for name in ("kind", "name", "n_classes", "batch", "words"):
-        if getattr(merged.terms, name) != getattr(terms, name):
-            raise ValueError(f"merged is of another call: {getattr(merged.terms, name)}, not {getattr(terms, name)}")
-    n = terms.n_classes
+    check_origin(merged)
+    check_terms(part, merged, "merged is of another call than partial, with another")
     if n and merged.intervals != ((0, n),):
         present = ", ".join(f"{a} to {b - 1}" for a, b in merged.intervals) or "none"
         raise ValueError(f"merged must have all classes, 0 to {n - 1}; it has {present}")
@@ -55,9 +56,16 @@ def check_merged(part: Partial, merged: Any) -> Merged:
             "rows have maxima outside the range of the first round: call partial again with "
             "row_max=merged.second_round and merge the results"
         )
-    if (part.row_max is None) != (merged.row_max is None):
-        raise ValueError("partial and merged are of different rounds")
+    check_rounds(part, merged)
     return accept_merged(merged)
+
+
+def check_kind(part: Any, function: str, *kinds: str) -> None:
+    """Refuse what is no partial result, or one of another kind."""
+    if not isinstance(part, Partial):
+        raise TypeError(f"partial must be a Partial, the result of `partial` for this shard; got {type(part).__name__}")
+    if part.terms.kind not in kinds:
+        raise ValueError(f"partial has kind {part.terms.kind!r}; {function} needs {' or '.join(map(repr, kinds))}")
 
 
 def accept_merged(merged: Partial) -> Merged:
@@ -89,7 +97,7 @@ def _from_records(part: Partial, records: Any) -> Partial:
             "merged must be a Partial where shards begin elsewhere than at multiples of 4096, rows have at most 4096 "
             "classes, or losses have class weights"
         )
-    records = np.ascontiguousarray(records)
+    records = np.array(records, order="C")
     return Partial(records, None, {}, None, ((0, terms.n_classes),), part.row_max, None, terms)
 
 
@@ -188,23 +196,21 @@ def write_rows(
         binding.finish_shard(kind, terms.dtype, *arrays, terms.n_classes, piece.first, *numbers)
 
 
-def _where_of(part: Partial) -> Any:
-    """The mask of a shard, from its partial result: that of the complete blocks, with those of the fragments."""
-    if part.whole is not None:
-        return None
-    pieces = [p for blocks in part.fragments.values() for p in blocks]
-    if part.local is not None:
-        pieces.append(part.local)
-    pieces = sorted((p for p in pieces if p.x.shape[-1]), key=lambda p: p.first)
-    if not pieces or pieces[0].where is None:
-        return None
-    return np.concatenate([p.where for p in pieces], axis=-1)
+def mask_of(part: Partial, merged: Merged) -> Any:
+    """The mask of a shard; None without one, and for rows that are there whole, with their masks."""
+    return part.shard().where if part.terms.has_where and merged.whole is None and part.intervals else None
+
+
+def _apart(out: Any, axis: int, *arrays: Any) -> list[Any]:
+    """Arrays of a shard, the class axis last, copied where writing to `out` would change what is still to be read."""
+    to = out if isinstance(out, np.ndarray) else None
+    to = None if to is None else as_buffer(axis_last(to, (axis % max(1, to.ndim),)))
+    return [a if a is None or to is None else apart_from(a, to) for a in arrays]
 
 
 @accept_foreign
 def _finish_rows(x: Any, name: str, part: Partial, merged: Any, axis: int, out: Any) -> Any:
-    if KIND_OF[name] != part.terms.kind:
-        raise ValueError(f"partial has kind {part.terms.kind!r}; finish_{name} needs {KIND_OF[name]!r}")
+    check_kind(part, f"finish_{name}", KIND_OF[name])
     whole = check_merged(part, merged)
     rows = _rows(part.terms, x, axis=axis)
     _check_shape(part, rows, "x")
@@ -213,7 +219,8 @@ def _finish_rows(x: Any, name: str, part: Partial, merged: Any, axis: int, out: 
         own = np.moveaxis(powers, -1, axis)
         part.e = None  # its memory becomes the result
     result, to = _place_result(out, as_float("x", x)[0], axis, own)
-    write_rows(name, part, whole, rows, to, where=_where_of(part), from_e=own is not None)
+    rows, where = _apart(out, axis, rows, mask_of(part, whole))
+    write_rows(name, part, whole, rows, to, where=where, from_e=own is not None)
     return result
 
 
@@ -340,8 +347,7 @@ def finish_logsumexp(partial: Partial, merged: Any) -> Any:
     >>> finish_logsumexp(parts[0], merge(parts))
     array([9.01091335])
     """
-    if partial.terms.kind != "log":
-        raise ValueError(f"partial has kind {partial.terms.kind!r}; finish_logsumexp needs 'log'")
+    check_kind(partial, "finish_logsumexp", "log")
     return as_scalar_or_rows(partial.terms, sum_up_rows(partial, check_merged(partial, merged)))
 
 
@@ -404,13 +410,13 @@ def finish_vjp(
 
 @accept_foreign
 def _finish_vjp(dy: Any, y: Any, partial: Partial, merged: Any, axis: int, out: Any) -> Any:
-    if not partial.terms.kind.endswith("_vjp"):
-        raise ValueError(f"partial has kind {partial.terms.kind!r}; finish_vjp needs that of a gradient")
+    check_kind(partial, "finish_vjp", "softmax_vjp", "log_softmax_vjp")
     whole = check_merged(partial, merged)
     rows, second = _rows(partial.terms, dy, "dy", axis), _rows(partial.terms, y, "y", axis)
     _check_shape(partial, second, "y")
     result, to = _place_result(out, as_float("dy", dy)[0], axis)
-    write_vjp(partial, whole, rows, second, to, where=_where_of(partial), num_threads=None)
+    rows, second, where = _apart(out, axis, rows, second, mask_of(partial, whole))
+    write_vjp(partial, whole, rows, second, to, where=where, num_threads=None)
     return result
 
 
@@ -424,12 +430,7 @@ def add_losses(part: Partial, merged: Merged) -> NDArray[np.float64]:
         arguments = terms.loss_arguments(merged.whole, None, None, merged.weight_sum, 1.0)
         binding.finish_shard_loss(terms.dtype, False, None, None, loss, None, None, *arguments)
         return loss
-    nothing = np.broadcast_to(np.zeros((), terms.bits), (*terms.batch, 0))
-    soft = None if losses.labels is not None else np.broadcast_to(np.zeros((), terms.compute), (*terms.batch, 0))
-    weight = np.empty(0, terms.compute) if losses.has_weight else None
-    arguments = terms.loss_arguments(
-        Piece(0, nothing, soft=soft, weight=weight), merged.row_max, None, merged.weight_sum, 1.0
-    )
+    arguments = terms.loss_arguments(_no_classes(terms), merged.row_max, None, merged.weight_sum, 1.0)
     binding.finish_shard_loss(terms.dtype, False, merged.records, None, loss, None, None, *arguments)
     return loss
 
@@ -470,6 +471,7 @@ def finish_loss(partial: Partial, merged: Any) -> Any:
     >>> finish_loss(parts[0], merge(parts))
     array([9.01091335])
     """
+    check_kind(partial, "finish_loss", "loss")
     return round_losses(partial.terms, add_losses(partial, check_merged(partial, merged)))
 
 
@@ -496,21 +498,23 @@ def find_lost(part: Partial, merged: Merged, shard: Piece, upstream: Any, diviso
     return lost
 
 
-def loss_shard(part: Partial, x: Any) -> Piece:
-    """The shard of a loss with its soft labels and class weights, which its partial result has in pieces."""
+def loss_shard(part: Partial, merged: Merged, x: Any) -> Piece:
+    """The shard of a loss with its soft labels and class weights."""
     first, _ = shard_of(part)
-    if part.whole is not None:
+    losses = part.terms.losses
+    assert losses is not None
+    if merged.whole is not None or (losses.labels is not None and not losses.has_weight):
         return Piece(first, x)
-    pieces = [p for blocks in part.fragments.values() for p in blocks]
-    pieces += [] if part.local is None else [part.local]
-    pieces = sorted((p for p in pieces if p.x.shape[-1]), key=lambda p: p.first) or pieces[:1]
-    soft, weight = (
-        None
-        if not pieces or getattr(pieces[0], name) is None
-        else np.concatenate([getattr(p, name) for p in pieces], axis=-1)
-        for name in ("soft", "weight")
-    )
-    return Piece(first, x, soft=soft, weight=weight)
+    return part.shard()._replace(x=x) if part.intervals else _no_classes(part.terms)._replace(first=first)
+
+
+def _no_classes(terms: Terms) -> Piece:
+    """A piece of a loss without classes."""
+    losses = terms.losses
+    assert losses is not None
+    soft = None if losses.labels is not None else np.broadcast_to(np.zeros((), terms.compute), (*terms.batch, 0))
+    weight = np.empty(0, terms.compute) if losses.has_weight else None
+    return Piece(0, np.broadcast_to(np.zeros((), terms.bits), (*terms.batch, 0)), soft=soft, weight=weight)
 
 
 def write_gradient(
@@ -595,16 +599,15 @@ def finish_gradient(
 
 @accept_foreign
 def _finish_gradient(x: Any, partial: Partial, merged: Any, axis: int, divisor: Any, upstream: Any, out: Any) -> Any:
+    check_kind(partial, "finish_gradient", "loss")
     terms = partial.terms
-    if terms.losses is None:
-        raise ValueError(f"partial has kind {terms.kind!r}; finish_gradient needs 'loss'")
     if not (divisor := as_number("divisor", divisor)) >= 0:
         raise ValueError(f"divisor must be at least 0, got {divisor!r}")
     factor = check_upstream(upstream, "none", terms.batch)
     whole = check_merged(partial, merged)
     rows = _rows(terms, x, axis=axis)
     _check_shape(partial, rows, "x")
-    shard = loss_shard(partial, rows)
+    shard = loss_shard(partial, whole, rows)
     lost = find_lost(partial, whole, shard, factor, divisor) == 1
     if lost.any():
         raise NotImplementedError(
@@ -613,5 +616,7 @@ def _finish_gradient(x: Any, partial: Partial, merged: Any, axis: int, divisor: 
             "computes them"
         )
     result, to = _place_result(out, as_float("x", x)[0], axis)
+    rows, soft = _apart(out, axis, shard.x, shard.soft)
+    shard = shard._replace(x=rows, soft=soft)
     write_gradient(partial, whole, shard, to, upstream=factor, divisor=divisor)
     return result

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 import struct
 import sys
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from .._arguments.places import DeviceError
 from .._cpu import binding
+from .agreement import Agreed, as_text, find_difference, from_text, hash_of, with_article
 from .shard import BLOCK, whole_blocks
 
 __all__ = ["DistributedError", "DistributedMemoryError", "Group", "SingleProcess"]
@@ -92,33 +92,33 @@ class Group(Protocol):
     rank: int
 
     def all_gather(self, a: NDArray[Any], /) -> NDArray[Any]:
-        """Gather arrays of one shape and dtype from all ranks.
+        """Gather arrays of one length and dtype from all ranks.
 
         Parameters
         ----------
-        a : ndarray
+        a : ndarray of int64 or uint8 of shape (m,)
             That of this rank.
 
         Returns
         -------
-        ndarray of shape (size, ...)
-            Those of all ranks, in their order.
+        ndarray of the dtype of a and of shape (size, m)
+            Those of all ranks, in their order. It is copied, so that it may be an array that others read as well.
         """
 
     def all_reduce(self, a: NDArray[Any], op: str, /) -> NDArray[Any]:
-        """Reduce arrays of one shape over all ranks.
+        """Reduce arrays of one length over all ranks.
 
         Parameters
         ----------
-        a : ndarray of int64
+        a : ndarray of int64 of shape (m,)
             That of this rank.
         op : {"max", "sum"}
             What is computed of each element.
 
         Returns
         -------
-        ndarray of int64
-            The same on all ranks.
+        ndarray of int64 of shape (m,)
+            The same on all ranks. It is copied.
         """
 
 
@@ -173,93 +173,166 @@ class SingleProcess:
         return np.array(a)
 
 
-class _MpiGroup:
-    def __init__(self, comm: Any):
-        self.comm, self.size, self.rank = comm, comm.Get_size(), comm.Get_rank()
+class Collectives:
+    """The collectives of a group as the functions here need them.
+
+    Results are contiguous arrays of their own, which may be written to. Arrays of any dtype travel as int64 or bytes,
+    which every engine has.
+    """
+
+    def __init__(self, group: Any, size: int, rank: int):
+        self.group, self.size, self.rank = group, size, rank
+        self.function = ""  # of the call, for errors of the engine
 
     def all_gather(self, a: NDArray[Any]) -> NDArray[Any]:
-        a = np.ascontiguousarray(a)
-        result = np.empty((self.size, *a.shape), a.dtype)
-        self.comm.Allgather(a, result)
+        """The arrays of all ranks, along a new first axis."""
+        sent = np.asarray(a, order="C")
+        words = sent.reshape(-1)
+        if words.dtype != np.int64:
+            words = words.view(np.uint8)
+        try:
+            received = self._gather(words)
+        except RuntimeError as error:
+            raise self._describe(error) from error
+        return received.view(sent.dtype).reshape(self.size, *sent.shape)
+
+    def all_reduce(self, a: NDArray[np.int64], op: str) -> NDArray[np.int64]:
+        """The maximum or the sum of each element over all ranks."""
+        sent = np.asarray(a, order="C")
+        try:
+            return self._reduce(sent.reshape(-1), op).reshape(sent.shape)
+        except RuntimeError as error:
+            raise self._describe(error) from error
+
+    def _describe(self, error: Exception) -> RuntimeError:
+        called = f"csoftmax.distributed.{self.function}" if self.function else "csoftmax.distributed"
+        return RuntimeError(f"{called}: a collective of rank {self.rank} of {self.size} failed: {error}")
+
+    def _gather(self, words: NDArray[Any]) -> NDArray[Any]:
+        """Words of all ranks, of shape (size, words)."""
+        return self._own(self.group.all_gather(words), (self.size, len(words)), words.dtype)
+
+    def _reduce(self, words: NDArray[np.int64], op: str) -> NDArray[np.int64]:
+        return self._own(self.group.all_reduce(words, op), words.shape, words.dtype)
+
+    def _own(self, received: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """A copy of what a group of the caller's returns, which may be shared or in any order."""
+        result = np.array(received, order="C")
+        if result.shape != shape or result.dtype != dtype:
+            raise TypeError(
+                f"a collective of {type(self.group).__name__} returned {result.dtype} of shape {result.shape}; "
+                f"{dtype} of shape {shape} is needed"
+            )
         return result
 
-    def all_reduce(self, a: NDArray[Any], op: str) -> NDArray[Any]:
+
+class _MpiCollectives(Collectives):
+    def _gather(self, words: NDArray[Any]) -> NDArray[Any]:
+        result = np.empty((self.size, len(words)), words.dtype)
+        self.group.Allgather(words, result)
+        return result
+
+    def _reduce(self, words: NDArray[np.int64], op: str) -> NDArray[np.int64]:
         mpi = sys.modules["mpi4py.MPI"]
-        result = np.empty_like(a)
-        self.comm.Allreduce(np.ascontiguousarray(a), result, op=mpi.MAX if op == "max" else mpi.SUM)
+        result = np.empty_like(words)
+        self.group.Allreduce(words, result, op=mpi.MAX if op == "max" else mpi.SUM)
         return result
 
 
-class _TorchGroup:
-    def __init__(self, group: Any):
-        self.torch = sys.modules["torch"]
-        dist = self.torch.distributed
-        self.group, self.size, self.rank = group, dist.get_world_size(group), dist.get_rank(group)
-        if dist.get_backend(group) == "nccl":
-            raise DeviceError("group has the backend nccl, which has no arrays on the CPU: use gloo or mpi")
-
-    def all_gather(self, a: NDArray[Any]) -> NDArray[Any]:
-        a = np.ascontiguousarray(a)
-        result = np.empty((self.size, *a.shape), a.dtype)
-        parts = list(self.torch.from_numpy(result.reshape(self.size, -1)))
-        self.torch.distributed.all_gather(parts, self.torch.from_numpy(a.reshape(-1)), group=self.group)
+class _TorchCollectives(Collectives):
+    def _gather(self, words: NDArray[Any]) -> NDArray[Any]:
+        torch = sys.modules["torch"]
+        result = np.empty((self.size, len(words)), words.dtype)
+        parts = list(torch.from_numpy(result))
+        torch.distributed.all_gather(parts, torch.from_numpy(_writable(words)), group=self.group)
         return result
 
-    def all_reduce(self, a: NDArray[Any], op: str) -> NDArray[Any]:
-        ops = self.torch.distributed.ReduceOp
-        result = np.array(a, order="C")
-        tensor = self.torch.from_numpy(result.reshape(-1))
-        self.torch.distributed.all_reduce(tensor, op=ops.MAX if op == "max" else ops.SUM, group=self.group)
+    def _reduce(self, words: NDArray[np.int64], op: str) -> NDArray[np.int64]:
+        torch = sys.modules["torch"]
+        ops = torch.distributed.ReduceOp
+        result = words.copy()
+        torch.distributed.all_reduce(torch.from_numpy(result), op=ops.MAX if op == "max" else ops.SUM, group=self.group)
         return result
 
 
-def as_group(group: Any) -> Any:
+def _writable(words: NDArray[Any]) -> NDArray[Any]:
+    """The array; a copy of one that PyTorch would warn about."""
+    return words if words.flags.writeable else words.copy()
+
+
+def _torch_collectives(group: Any) -> Collectives:
+    dist = sys.modules["torch"].distributed
+    if dist.get_backend(group) == "nccl":
+        raise DeviceError("group has the backend nccl, which has no arrays on the CPU: use gloo or mpi")
+    return _TorchCollectives(group, dist.get_world_size(group), dist.get_rank(group))
+
+
+def as_group(group: Any) -> Collectives:
     """The collectives of a communicator of mpi4py, of a process group of PyTorch, or of any other Group."""
+    if isinstance(group, Collectives):
+        return group
     mpi, dist = sys.modules.get("mpi4py.MPI"), sys.modules.get("torch.distributed")
     if mpi is not None and isinstance(group, mpi.Comm):
-        return _MpiGroup(group)
+        return _MpiCollectives(group, group.Get_size(), group.Get_rank())
     if dist is not None and dist.is_available() and isinstance(group, dist.ProcessGroup):
-        return _TorchGroup(group)
+        return _torch_collectives(group)
     if all(hasattr(group, name) for name in ("size", "rank", "all_gather", "all_reduce")):
-        return group
+        return Collectives(group, int(group.size), int(group.rank))
     raise TypeError(
         f"group is a {type(group).__module__}.{type(group).__name__}; allowed are a communicator of mpi4py, a "
         "torch.distributed.ProcessGroup, and objects with size, rank, all_gather and all_reduce"
     )
 
 
-def digest_of(*arrays: Any) -> str:
-    """A short text that tells arrays of different contents apart."""
-    found = hashlib.blake2b(digest_size=6)
-    for a in arrays:
-        found.update(b"-" if a is None else np.ascontiguousarray(a).tobytes())
-    return found.hexdigest()
+class Pending:
+    """The first error of this rank since the last collective that carries a status; a context that keeps errors."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: Any, error: BaseException | None, _traceback: Any) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        self.error = self.error or error
+        return True
+
+    def raise_error(self) -> None:
+        """Raise the error, if there is one, after the last collective."""
+        if self.error is not None:
+            raise self.error
 
 
 class Header(NamedTuple):
     """What ranks must agree on, and what they tell each other."""
 
     function: str
-    dtype: int
+    dtype: Any  # its name
     words: int
     rows: int
     n_classes: int
     offset: int
     length: int
     temperature: float
-    options: str
+    options: Agreed | str
+
+    @property
+    def agreed(self) -> Agreed:
+        """What is compared by its hash, and shown."""
+        options = (("options", self.options),) if isinstance(self.options, str) else self.options
+        return ("function", self.function), ("dtype", self.dtype), *options
 
     def encode(self, has_error: bool = False) -> NDArray[np.int64]:
         """The header as 8 words."""
-        digest = hashlib.blake2b(self.options.encode(), digest_size=8).digest()
-        function = zlib.crc32(self.function.encode())
-        first = VERSION | (function & 0x7FFFFFFF) << 32
-        second = self.dtype & 0xFF | self.words << 8 | int(has_error) << 40
+        first = VERSION | (zlib.crc32(self.function.encode()) & 0x7FFFFFFF) << 32
+        second = self.words << 8 | int(has_error) << 40
         numbers = first, second, self.rows, self.n_classes, self.offset, self.length, self.temperature
-        return np.frombuffer(struct.pack("=6qd", *numbers) + digest, np.int64)
+        return np.frombuffer(struct.pack("=6qd", *numbers) + hash_of(self.agreed), np.int64)
 
 
-NO_HEADER = Header("", 0, 0, 0, 0, 0, 0, 0.0, "")
+NO_HEADER = Header("", "", 0, 0, 0, 0, 0, 0.0, "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,18 +362,32 @@ def raise_on_all(group: Any, error: Exception | None, failed: NDArray[np.bool_])
     """Exchange errors, and raise: the same type of error if all ranks have it, else a DistributedError."""
     text = b""
     if error is not None:
-        name = type(error).__name__
-        text = f"{'!' if isinstance(error, MemoryError) else ' '}{name}\0{error}".encode()[:TEXT_BYTES]
+        name, message = type(error).__name__, str(error)
+        if isinstance(error, DistributedError):  # of another group: the rank in this one counts
+            message = error.message
+        text = f"{'!' if isinstance(error, MemoryError) else ' '}{name}\0{message}".encode()[:TEXT_BYTES]
     own = np.zeros(TEXT_BYTES, np.uint8)
     own[: len(text)] = np.frombuffer(text, np.uint8)
     texts = [bytes(t).rstrip(b"\0").decode(errors="ignore") for t in group.all_gather(own)]
     names = [t.partition("\0")[0] for t in texts]
-    if error is not None and failed.all() and len(set(names)) == 1:
+    if error is not None and failed.all() and len(set(names)) == 1 and not isinstance(error, DistributedError):
         raise error
     rank = int(np.argmax(failed))
     name, _, message = texts[rank].partition("\0")
     kind = DistributedMemoryError if name.startswith("!") else DistributedError
-    raise kind(rank, f"{name[1:]}: {message}") from error
+    is_told = name[1:] in (DistributedError.__name__, DistributedMemoryError.__name__)
+    raise kind(rank, message if is_told else f"{name[1:]}: {message}") from error
+
+
+def check_status(group: Any, status: NDArray[np.int64], error: Exception | None) -> None:
+    """Raise on all ranks if one of them has failed; status: a number of each rank, not 0 of those that have."""
+    failed = status != 0
+    if failed.any():
+        raise_on_all(group, error, failed)
+
+
+def _raise_difference(name: str, rank: int, first: Any, value: Any) -> NoReturn:
+    raise ValueError(f"ranks disagree on {with_article(name)}: {first} on rank 0 and {value} on rank {rank}")
 
 
 def _check_field(headers: NDArray[np.int64], column: int, name: str, show: Callable[[int], Any]) -> None:
@@ -308,27 +395,25 @@ def _check_field(headers: NDArray[np.int64], column: int, name: str, show: Calla
     different = values != values[0]
     if different.any():
         rank = int(np.argmax(different))
-        raise ValueError(
-            f"ranks disagree on {name}: {show(int(values[0]))} on rank 0 and {show(int(values[rank]))} on rank {rank}"
-        )
+        _raise_difference(name, rank, show(int(values[0])), show(int(values[rank])))
 
 
-def _check_options(group: Any, headers: NDArray[np.int64], own: Header) -> None:
-    if (headers[:, 7] == headers[0, 7]).all():
-        return
-    text = np.zeros(TEXT_BYTES, np.uint8)
-    given = own.options.encode()[:TEXT_BYTES]
-    text[: len(given)] = np.frombuffer(given, np.uint8)
-    texts = [bytes(t).rstrip(b"\0").decode(errors="ignore") for t in group.all_gather(text)]
-    rank = int(np.argmax(headers[:, 7] != headers[0, 7]))
-    raise ValueError(f"ranks disagree on options: {texts[0]} on rank 0 and {texts[rank]} on rank {rank}")
+def raise_disagreement(group: Any, own: Agreed) -> None:
+    """Exchange what ranks must agree on, and raise on all of them if they do not."""
+    text = np.frombuffer(as_text(own).encode(), np.uint8)
+    lengths = group.all_gather(np.array([len(text)], np.int64))[:, 0]
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(text)] = text
+    received = zip(group.all_gather(padded), lengths, strict=True)
+    values = [from_text(bytes(t[:n]).decode()) for t, n in received]
+    for rank, theirs in enumerate(values):
+        found = find_difference(values[0], theirs)
+        if found is not None:
+            name, first, value = found
+            _raise_difference(name, rank, first, value)
 
 
-def _show_temperature(bits: int) -> float:
-    return float(struct.unpack("=d", struct.pack("=q", bits))[0])
-
-
-def enter(group: Any, prepare: Callable[[], tuple[Header, Any]]) -> tuple[Layout, Any]:
+def enter(group: Collectives, prepare: Callable[[], tuple[Header, Any]]) -> tuple[Layout, Any]:
     """Begin a call: prepare it on this rank, and compare headers. Returns the shards and what was prepared.
 
     Raises on all ranks if one of them cannot prepare its call, if they disagree, or if the shards do not tile the
@@ -337,28 +422,35 @@ def enter(group: Any, prepare: Callable[[], tuple[Header, Any]]) -> tuple[Layout
     error, header, prepared = None, NO_HEADER, None
     try:
         header, prepared = prepare()
+        words = header.encode()
     except Exception as problem:  # re-raised, here or on every rank
-        error = problem
-    headers = group.all_gather(header.encode(error is not None))
+        error, words = problem, NO_HEADER.encode(True)
+    group.function = header.function
+    headers = group.all_gather(words)
     rows = headers.tolist()
     if any(row[:4] != rows[0][:4] or row[6:] != rows[0][6:] for row in rows) or rows[0][1] >> 40:
         _diagnose(group, headers, header, error)
     return _tile(rows), prepared
 
 
+def fail_on_all(group: Collectives, error: Exception) -> NoReturn:
+    """Raise an error of this rank on all ranks that begin a call."""
+
+    def fail() -> NoReturn:
+        raise error
+
+    enter(group, fail)
+    raise AssertionError("an error in a header is raised on all ranks")
+
+
 def _diagnose(group: Any, headers: NDArray[np.int64], own: Header, error: Exception | None) -> NoReturn:
     """Raise, on all ranks, for headers that tell of an error or that differ."""
-    failed = headers[:, 1] >> 40 != 0
-    if failed.any():
-        raise_on_all(group, error, failed)
-    dtypes = {code: name for name, code in binding.DTYPES.items()}
+    check_status(group, headers[:, 1] >> 40, error)
     _check_field(headers & 0xFFFFFFFF, 0, "the version of csoftmax or the byte order", hex)
-    _check_field(headers, 0, "the function", hex)
-    _check_field(headers & 0xFF, 1, "the dtype", lambda code: dtypes.get(code, "that of integers"))
-    _check_field(headers, 2, "the number of rows", int)
+    raise_disagreement(group, own.agreed)
     _check_field(headers, 3, "n_classes", lambda n: None if n == UNKNOWN else n)
-    _check_field(headers, 6, "the temperature", _show_temperature)
-    _check_options(group, headers, own)
+    _check_field(headers, 6, "temperature", lambda bits: struct.unpack("=d", struct.pack("=q", bits))[0])
+    _check_field(headers, 2, "the number of rows", int)
     _check_field(headers, 1, "the kind of labels and weights", lambda word: f"{word >> 8} words a row")
     raise AssertionError("headers differ in no field")
 
@@ -373,7 +465,9 @@ def _tile(headers: list[list[int]]) -> Layout:
     if any(given) and not all(given):
         raise ValueError(f"offset must be given on all ranks or on none; rank {given.index(False)} gives none")
     ends = itertools.accumulate(lengths)
-    offsets = tuple(row[4] for row in headers) if all(given) else tuple(e - k for e, k in zip(ends, lengths, strict=True))
+    offsets = (
+        tuple(row[4] for row in headers) if all(given) else tuple(e - k for e, k in zip(ends, lengths, strict=True))
+    )
     end = 0
     for first, length, rank in sorted(zip(offsets, lengths, range(len(lengths)), strict=True)):
         if length and first != end:

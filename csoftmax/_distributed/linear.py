@@ -10,18 +10,20 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._arguments.foreign import as_native
-from .._arguments.labels import as_label_bits, check_loss_options, check_target
-from .._arguments.layers import check_bias, check_layer, count_chunk_rows
-from .._arguments.numbers import check_count, check_reduction
+from .._arguments.labels import as_label_bits, check_loss_options, check_target, raise_bad_label
+from .._arguments.layers import check_bias, check_layer, count_chunk_rows, scale_weights
+from .._arguments.numbers import check_count, check_num_threads, check_reduction
 from .._arguments.places import as_float
 from .._cpu import binding
 from .._cpu.apart import multiply
 from .._cpu.dtypes import compute_dtype
 from .._ops.linear_cross_entropy import LinearCrossEntropyResult
-from .groups import Header, as_group, enter
-from .losses import RowSums, run_loss
+from .agreement import describe
+from .groups import Header, Pending, as_group, check_status, enter, fail_on_all
+from .losses import run_loss, scale_over
+from .row_sums import RowSums
 from .rows import give_result, known
-from .shard import BLOCK
+from .terms import BLOCK
 
 __all__ = ["linear_cross_entropy", "linear_cross_entropy_with_grad"]
 
@@ -58,11 +60,23 @@ class _Layer(NamedTuple):
 
 
 def _prepare(
-    x: Any, w: Any, target: Any, bias: Any, n_classes: Any, offset: Any, reduction: str, options: dict[str, Any]
-) -> tuple[Header, _Layer]:
+    function: str,
+    x: Any,
+    w: Any,
+    target: Any,
+    bias: Any,
+    n_classes: Any,
+    offset: Any,
+    chunk_bytes: Any,
+    reduction: str,
+    num_threads: Any,
+    options: dict[str, Any],
+) -> tuple[Header, tuple[_Layer, int | None]]:
     check_reduction(reduction)
+    check_num_threads(num_threads)
+    limit = None if chunk_bytes is None else check_count("chunk_bytes", chunk_bytes, 1, "an int or None")
     x, w, target, bias = (as_native(a, n) for a, n in ((x, "x"), (w, "w"), (target, "target"), (bias, "bias")))
-    x, dtype = as_float("x", x)
+    x, _ = as_float("x", x)
     w, _ = as_float("w", w)
     check_layer(x, w)
     batch, compute, rows = x.shape[:-1], compute_dtype(x.dtype), math.prod(x.shape[:-1])
@@ -77,11 +91,26 @@ def _prepare(
     layer = _Layer(
         x.reshape(rows, x.shape[-1]), w, bias, given, labels is None, batch, s, upstream, checked.weight, compute
     )
-    text = f"{reduction} features={x.shape[-1]} bias={bias is not None}"
+    agreed = (
+        ("shape of the rows", batch),
+        ("reduction", reduction),
+        ("features", x.shape[-1]),
+        ("bias", bias is not None),
+        ("chunk_bytes", limit),
+        ("label_smoothing", checked.label_smoothing + 0.0),
+        ("z_loss", checked.z_loss + 0.0),
+        ("ignore_index", checked.ignore_index),
+        ("soft labels", labels is None),
+        ("class weights", checked.weight is not None),
+        ("target", describe(labels)),
+        ("sample_weight", describe(s)),
+        ("upstream of each row", describe(upstream)),
+    )
     numbers = known("n_classes", n_classes), known("offset", offset), len(w)
-    return Header("linear_cross_entropy", dtype, 0, rows, *numbers, checked.temperature, text), layer
+    return Header(function, x.dtype.name, 0, rows, *numbers, checked.temperature, agreed), (layer, limit)
 
 
+@np.errstate(all="ignore")  # overflow and NaN are results here, as in the kernels
 def _run(
     group: Any,
     x: Any,
@@ -99,52 +128,71 @@ def _run(
     **options: Any,
 ) -> LinearCrossEntropyResult:
     comm = as_group(group)
-    limit = None if chunk_bytes is None else check_count("chunk_bytes", chunk_bytes, 1, "an int or None")
     checks = options | {"upstream": upstream if gradient else None}
-    arguments = x, w, target, bias, n_classes, offset, reduction, checks
-    layout, layer = enter(comm, lambda: _prepare(*arguments))
+    function = "linear_cross_entropy_with_grad" if gradient else "linear_cross_entropy"
+    arguments = function, x, w, target, bias, n_classes, offset, chunk_bytes, reduction, num_threads, checks
+    layout, (layer, limit) = enter(comm, lambda: _prepare(*arguments))
     first, rows = layout.offsets[comm.rank], len(layer.x)
+    if not layer.is_soft:
+        raise_bad_label(layer.target.reshape(layer.batch), layout.n_classes, int(options["ignore_index"]))
     step = count_chunk_rows(rows, layout.n_classes, layer.x.dtype, limit)
     panels = layer.panels(first)
     losses, divisor = np.zeros(rows), 1.0
     if reduction == "mean":
+        layer = _scaled(comm, layer)
         divisor = _find_divisor(comm, layer, layout.n_classes, first, options["ignore_index"])
     factor = np.ones(rows) if layer.upstream is None else layer.upstream
-    with np.errstate(divide="ignore", invalid="ignore"):
-        factor = factor / divisor if divisor else np.zeros(rows)
-    grad_x = np.zeros(layer.x.shape, layer.compute)
-    grad_w, grad_bias = np.zeros(layer.w.shape, layer.compute), np.zeros(len(layer.w))
+    factor = factor / divisor if divisor else np.zeros(rows)
+    pending = Pending()
+    with pending:
+        grad_x = np.zeros(layer.x.shape, layer.compute)
+        grad_w, grad_bias = np.zeros(layer.w.shape, layer.compute), np.zeros(len(layer.w))
     for begin in range(0, rows, step):
         some = slice(begin, min(begin + step, rows))
-        logits = _logits_or_raise(comm, layer, some, panels)
+        with pending:
+            logits = layer.logits(some, panels)
+        if pending.error is not None:
+            fail_on_all(comm, pending.error)
         more = options | {
             "weight": layer.weight,
             "sample_weight": None if layer.sample_weight is None else layer.sample_weight[some],
+            "origin": (begin, layer.batch),
         }
         more |= {"axis": -1, "n_classes": layout.n_classes, "offset": first, "reduction": "none", "gradient": gradient}
         more |= {"upstream": factor[some], "out": logits} if gradient else {}
-        name = "linear_cross_entropy rows"
-        losses[some], grad = run_loss(comm, None, name, logits, layer.target[some], num_threads, **more)
-        if gradient:
-            part = layer.x[some].astype(layer.compute, copy=False)
-            for panel in panels:
-                grad_w[panel] += multiply(grad[:, panel].T, part)
-                grad_x[some] += multiply(grad[:, panel], layer.w[panel].astype(layer.compute, copy=False))
-            grad_bias += grad.sum(0, dtype=np.float64)
-    return _finish(comm, x, layer, losses, divisor, reduction, (grad_x, grad_w, grad_bias) if gradient else None)
+        losses[some], grad = run_loss(comm, None, function, logits, layer.target[some], num_threads, **more)
+        with pending:
+            if gradient:
+                part = layer.x[some].astype(layer.compute, copy=False)
+                for panel in panels:
+                    grad_w[panel] += multiply(grad[:, panel].T, part)
+                    grad_x[some] += multiply(grad[:, panel], layer.w[panel].astype(layer.compute, copy=False))
+                grad_bias += grad.sum(0, dtype=np.float64)
+    if not gradient:
+        return _finish(x, layer, losses, divisor, reduction, None)
+    grad_x = _add_over(comm, np.zeros(layer.x.shape, layer.compute) if pending.error else grad_x, pending)
+    return _finish(x, layer, losses, divisor, reduction, (grad_x, grad_w, grad_bias))
 
 
-def _logits_or_raise(comm: Any, layer: _Layer, rows: slice, panels: list[slice]) -> Any:
-    """The logits of some rows; an error becomes that of the header that the other ranks wait for."""
-    try:
-        return layer.logits(rows, panels)
-    except Exception as problem:
-        error = problem
+def _scaled(comm: Any, layer: _Layer) -> _Layer:
+    """Weights of a mean in a range in which their products and sums are."""
+    weight, s = layer.weight, layer.sample_weight
+    if weight is not None:
+        weight, s = scale_over(comm, weight, s, (len(layer.x),))
+    elif s is not None and s.size:
+        s = scale_weights(s)
+    return layer._replace(weight=weight, sample_weight=s)
 
-    def fail() -> Any:
-        raise error
 
-    return enter(comm, fail)
+def _add_over(comm: Any, own: Any, pending: Pending) -> Any:
+    """The sum of the gradients of x of all ranks, in their order; with the status of the products."""
+    status = np.array([pending.error is not None], np.int64)
+    gathered = comm.all_gather(np.concatenate([status.view(np.uint8), own.reshape(-1).view(np.uint8)]))
+    check_status(comm, gathered[:, 0].astype(np.int64), pending.error)
+    sum_ = np.zeros(own.shape, own.dtype)
+    for part in gathered:
+        sum_ += part[8:].copy().view(own.dtype).reshape(own.shape)
+    return sum_
 
 
 def _find_divisor(comm: Any, layer: _Layer, n_classes: int, first: int, ignore_index: Any) -> float:
@@ -169,9 +217,9 @@ def _find_divisor(comm: Any, layer: _Layer, n_classes: int, first: int, ignore_i
 
 
 def _finish(
-    comm: Any, like: Any, layer: _Layer, losses: Any, divisor: float, reduction: str, gradients: Any
+    like: Any, layer: _Layer, losses: Any, divisor: float, reduction: str, gradients: Any
 ) -> LinearCrossEntropyResult:
-    """The results; the gradient of x is the sum over the shards in the order of the ranks."""
+    """The results."""
     if reduction == "none":
         loss: Any = losses.reshape(layer.batch)
     else:
@@ -180,11 +228,8 @@ def _finish(
     loss = give_result(like, None, np.asarray(loss).astype(layer.compute)[()])
     if gradients is None:
         return LinearCrossEntropyResult(loss, None, None, None)
-    grad_x = np.zeros(layer.x.shape, layer.compute)
-    for part in comm.all_gather(gradients[0]):
-        grad_x += part
     dtype = layer.x.dtype
-    arrays = grad_x.reshape(*layer.batch, layer.x.shape[-1]), gradients[1], gradients[2]
+    arrays = gradients[0].reshape(*layer.batch, layer.x.shape[-1]), gradients[1], gradients[2]
     if layer.bias is None:
         arrays = *arrays[:2], None
     results = (None if a is None else give_result(like, None, a.astype(dtype, copy=False)) for a in arrays)

@@ -11,10 +11,11 @@ from .._arguments.foreign import as_native
 from .._arguments.labels import check_upstream
 from .._arguments.layers import scale_products
 from .._arguments.layouts import apart_from, axis_last, normalize_axes
-from .._arguments.numbers import check_positive, check_reduction
+from .._arguments.numbers import check_num_threads, check_positive, check_reduction
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
 from .._ops.cross_entropy import CrossEntropyResult
+from .agreement import describe
 from .finish import (
     Merged,
     add_losses,
@@ -24,8 +25,8 @@ from .finish import (
     total_sums,
     write_gradient,
 )
-from .groups import Header, Layout, as_group, digest_of, enter, raise_on_all
-from .nodes import Nodes
+from .groups import Collectives, Header, Layout, Pending, as_group, check_status, enter
+from .row_sums import RowSums
 from .rows import (
     check_result,
     chunks_of,
@@ -37,11 +38,10 @@ from .rows import (
     place_result,
     rows_of,
 )
-from .shard import BLOCK, Partial, Piece, Terms, plan_partial
+from .shard import Partial
+from .terms import BLOCK, Piece, Terms, plan_partial
 
 __all__ = ["cross_entropy", "cross_entropy_with_grad"]
-
-_NODE_CAPACITY = 192  # nodes of consecutive rows: at most 14 single rows and two for each level
 
 
 class Loss(NamedTuple):
@@ -70,6 +70,7 @@ def prepare_loss(
     function: str,
     logits: Any,
     target: Any,
+    num_threads: Any,
     *,
     axis: Any,
     n_classes: Any,
@@ -80,9 +81,11 @@ def prepare_loss(
     clip_norm: Any = None,
     clip_value: Any = None,
     out: Any = None,
+    origin: tuple[int, tuple[int, ...]] | None = None,
     **losses: Any,
-) -> tuple[Header, Loss]:
-    """Check a call on this rank."""
+) -> tuple[Header, tuple[Header, Loss]]:
+    """Check a call on this rank. origin: that of Terms."""
+    check_num_threads(num_threads)
     n, first = known("n_classes", n_classes), known("offset", offset)
     check_reduction(reduction)
     arrays = ("logits", logits), ("target", target), ("upstream", upstream), ("out", out)
@@ -94,7 +97,7 @@ def prepare_loss(
     checked = terms.losses
     assert checked is not None
     factors = *checked.factors[:3], check_positive("clip_norm", clip_norm), check_positive("clip_value", clip_value)
-    terms = terms._replace(losses=checked._replace(factors=factors))
+    terms = terms._replace(losses=checked._replace(factors=factors), origin=origin)
     factor = check_upstream(upstream, reduction, terms.batch) if gradient else None
     if out is not None:
         x, soft = (
@@ -102,27 +105,33 @@ def prepare_loss(
         )
         piece = piece._replace(x=x, soft=soft)
     options = (
-        f"{reduction} label_smoothing={factors[1]} z_loss={factors[2]} clip_norm={factors[3]} clip_value={factors[4]} "
-        f"ignore_index={checked.ignore_index} weight={checked.has_weight} "
-        f"target={digest_of(checked.target)} rows={digest_of(checked.sample_weight, factor)}"
+        ("reduction", reduction),
+        ("clip_norm", factors[3]),
+        ("clip_value", factors[4]),
+        ("upstream of each row", describe(factor))
+        if reduction == "none"
+        else ("upstream", float(upstream) if gradient else None),
     )
-    return header_of(function, terms, piece, n, first, options), Loss(
-        terms, piece, place, out, factor, reduction, gradient
-    )
+    header = header_of(function, terms, piece, n, first, options)
+    return header, (header, Loss(terms, piece, place, out, factor, reduction, gradient))
 
 
-def _scaled(group: Any, terms: Terms, piece: Piece) -> tuple[Terms, Piece]:
-    """Weights of a mean as `scale_products` makes them from all class weights."""
+def scale_over(group: Collectives, weight: Any, s: Any, shape: tuple[int, ...]) -> tuple[Any, Any]:
+    """Class weights of this rank and sample weights of a mean as `scale_products` makes them from all class weights."""
+    own = np.array([weight.max(initial=0)], np.float64).view(np.int64)  # not negative: in order as integers
+    largest = group.all_reduce(own, "max").view(np.float64).astype(weight.dtype)
+    scaled, s = scale_products(np.concatenate([weight, largest]), s, shape)
+    return np.ascontiguousarray(scaled[:-1]), s
+
+
+def _scaled(group: Collectives, terms: Terms, piece: Piece) -> tuple[Terms, Piece]:
+    """Weights of a mean in a range in which their products and sums are."""
     losses = terms.losses
     assert losses is not None
     if not losses.has_weight or losses.factors[3] or losses.factors[4]:
         return terms, piece
-    own = np.array([piece.weight.max(initial=0)], np.float64).view(np.int64)  # not negative: in order as integers
-    largest = group.all_reduce(own, "max").view(np.float64).astype(terms.compute)
-    weight, s = scale_products(np.concatenate([piece.weight, largest]), losses.sample_weight, terms.batch)
-    return terms._replace(losses=losses._replace(sample_weight=s)), piece._replace(
-        weight=np.ascontiguousarray(weight[:-1])
-    )
+    weight, s = scale_over(group, piece.weight, losses.sample_weight, terms.batch)
+    return terms._replace(losses=losses._replace(sample_weight=s)), piece._replace(weight=weight)
 
 
 def masses_of(chunk: Chunk) -> NDArray[np.float64]:
@@ -146,31 +155,6 @@ def masses_of(chunk: Chunk) -> NDArray[np.float64]:
     return np.where(records[..., 11] & 32, np.inf, totals)
 
 
-class RowSums:
-    """Sums over all rows, which may be divided among the ranks of another group."""
-
-    def __init__(self, rows_group: Any, rows: int):
-        self.group, self.first, self.rows = rows_group, 0, rows
-        if rows_group is not None:
-            counts = rows_group.all_gather(np.array([rows], np.int64))[:, 0]
-            self.first, self.rows = int(counts[: rows_group.rank].sum()), int(counts.sum())
-
-    def add(self, values: Any) -> float:
-        """The sum of one number for each row, in the tree of the core."""
-        if self.group is None:
-            return binding.tree_sum(np.ascontiguousarray(values, np.float64))
-        nodes = Nodes.nodes(values.reshape(-1), self.first)
-        own = np.zeros((_NODE_CAPACITY, 3), np.int64)
-        own[:, 0] = -1
-        for i, ((level, index), value) in enumerate(nodes.items()):
-            own[i] = level, index, np.float64(value).view(np.int64)
-        nodes = {}
-        for theirs in self.group.all_gather(own):
-            for level, index, bits in theirs[theirs[:, 0] >= 0]:
-                nodes = Nodes.merge(nodes, {(int(level), int(index)): np.int64(bits).view(np.float64)})
-        return float(Nodes.total(nodes, self.rows))
-
-
 def find_divisor(chunks: list[Chunk], sums: RowSums) -> float:
     """The number by which a mean divides."""
     losses = chunks[0].terms.losses
@@ -187,35 +171,49 @@ def find_divisor(chunks: list[Chunk], sums: RowSums) -> float:
     return sums.add(np.concatenate([m.reshape(-1) for m in each]))
 
 
-def _merge_squares(group: Any, layout: Layout, chunk: Chunk, upstream: Any, divisor: float) -> Any:
+def _merge_squares(
+    group: Collectives, layout: Layout, chunk: Chunk, upstream: Any, divisor: float, pending: Pending
+) -> Any:
     """The sums of squares that clip_norm needs, over all ranks; None without it."""
     terms = chunk.terms
     losses = terms.losses
     assert losses is not None
     if not losses.factors[3] or chunk.merged.whole is not None:
         return None
-    own = add_squares(terms, chunk.merged, chunk.part.local, chunk.part.block_max, upstream, divisor)
-    first = layout.offsets[group.rank]
-    for block, piece in chunk.part.blocks.items():
-        if first <= block * BLOCK < first + layout.lengths[group.rank]:
-            arguments = piece, chunk.merged.joined[block], upstream, divisor
-            binding.merge_sums(own, add_squares(terms, chunk.merged, *arguments))
-    gathered = group.all_gather(own)
-    merged = gathered[0].copy()
+    own = np.zeros((*terms.batch, binding.SUM_WORDS), np.int64)
+    with pending:
+        own = add_squares(terms, chunk.merged, chunk.part.complete_blocks(), chunk.part.block_max, upstream, divisor)
+        first = layout.offsets[group.rank]
+        for block, piece in chunk.part.blocks.items():
+            if first <= block * BLOCK < first + layout.lengths[group.rank]:
+                arguments = piece, chunk.merged.joined[block], upstream, divisor
+                binding.merge_sums(own, add_squares(terms, chunk.merged, *arguments))
+    gathered = group.all_gather(np.concatenate([[pending.error is not None], own.reshape(-1)]))
+    check_status(group, gathered[:, 0], pending.error)
+    merged = gathered[0, 1:].copy()
     for other in gathered[1:]:
-        binding.merge_sums(merged, np.ascontiguousarray(other))
-    return merged
+        binding.merge_sums(merged, other[1:])
+    return merged.reshape(own.shape)
 
 
 def _write_lost(
-    group: Any, layout: Layout, chunk: Chunk, to: Any, upstream: Any, divisor: float, num_threads: Any
+    group: Collectives,
+    layout: Layout,
+    chunk: Chunk,
+    to: Any,
+    upstream: Any,
+    divisor: float,
+    num_threads: Any,
+    pending: Pending,
 ) -> None:
     """Compute rows whose gradients underflow again, from whole rows."""
     terms, piece = chunk.terms, chunk.piece
     lost = find_lost(chunk.part, chunk.merged, piece, upstream, divisor)
     if not lost.any():  # 2 on all ranks where any of them may have 1
         return
-    is_lost = group.all_reduce((lost == 1).astype(np.int64), "max") != 0
+    marks = group.all_gather(np.concatenate([[pending.error is not None], (lost == 1).reshape(-1)]).astype(np.int64))
+    check_status(group, marks[:, 0], pending.error)
+    is_lost = marks[:, 1:].any(0).reshape(lost.shape)
     if not is_lost.any():
         return
     losses = terms.losses
@@ -233,34 +231,44 @@ def _write_lost(
             continue
         padded = np.zeros((*a.shape[:-1], longest), a.dtype)
         padded[..., : a.shape[-1]] = a
-        bytes_ = group.all_gather(padded.view(np.uint8))
-        parts = [bytes_[r].view(a.dtype)[..., : layout.lengths[r]] for r in order]
+        received = group.all_gather(padded)
+        parts = [received[r][..., : layout.lengths[r]] for r in order]
         whole[name] = np.ascontiguousarray(np.concatenate(parts, axis=-1))
-    each = losses.labels, losses.sample_weight, upstream
-    labels, s, factor = (
-        None if a is None else np.ascontiguousarray(np.broadcast_to(a, terms.batch)[is_lost]) for a in each
-    )
-    some = terms._replace(batch=(int(is_lost.sum()),), losses=losses._replace(labels=labels, sample_weight=s))
-    gradient = np.empty((*some.batch, layout.n_classes), piece.x.dtype)
-    arguments = some.loss_arguments(Piece(0, **whole), None, factor, chunk.merged.weight_sum, divisor, num_threads)
-    binding.finish_shard_loss(terms.dtype, False, None, None, None, gradient, None, *arguments)
-    to[is_lost] = gradient[:, piece.first : piece.stop]
+    with pending:
+        each = losses.labels, losses.sample_weight, upstream
+        labels, s, factor = (
+            None if a is None else np.ascontiguousarray(np.broadcast_to(a, terms.batch)[is_lost]) for a in each
+        )
+        some = terms._replace(batch=(int(is_lost.sum()),), losses=losses._replace(labels=labels, sample_weight=s))
+        gradient = np.empty((*some.batch, layout.n_classes), piece.x.dtype)
+        arguments = some.loss_arguments(Piece(0, **whole), None, factor, chunk.merged.weight_sum, divisor, num_threads)
+        binding.finish_shard_loss(terms.dtype, False, None, None, None, gradient, None, *arguments)
+        to[is_lost] = gradient[:, piece.first : piece.stop]
 
 
 def _write_chunk(
-    group: Any, layout: Layout, chunk: Chunk, to: Any, upstream: Any, divisor: float, num_threads: Any
+    group: Collectives,
+    layout: Layout,
+    chunk: Chunk,
+    to: Any,
+    upstream: Any,
+    divisor: float,
+    num_threads: Any,
+    pending: Pending,
 ) -> NDArray[np.float64]:
     """Write the gradient of some rows; returns their losses."""
     part, merged, piece = chunk.part, chunk.merged, chunk.piece
     if upstream is not None and chunk.rows is not None:
         upstream = upstream[chunk.rows]
-    squares = _merge_squares(group, layout, chunk, upstream, divisor)
-    loss = write_gradient(
-        part, merged, piece, to, upstream=upstream, divisor=divisor, from_e=part.e is not None, squares=squares,
-        num_threads=num_threads,
-    )  # fmt: skip
+    squares = _merge_squares(group, layout, chunk, upstream, divisor, pending)
+    loss = np.zeros(chunk.terms.batch)
+    with pending:
+        loss = write_gradient(
+            part, merged, piece, to, upstream=upstream, divisor=divisor, from_e=part.e is not None, squares=squares,
+            num_threads=num_threads,
+        )  # fmt: skip
     if merged.whole is None:
-        _write_lost(group, layout, chunk, to, upstream, divisor, num_threads)
+        _write_lost(group, layout, chunk, to, upstream, divisor, num_threads, pending)
     return loss
 
 
@@ -275,55 +283,50 @@ def run_loss(
 ) -> tuple[Any, Any]:
     """The loss, and the gradient or None."""
     comm = as_group(group)
-    by_rows = None if rows_group is None else as_group(rows_group)
-    layout, call = _enter(comm, by_rows, lambda: prepare_loss(function, logits, target, **options))
+    with RowSums(rows_group) as sums:
+        return _run_loss(comm, sums, function, logits, target, num_threads, options)
+
+
+def _run_loss(
+    comm: Collectives, sums: RowSums, function: str, logits: Any, target: Any, num_threads: Any, options: dict[str, Any]
+) -> tuple[Any, Any]:
+    layout, (header, call) = enter(comm, lambda: prepare_loss(function, logits, target, num_threads, **options))
+    sums.begin(header.rows, layout.n_classes, header.agreed)
     terms, piece = place_in(layout, comm, call.terms, call.piece)
     if call.reduction == "mean":
         terms, piece = _scaled(comm, terms, piece)
-    chunks = []
+    chunks, pending = [], Pending()
     itemsize = piece.x.itemsize + (0 if piece.soft is None else piece.soft.itemsize)
     slices = chunks_of(comm, layout, terms, itemsize)
     is_cut = layout.cut_lengths[comm.rank] > 0
-    keep = call.gradient and call.out is None and slices == [None] and not is_cut
+    keep = call.gradient and call.out is None and slices == [None] and not is_cut and piece.x.dtype == terms.compute
+    placed = None
+    with pending:  # before the exchanges, so that a lack of memory is known to all ranks
+        placed = place_result(terms, piece, call.axis, call.out) if call.gradient and not keep else None
     for rows in slices:
         some, part_piece = rows_of(terms, piece, rows)
-        chunks.append(Chunk(rows, some, part_piece, *merge_over(comm, layout, some, part_piece, keep, num_threads)))
-    sums = RowSums(by_rows, int(np.prod(terms.batch, dtype=np.int64)))
+        sums_of_rows = merge_over(comm, layout, some, part_piece, keep, num_threads, pending)
+        chunks.append(Chunk(rows, some, part_piece, *sums_of_rows))
     divisor = find_divisor(chunks, sums) if call.reduction == "mean" else 1.0
     gradient, each = None, []
     if call.gradient:
-        gradient, rows_to = place_result(terms, piece, call.axis, call.out, chunks[0].part.e)
+        gradient, rows_to = placed or place_result(terms, piece, call.axis, None, chunks[0].part.e)
         for chunk in chunks:
             to = rows_to if chunk.rows is None else rows_to[chunk.rows]
-            each.append(_write_chunk(comm, layout, chunk, to, call.upstream, divisor, num_threads))
+            each.append(_write_chunk(comm, layout, chunk, to, call.upstream, divisor, num_threads, pending))
     else:
         each = [add_losses(c.part, c.merged) for c in chunks]
+    pending.raise_error()
     losses = each[0] if len(each) == 1 else np.concatenate(each)
     gradient = None if gradient is None else give_result(logits, options.get("out"), gradient)
     if call.reduction == "none":
+        sums.finish()
         return give_result(logits, None, round_losses(terms, losses.reshape(terms.batch))), gradient
     total = sums.add(losses)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         is_empty = divisor == 0 or np.isinf(divisor)
         value = np.float64("nan") if is_empty else np.float64(total) / np.float64(divisor)
         return give_result(logits, None, value.astype(terms.compute)), gradient
-
-
-def _enter(group: Any, rows_group: Any, prepare: Any) -> tuple[Layout, Loss]:
-    """Begin a call over the classes and, in a second group, over the rows; an error of either is raised on all."""
-    error, entered = None, None
-    try:
-        entered = enter(group, prepare)
-    except Exception as problem:
-        if rows_group is None:
-            raise
-        error = problem
-    if rows_group is not None:
-        failed = rows_group.all_gather(np.array([error is not None], np.int64))[:, 0] != 0
-        if failed.any():
-            raise_on_all(rows_group, error, failed)
-    assert entered is not None
-    return entered
 
 
 def cross_entropy(

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._cpu import binding
-from .groups import Layout, raise_on_all
-from .shard import BLOCK, Partial, Piece, Terms, join_fragments
+from .groups import Layout, check_status
+from .shard import Partial, join_fragments
+from .terms import BLOCK, Piece, Terms
 
 GATHERED_RANKS = 64
 _FLAGS = (1, 4, 8, 32, 64, 128)  # those that are summed, each in a field of its own
@@ -28,42 +29,39 @@ _NOTHING = np.iinfo(np.int64).min
 def exchange(
     group: Any, layout: Layout, terms: Terms, piece: Piece, part: Partial | None, error: Exception | None
 ) -> Partial:
-    """Merge the sums of all ranks. piece: this rank's shard; part None: it has failed, and all ranks raise."""
+    """Merge the sums of all ranks. piece: this rank's shard; error: it has failed, and all ranks raise."""
     row_max = None if part is None else part.row_max
     words = np.zeros(1 + binding.SUM_WORDS, np.int64)
-    words[0] = part is None
+    words[0] = error is not None
     records = terms.clear_records() if part is None or part.records is None else part.records
     if part is not None and part.weight_words is not None:
         words[1:] = part.weight_words
     if terms.n_classes <= BLOCK:
-        _check_status(group, group.all_gather(words), error)
+        check_status(group, group.all_gather(words)[:, 0], error)
         merged = None
     elif group.size <= GATHERED_RANKS:
         gathered = group.all_gather(np.concatenate([words, records.reshape(-1)]))
-        _check_status(group, gathered, error)
+        check_status(group, gathered[:, 0], error)
         words = _merge_words(gathered, terms)
-        merged = gathered[0][len(words) + 1 :].reshape(records.shape)
-        for other in gathered[1:]:
-            if merged.size:
-                binding.merge_records(merged, other[len(words) + 1 :].reshape(records.shape))
+        merged, *others = (g[len(words) + 1 :].reshape(records.shape) for g in gathered)
+        if merged.size:
+            binding.check_records(merged)
+            for other in others:
+                binding.merge_records(merged, other)
     else:
         gathered = group.all_gather(words)
-        _check_status(group, gathered, error)
+        check_status(group, gathered[:, 0], error)
         words = _merge_words(gathered, terms)
         merged = reduce_records(group, records.copy()) if records.size else records
     sum_ = words[-binding.SUM_WORDS :] if terms.losses is not None and terms.losses.has_weight else None
     n = terms.n_classes
     result = Partial(merged, None, {}, None, ((0, n),) if n else (), row_max, sum_, terms)
+    if n == 0:
+        result.whole = piece
     if any(layout.cut_lengths):
         assert part is not None
         _exchange_fragments(group, layout, terms, _arrays_of(terms, piece), part, result)
     return result
-
-
-def _check_status(group: Any, gathered: NDArray[np.int64], error: Exception | None) -> None:
-    failed = gathered[:, 0] != 0
-    if failed.any():
-        raise_on_all(group, error, failed)
 
 
 def _merge_words(gathered: NDArray[np.int64], terms: Terms) -> NDArray[np.int64]:

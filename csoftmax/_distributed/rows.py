@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._arguments.foreign import as_native, give_like, is_foreign, tell_written
 from .._arguments.layouts import apart_from, axis_last, check_out, normalize_axes
-from .._arguments.numbers import check_count, check_flag
+from .._arguments.numbers import check_count, check_flag, check_num_threads
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
 from .finish import (
@@ -21,9 +21,10 @@ from .finish import (
     write_rows,
     write_vjp,
 )
-from .groups import UNKNOWN, Header, Layout, as_group, digest_of, enter
+from .groups import UNKNOWN, Collectives, Header, Layout, Pending, as_group, enter
 from .merge import exchange
-from .shard import Partial, Piece, Terms, plan_partial, sum_piece
+from .shard import Partial, sum_piece
+from .terms import Piece, Terms, plan_partial
 
 __all__ = ["log_softmax", "log_softmax_vjp", "logsumexp", "softmax", "softmax_vjp"]
 
@@ -36,15 +37,18 @@ def rows_of(terms: Terms, piece: Piece, rows: slice | None) -> tuple[Terms, Piec
         return terms, piece
     batch = (len(range(terms.batch[0])[rows]), *terms.batch[1:])
     losses = terms.losses
-    if losses is not None:
-        each = losses.labels, losses.target, losses.sample_weight
-        labels, target, s = (None if a is None else np.ascontiguousarray(a[rows]) for a in each)
-        losses = losses._replace(labels=labels, target=target, sample_weight=s)
+    if losses is not None:  # the target remains that of the call, which names its rows in errors
+        each = losses.labels, losses.sample_weight
+        labels, s = (None if a is None else np.ascontiguousarray(a[rows]) for a in each)
+        losses = losses._replace(labels=labels, sample_weight=s)
     temperatures = None if terms.temperatures is None else terms.temperatures[rows]
     arrays: dict[str, Any] = {
         n: None if getattr(piece, n) is None else getattr(piece, n)[rows] for n in ("x", "y", "where", "soft")
     }
-    return terms._replace(batch=batch, temperatures=temperatures, losses=losses), piece._replace(**arrays)
+    first, shape = terms.origin or (0, terms.batch)
+    origin = first + rows.start * int(np.prod(terms.batch[1:], dtype=np.int64)), shape
+    some = terms._replace(batch=batch, temperatures=temperatures, losses=losses, origin=origin)
+    return some, piece._replace(**arrays)
 
 
 def chunks_of(group: Any, layout: Layout, terms: Terms, itemsize: int) -> list[slice | None]:
@@ -58,17 +62,18 @@ def chunks_of(group: Any, layout: Layout, terms: Terms, itemsize: int) -> list[s
 
 
 def merge_over(
-    group: Any, layout: Layout, terms: Terms, piece: Piece, keep: bool, num_threads: Any
+    group: Collectives, layout: Layout, terms: Terms, piece: Piece, keep: bool, num_threads: Any, pending: Pending
 ) -> tuple[Partial, Merged]:
-    """The sums of this rank's shard and the merged ones, after a second round if rows need one."""
+    """The sums of this rank's shard and the merged ones, after a second round if rows need one.
+
+    An error that is pending, or that occurs here, is raised on every rank after the next collective.
+    """
     row_max = None
     while True:
-        part, error = None, None
-        try:
+        part = None
+        with pending:
             part = sum_piece(terms, piece, row_max, keep=keep, num_threads=num_threads)
-        except Exception as problem:  # raised on every rank, after the next collective
-            error = problem
-        merged = exchange(group, layout, terms, piece, part, error)
+        merged = exchange(group, layout, terms, piece, part, pending.error)
         assert part is not None
         row_max = merged.second_round
         if row_max is None:
@@ -78,8 +83,12 @@ def merge_over(
 
 
 def known(name: str, given: Any) -> int:
-    """A count that may be left out."""
-    return UNKNOWN if given is None else check_count(name, given)
+    """A count that may be left out, and that fits into a header."""
+    if given is None:
+        return UNKNOWN
+    if (value := check_count(name, given)) >= 2**63:
+        raise ValueError(f"{name} must be less than 2**63, got {given}")
+    return value
 
 
 def place_in(layout: Layout, group: Any, terms: Terms, piece: Piece) -> tuple[Terms, Piece]:
@@ -87,11 +96,12 @@ def place_in(layout: Layout, group: Any, terms: Terms, piece: Piece) -> tuple[Te
     return terms.with_classes(layout.n_classes), piece._replace(first=layout.offsets[group.rank])
 
 
-def header_of(function: str, terms: Terms, piece: Piece, n_classes: int, offset: int, options: str = "") -> Header:
-    """The header of a rank."""
+def header_of(function: str, terms: Terms, piece: Piece, n_classes: int, offset: int, options: Any = ()) -> Header:
+    """The header of a rank; options: what ranks must agree on besides what is in terms."""
     length, rows = piece.x.shape[-1], int(np.prod(terms.batch, dtype=np.int64))
     temperature = terms.temperature if terms.temperatures is None else float("nan")
-    return Header(function, terms.dtype, terms.words, rows, n_classes, offset, length, temperature, options)
+    agreed = (*terms.agreed, *options)
+    return Header(function, terms.name, terms.words, rows, n_classes, offset, length, temperature, agreed)
 
 
 class _Rows(NamedTuple):
@@ -101,6 +111,7 @@ class _Rows(NamedTuple):
     piece: Piece
     axis: int
     out: Any | None
+    keepdims: bool
 
 
 def place_result(terms: Terms, piece: Piece, axis: int, out: Any, powers: Any = None) -> tuple[Any, Any]:
@@ -123,8 +134,11 @@ def check_result(terms: Terms, piece: Piece, axis: int, out: Any) -> None:
 
 
 def _prepare(
-    name: str, x: Any, y: Any, axis: Any, n_classes: Any, offset: Any, temperature: Any, where: Any, out: Any
-) -> tuple[Header, _Rows]:
+    name: str, x: Any, y: Any, axis: Any, n_classes: Any, offset: Any, temperature: Any, where: Any, out: Any,
+    keepdims: Any, num_threads: Any,
+) -> tuple[Header, _Rows]:  # fmt: skip
+    keeps = check_flag("keepdims", keepdims)
+    check_num_threads(num_threads)
     n, first = known("n_classes", n_classes), known("offset", offset)
     gives = "dy" if y is not None else "x"
     x, y, where, out = (as_native(a, i) for a, i in ((x, gives), (y, "y"), (where, "where"), (out, "out")))
@@ -137,9 +151,7 @@ def _prepare(
     if out is not None:
         apart = (None if a is None else apart_from(a, as_buffer(axis_last(out, (place,)))) for a in piece[1:4])
         piece = Piece(piece.first, *apart)
-    options = "with where" if where is not None else "without where"
-    options += "" if terms.temperatures is None else f" temperatures={digest_of(terms.temperatures)}"
-    return header_of(name, terms, piece, n, first, options), _Rows(terms, piece, place, out)
+    return header_of(name, terms, piece, n, first), _Rows(terms, piece, place, out, keeps)
 
 
 def _run(
@@ -154,33 +166,42 @@ def _run(
     temperature: Any,
     where: Any,
     out: Any = None,
+    keepdims: Any = False,
     num_threads: Any,
 ) -> Any:
     comm = as_group(group)
-    layout, call = enter(comm, lambda: _prepare(name, x, y, axis, n_classes, offset, temperature, where, out))
+    arguments = x, y, axis, n_classes, offset, temperature, where, out, keepdims, num_threads
+    layout, call = enter(comm, lambda: _prepare(name, *arguments))
     terms, piece = place_in(layout, comm, call.terms, call.piece)
     chunks = chunks_of(comm, layout, terms, piece.x.itemsize * (1 if y is None else 2))
     is_cut = layout.cut_lengths[comm.rank] > 0
-    keep = name == "softmax" and out is None and chunks == [None] and not is_cut
+    keep = name == "softmax" and out is None and chunks == [None] and not is_cut and piece.x.dtype == terms.compute
     result: Any = None
     rows: Any = None
     sums = []
+    pending = Pending()
+    with pending:  # before the exchanges, so that a lack of memory is known to all ranks
+        if name != "logsumexp" and not keep:
+            result, rows = place_result(terms, piece, call.axis, call.out)
     for chunk in chunks:
         part_terms, part_piece = rows_of(terms, piece, chunk)
-        part, merged = merge_over(comm, layout, part_terms, part_piece, keep, num_threads)
-        if name == "logsumexp":
-            sums.append(sum_up_rows(part, merged))
-            continue
-        if rows is None:
-            result, rows = place_result(terms, piece, call.axis, call.out, part.e)
-        to = rows if chunk is None else rows[chunk]
-        options = {"where": part_piece.where, "num_threads": num_threads}
-        if y is None:
-            write_rows(name, part, merged, part_piece.x, to, from_e=part.e is not None, **options)
-        else:
-            write_vjp(part, merged, part_piece.x, part_piece.y, to, **options)
+        part, merged = merge_over(comm, layout, part_terms, part_piece, keep, num_threads, pending)
+        with pending:
+            if name == "logsumexp":
+                sums.append(sum_up_rows(part, merged))
+                continue
+            if rows is None:
+                result, rows = place_result(terms, piece, call.axis, None, part.e)
+            to = rows if chunk is None else rows[chunk]
+            options = {"where": part_piece.where, "num_threads": num_threads}
+            if y is None:
+                write_rows(name, part, merged, part_piece.x, to, from_e=part.e is not None, **options)
+            else:
+                write_vjp(part, merged, part_piece.x, part_piece.y, to, **options)
+    pending.raise_error()
     if name == "logsumexp":
         result = as_scalar_or_rows(terms, sums[0] if len(sums) == 1 else np.concatenate(sums))
+        result = np.expand_dims(result, call.axis) if call.keepdims else result
     return give_result(x, out, result)
 
 
@@ -339,12 +360,10 @@ def logsumexp(
     >>> logsumexp([1000.0, 1000.0], group=SingleProcess())
     np.float64(1000.6931471805599)
     """
-    keeps = check_flag("keepdims", keepdims)
-    result = _run(
+    return _run(
         "logsumexp", group, x, axis=axis, n_classes=n_classes, offset=offset, temperature=temperature, where=where,
-        num_threads=num_threads,
+        keepdims=keepdims, num_threads=num_threads,
     )  # fmt: skip
-    return np.expand_dims(result, normalize_axes(axis, np.ndim(x))) if keeps else result
 
 
 def softmax_vjp(

@@ -5,152 +5,28 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple, SupportsIndex
+from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._arguments.foreign import as_native
-from .._arguments.labels import as_label_bits, check_loss_options, check_target, raise_bad_label
-from .._arguments.layouts import axis_last, batch_shape, check_where, normalize_axes
-from .._arguments.numbers import check_count, check_flag, check_temperatures
-from .._arguments.places import CPU, as_float
+from .._arguments.numbers import check_count, check_flag
 from .._cpu import binding
-from .._cpu.dtypes import as_buffer, compute_dtype
+from .agreement import find_difference
+from .terms import BLOCK, KINDS, Piece, Terms, plan_partial, whole_blocks
 
 __all__ = ["Partial", "merge", "partial", "split"]
 
-BLOCK = binding.BLOCK_ELEMENTS
-KINDS = {"softmax": "softmax", "log": "log_softmax", "loss": "loss"} | {
-    name: name for name in ("softmax_vjp", "log_softmax_vjp")
-}
-NO_LABEL = np.iinfo(np.int64).max  # of a row whose label is no class: no shard owns it
-_IGNORED = 2**64 - 1  # the bits of -1, which stands for every ignored label
-
 _Kind = Literal["softmax", "log", "loss", "softmax_vjp", "log_softmax_vjp"]
-
-
-class Piece(NamedTuple):
-    """The elements of consecutive classes, the class axis last; bfloat16 as its bits."""
-
-    first: int
-    x: Any
-    y: Any = None  # None: not given, like all below
-    where: Any = None
-    soft: Any = None
-    weight: Any = None
-
-    @property
-    def stop(self) -> int:
-        """The class after the last."""
-        return self.first + int(self.x.shape[-1])
-
-    def part(self, first: int, stop: int) -> Piece:
-        """The classes from first to stop - 1, as a view."""
-        begin, end = first - self.first, stop - self.first
-        x, y, where, soft = (None if a is None else a[..., begin:end] for a in self[1:5])
-        return Piece(first, x, y, where, soft, None if self.weight is None else self.weight[begin:end])
-
-    def copy(self) -> Piece:
-        """The same in memory of its own."""
-        return Piece(self.first, *(None if a is None else np.ascontiguousarray(a).copy() for a in self[1:]))
-
-
-class Losses(NamedTuple):
-    """What losses need in addition, the same in every shard."""
-
-    labels: Any  # int64, or None with soft labels; -1: ignored, NO_LABEL: no class
-    target: Any  # the labels as given
-    ignore_index: int
-    sample_weight: Any | None
-    factors: tuple[float, float, float, float, float]  # of LossOptions
-    has_weight: bool
-    words: int
-
-
-class Terms(NamedTuple):
-    """What the shards of a call have in common."""
-
-    kind: str
-    dtype: int
-    name: str  # of the dtype
-    n_classes: int
-    batch: tuple[int, ...]
-    temperature: float
-    temperatures: Any | None  # float64 of the shape of the rows, instead of the temperature
-    losses: Losses | None
-
-    @property
-    def words(self) -> int:
-        """Words of a record."""
-        return binding.RECORD_WORDS if self.losses is None else self.losses.words
-
-    @property
-    def code(self) -> int:
-        """The kind as the core names it."""
-        return int(binding.SHARD_KINDS[KINDS[self.kind]])
-
-    @property
-    def storage(self) -> np.dtype[Any]:
-        """The dtype of the arrays."""
-        return np.dtype(sys.modules["ml_dtypes"].bfloat16 if self.name == "bfloat16" else self.name)
-
-    @property
-    def bits(self) -> np.dtype[Any]:
-        """The dtype in which the core gets them."""
-        return np.dtype(np.uint16 if self.name == "bfloat16" else self.name)
-
-    def with_classes(self, n_classes: int) -> Terms:
-        """The same for another number of classes."""
-        losses = self.losses
-        if losses is not None and losses.labels is not None:
-            losses = losses._replace(labels=_check_labels(losses.target, n_classes, losses.ignore_index))
-        return self._replace(n_classes=n_classes, losses=losses)
-
-    @property
-    def compute(self) -> np.dtype[Any]:
-        """The compute type."""
-        return np.dtype(np.float64 if self.name == "float64" else np.float32)
-
-    def clear_records(self) -> NDArray[np.int64]:
-        """Records of no element."""
-        records = np.empty((*self.batch, self.words), np.int64)
-        binding.clear_records(records)
-        return records
-
-    def loss_arguments(
-        self, piece: Piece, row_max: Any, upstream: Any, weight_sum: float, divisor: float, num_threads: Any = None
-    ) -> tuple[Any, ...]:
-        """The arguments that the stages of a loss share."""
-        losses = self.losses
-        assert losses is not None
-        arrays = piece.x, losses.labels, _IGNORED, piece.soft, piece.weight, losses.sample_weight, upstream
-        numbers = losses.factors, losses.words, self.n_classes, piece.first, weight_sum, divisor, row_max, num_threads
-        return *arrays, *numbers
-
-    def sums(self, piece: Piece, row_max: Any, keep: bool = False, num_threads: Any = None) -> tuple[Any, Any, Any]:
-        """The records of a piece that consists of whole blocks, the maxima of these, and the powers or None."""
-        records = np.empty((*self.batch, self.words), np.int64)
-        block_max = np.empty((*self.batch, -(-piece.x.shape[-1] // BLOCK)))
-        e = binding.empty(piece.x.shape, piece.x.dtype) if keep and piece.x.dtype == self.compute else None
-        if self.losses is not None:
-            arguments = self.loss_arguments(piece, row_max, None, float(self.n_classes), 1.0, num_threads)
-            if not binding.run_shard_loss(self.dtype, e, records, block_max, *arguments):
-                raise_bad_label(piece.soft, self.n_classes, None)
-            return records, block_max, e
-        arrays = piece.x, piece.y, e, piece.where, records, block_max
-        numbers = self.n_classes, piece.first, self.temperature, self.temperatures, row_max, num_threads
-        binding.run_shard(self.code, self.dtype, *arrays, *numbers)
-        return records, block_max, e
-
-    def weight_words(self, weight: Any) -> NDArray[np.int64]:
-        """The sum of class weights of whole blocks."""
-        return np.array(binding.shard_weights(self.dtype, weight))
 
 
 @dataclasses.dataclass
 class Partial:
     """The sums of a shard, or of several that have been merged.
+
+    A pickled one can be merged, and finished unless its shard has `where`, soft labels or class weights, which stay
+    with the process that has the shard.
 
     Attributes
     ----------
@@ -158,7 +34,8 @@ class Partial:
         The sums of each row over the complete blocks of 4096 classes. None where a row has at most 4096 classes, which
         travel whole.
     block_max : ndarray of float64 of shape (rows..., blocks), or None
-        The maximum of each complete block of the shard, which finishing needs; None after a merge.
+        The maximum of each complete block of the shard, which finishing needs; None after a merge, and where a row has
+        at most 4096 classes.
     fragments : dict of int to list
         The elements of blocks that are divided among shards, by the number of the block.
     e : ndarray or None
@@ -189,7 +66,7 @@ class Partial:
     row_max: Any
     weight_words: Any
     terms: Terms = dataclasses.field(repr=False)
-    local: Piece | None = dataclasses.field(repr=False, default=None)  # the complete blocks of the shard
+    local: Piece | None = dataclasses.field(repr=False, default=None)  # the shard; None once merged or pickled
     joined: dict[int, Any] = dataclasses.field(repr=False, default_factory=dict)  # blocks of fragments: their maxima
     blocks: dict[int, Piece] = dataclasses.field(repr=False, default_factory=dict)  # their elements, for clip_norm
     whole: Piece | None = dataclasses.field(repr=False, default=None)  # rows of at most 4096 classes
@@ -209,8 +86,22 @@ class Partial:
         return None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what only the shard itself needs."""
+        """Leave out arrays of the size of the shard."""
         return self.__dict__ | {"e": None, "local": None}
+
+    def shard(self) -> Piece:
+        """The shard, for its mask, soft labels and class weights."""
+        if self.local is None:
+            raise ValueError(
+                "partial has come from another process or was copied by pickle, which leaves out where, soft labels "
+                "and class weights: finish where `partial` was called, or call it again there"
+            )
+        return self.local
+
+    def complete_blocks(self) -> Piece:
+        """The complete blocks of the shard."""
+        piece = self.shard()
+        return piece.part(*whole_blocks(piece.first, piece.stop, self.terms.n_classes))
 
 
 def split(n_classes: SupportsIndex, parts: SupportsIndex) -> list[int]:
@@ -243,119 +134,6 @@ def split(n_classes: SupportsIndex, parts: SupportsIndex) -> list[int]:
     n, count = check_count("n_classes", n_classes), check_count("parts", parts, 1)
     blocks = -(-n // BLOCK)
     return [min(n, (i * blocks // count) * BLOCK) for i in range(count)] + [n]
-
-
-def whole_blocks(first: int, stop: int, n_classes: int) -> tuple[int, int]:
-    """The classes of the complete blocks of a shard, which has the classes from first to before stop."""
-    begin = min(-(-first // BLOCK) * BLOCK, stop)
-    return begin, stop if stop == n_classes else max(begin, stop // BLOCK * BLOCK)
-
-
-def _check_labels(target: Any, n_classes: int, ignore_index: int) -> Any:
-    """The labels as int64, where -1 is an ignored one and NO_LABEL one that is no class."""
-    bad = (target < 0) | (target >= n_classes)
-    labels = target.astype(np.int64)
-    if bad.any() or 0 <= ignore_index < n_classes:
-        labels[bad] = NO_LABEL
-        if as_label_bits(ignore_index, target) is not None:
-            labels[target == target.dtype.type(ignore_index)] = -1
-    return labels
-
-
-def _words_of(is_soft: bool, has_weight: bool, label_smoothing: float) -> int:
-    if is_soft:
-        return int(binding.SOFT_WORDS)
-    return int(binding.LABEL_WORDS if label_smoothing == 0 else binding.TERMS_WORDS) + has_weight
-
-
-def plan_losses(
-    x: Any, batch: tuple[int, ...], target: Any, n_classes: int | None, options: dict[str, Any]
-) -> tuple[Losses, Any, Any]:
-    """Checked options of losses, with the class weights and the soft labels of the shard.
-
-    n_classes None: not yet known, and labels remain unchecked until `Terms.with_classes`.
-    """
-    compute = compute_dtype(x.dtype)
-    labels, soft = check_target(target, (*batch, x.shape[-1]), batch, compute)
-    checked = check_loss_options(x.shape[-1], batch, compute, "none", **options)
-    numbers = labels
-    if labels is not None and n_classes is not None:
-        numbers = _check_labels(labels, n_classes, checked.ignore_index)
-    words = _words_of(labels is None, checked.weight is not None, checked.label_smoothing)
-    losses = Losses(
-        numbers, labels, checked.ignore_index, checked.sample_weight, checked.factors, checked.weight is not None, words
-    )
-    return losses, soft, checked.weight
-
-
-def _check_shard(offset: Any, n_classes: Any, length: int) -> tuple[int, int]:
-    offset = check_count("offset", offset)
-    n = offset + length if n_classes is None else check_count("n_classes", n_classes)
-    if offset + length > n:
-        raise ValueError(
-            f"the shard has {length} classes from offset {offset} on; n_classes is {n}, so offset must be at most "
-            f"{n - length}"
-        )
-    return offset, n
-
-
-def plan_partial(
-    x: Any,
-    *,
-    offset: Any,
-    n_classes: Any,
-    kind: str,
-    axis: Any,
-    temperature: Any = 1.0,
-    where: Any = None,
-    y: Any = None,
-    target: Any = None,
-    losses: dict[str, Any] | None = None,
-) -> tuple[Terms, Piece]:
-    """Check a call of `partial`: what it has in common with other shards, and its elements.
-
-    n_classes None: not yet known.
-    """
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {kind!r}")
-    gradient, loss = kind.endswith("_vjp"), kind == "loss"
-    if gradient != (y is not None) or loss != (target is not None):
-        required = "y" if gradient else "target" if loss else "neither y nor target"
-        raise ValueError(f"kind {kind!r} takes {required}")
-    if where is not None and loss:
-        raise ValueError("where is not allowed with kind 'loss': make logits -inf instead")
-    x, dtype = as_float("dy" if gradient else "x", x, CPU)
-    if x.ndim == 0:
-        raise ValueError("x is 0-dimensional; a shard has an axis of classes")
-    if gradient:
-        y, y_dtype = as_float("y", y, CPU)
-        if y_dtype != dtype or y.shape != x.shape:
-            raise ValueError(f"y has dtype {y.dtype} and shape {y.shape}; dy has {x.dtype} and {x.shape}")
-    axes = normalize_axes(axis, x.ndim)
-    if len(axes) != 1:
-        raise ValueError(f"axis must be one axis for a shard, got {axis!r}")
-    if where is not None:
-        where = axis_last(check_where(where, x.shape), axes)
-    batch, name = batch_shape(x, axes), x.dtype.name
-    offset, n = _check_shard(offset, n_classes, x.shape[axes[0]])
-    row_shape = tuple(1 if i in axes else length for i, length in enumerate(x.shape))
-    given: Any = 1.0 if loss else check_temperatures(temperature, row_shape, gradient)
-    each = None if isinstance(given, float) else np.ascontiguousarray(given).reshape(batch)
-    rows = axis_last(x, axes)
-    checked, soft, weight = None, None, None
-    if loss:
-        known = None if n_classes is None else n
-        checked, soft, weight = plan_losses(rows, batch, _target_last(target, rows, axes), known, losses or {})
-        given = checked.factors[0]
-    terms = Terms(kind, dtype, name, n, batch, given if each is None else 1.0, each, checked)
-    second = None if y is None else as_buffer(axis_last(y, axes))
-    return terms, Piece(offset, as_buffer(rows), second, where, soft, weight)
-
-
-def _target_last(target: Any, rows: Any, axes: tuple[int, ...]) -> Any:
-    """Soft labels with the class axis last, as the rows have it; labels as they are."""
-    given = CPU.array("target", target)
-    return axis_last(given, axes) if given.ndim == rows.ndim else given
 
 
 def partial(
@@ -433,7 +211,7 @@ def partial(
     >>> bool((np.concatenate(y, axis=1) == csoftmax.softmax(x)).all())
     True
     """
-    losses = {
+    losses: dict[str, Any] = {
         "weight": weight,
         "sample_weight": sample_weight,
         "label_smoothing": label_smoothing,
@@ -441,6 +219,8 @@ def partial(
         "z_loss": z_loss,
         "temperature": temperature,
     }
+    if kind != "loss" and kind in KINDS:
+        _refuse_options(kind, losses)
     shard: dict[str, Any] = {"offset": offset, "n_classes": n_classes, "kind": kind, "axis": axis}
     terms, piece = plan_partial(
         as_native(x, "dy" if y is not None else "x"),
@@ -453,10 +233,19 @@ def partial(
     )
     maxima = None
     if row_max is not None:
-        maxima = np.ascontiguousarray(np.asarray(row_max, np.float64))
+        maxima = np.array(row_max, np.float64, order="C")
         if maxima.shape != terms.batch:
             raise ValueError(f"row_max has shape {maxima.shape}; the rows have shape {terms.batch}")
     return sum_piece(terms, piece, maxima, keep=check_flag("keep", keep), num_threads=num_threads)
+
+
+def _refuse_options(kind: str, losses: dict[str, Any]) -> None:
+    """Refuse options that only losses have."""
+    unused = {"weight": None, "sample_weight": None, "label_smoothing": 0.0, "ignore_index": -100, "z_loss": 0.0}
+    for name, default in unused.items():
+        given = losses[name]
+        if given is not default and (default is None or np.ndim(given) or given != default):
+            raise ValueError(f"kind {kind!r} takes no {name}: only 'loss' does")
 
 
 def sum_piece(
@@ -466,7 +255,7 @@ def sum_piece(
     n, first, stop = terms.n_classes, piece.first, piece.stop
     intervals = ((first, stop),) if stop > first else ()
     if n <= BLOCK:
-        fragments = {0: [piece.copy()]} if intervals else {}
+        fragments = {0: [piece.copy()]} if intervals or not n else {}
         result = Partial(None, None, fragments, None, intervals, None, None, terms)
         join_fragments(result)
         return result
@@ -475,12 +264,12 @@ def sum_piece(
     for a, b in ((first, begin), (end, stop)):
         if b > a:
             fragments.setdefault(a // BLOCK, []).append(piece.part(a, b).copy())
-    local = piece.part(begin, end)
-    if local.x.shape[-1] == 0:
-        local = Piece(min(begin // BLOCK * BLOCK, n), *local[1:])
-    records, block_max, e = terms.sums(local, row_max, keep, num_threads)
-    words = None if piece.weight is None else terms.weight_words(local.weight)
-    result = Partial(records, block_max, fragments, e, intervals, row_max, words, terms, local)
+    blocks = piece.part(begin, end)
+    if blocks.x.shape[-1] == 0:
+        blocks = Piece(min(begin // BLOCK * BLOCK, n), *blocks[1:])
+    records, block_max, e = terms.sums(blocks, row_max, keep, num_threads)
+    words = None if piece.weight is None else terms.weight_words(blocks.weight)
+    result = Partial(records, block_max, fragments, e, intervals, row_max, words, terms, piece)
     join_fragments(result)
     return result
 
@@ -542,6 +331,8 @@ def merge(*partials: Any) -> Any:
     """
     parts = list(partials)
     if len(parts) == 1 and not isinstance(parts[0], Partial):
+        if not isinstance(parts[0], Iterable):
+            raise TypeError(f"merge takes Partials or arrays of records, or one iterable of them, got {parts[0]!r}")
         parts = list(parts[0])
     if not parts:
         raise ValueError("merge needs at least one partial result")
@@ -565,6 +356,8 @@ def _merge_arrays(parts: list[Any]) -> NDArray[np.int64]:
     if shape[-1] not in lengths:
         raise ValueError(f"records have {', '.join(map(str, lengths))} words, got {shape[-1]}")
     result = np.array(arrays[0], order="C")
+    if result.size:
+        binding.check_records(result)
     for a in arrays[1:]:
         if result.size:
             binding.merge_records(result, np.ascontiguousarray(a))
@@ -572,6 +365,7 @@ def _merge_arrays(parts: list[Any]) -> NDArray[np.int64]:
 
 
 def _copy(a: Partial) -> Partial:
+    check_origin(a)
     return dataclasses.replace(
         a,
         records=None if a.records is None else a.records.copy(),
@@ -584,24 +378,39 @@ def _copy(a: Partial) -> Partial:
     )
 
 
-def _check_alike(a: Partial, b: Partial) -> None:
-    for name in ("version", "byte_order"):
-        if getattr(a, name) != getattr(b, name):
-            raise ValueError(f"partial results differ in {name}: {getattr(a, name)} and {getattr(b, name)}")
-    s, t = a.terms, b.terms
-    for name in ("kind", "name", "n_classes", "batch", "temperature", "words"):
-        if getattr(s, name) != getattr(t, name):
-            shown = {"name": "dtype", "batch": "rows"}.get(name, name)
-            raise ValueError(f"partial results differ in {shown}: {getattr(s, name)} and {getattr(t, name)}")
+def check_origin(a: Partial) -> None:
+    """Refuse sums of another version or byte order, and damaged ones."""
+    for name, own in (("version", binding.VERSION), ("byte_order", sys.byteorder)):
+        if getattr(a, name) != own:
+            raise ValueError(f"partial results differ in {name}: {own} in this process and {getattr(a, name)}")
+    if a.records is not None and a.records.size:
+        binding.check_records(a.records)
+
+
+def check_terms(a: Partial, b: Partial, message: str) -> None:
+    """Refuse sums of different calls; message: how the error begins."""
+    pairs = ((("n_classes", p.terms.n_classes), *p.terms.agreed) for p in (a, b))
+    found = find_difference(*pairs)
+    if found is not None:
+        name, first, second = found
+        raise ValueError(f"{message} {name}: {first} and {second}")
+
+
+def check_rounds(a: Partial, b: Partial) -> None:
+    """Refuse sums of different rounds."""
     rounds = [None if p.row_max is None else p.row_max.tobytes() for p in (a, b)]
     if rounds[0] != rounds[1]:
-        raise ValueError("partial results of the first and of the second round, or of different ones, cannot be merged")
+        raise ValueError(
+            "partial results of the first and of the second round, or of different ones, do not belong together"
+        )
 
 
 def _merge_into(a: Partial, b: Partial) -> None:
     if not isinstance(b, Partial):
         raise TypeError(f"merge takes Partials or arrays of records, got {type(b).__name__} beside a Partial")
-    _check_alike(a, b)
+    check_terms(a, b, "partial results differ in")
+    check_rounds(a, b)
+    check_origin(b)
     if all(any(first <= f and s <= stop for first, stop in a.intervals) for f, s in b.intervals):
         return  # delivered before, or without classes
     for f, s in b.intervals:
@@ -609,7 +418,7 @@ def _merge_into(a: Partial, b: Partial) -> None:
             if max(f, first) < min(s, stop):
                 raise ValueError(f"shards overlap: classes {f} to {s - 1} and {first} to {stop - 1}")
     if a.records is not None and a.records.size:
-        binding.merge_records(a.records, b.records)
+        binding.merge_records(a.records, np.asarray(b.records, order="C"))
     if a.weight_words is not None:
         binding.merge_sums(a.weight_words, b.weight_words)
     for block, pieces in b.fragments.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, NoReturn, SupportsIndex
 
 import numpy as np
@@ -11,13 +12,13 @@ from numpy.typing import ArrayLike
 from .._arguments.foreign import as_native
 from .._arguments.generators import check_uniforms, draw_uniforms, restore_states, save_states
 from .._arguments.layouts import check_where, masked, normalize_axes
-from .._arguments.numbers import check_count, check_flag
+from .._arguments.numbers import check_choice, check_count, check_flag, check_num_threads, check_temperature
 from .._arguments.places import CPU, as_float
-from .._cpu import binding
 from .._cpu.dtypes import as_buffer
 from .._ops import sample as whole_sample
 from .._ops import topk as whole_topk
 from .._ops.topk import TopK
+from .agreement import Agreed, describe
 from .groups import Header, Layout, as_group, enter
 from .rows import give_result, known, softmax
 
@@ -37,10 +38,19 @@ class _Local(NamedTuple):
     is_kept: Any  # None without where: whether a row has a class in this shard that takes part
 
 
-def _header(function: str, x: Any, n_classes: int, offset: int, options: str) -> Header:
-    rows = math.prod(x.shape[:-1])
-    dtype = binding.INTEGER + x.dtype.itemsize if x.dtype.kind in "iu" else binding.DTYPES[x.dtype.name]
-    return Header(function, dtype, 0, rows, n_classes, offset, x.shape[-1], 1.0, options)
+def _header(function: str, x: Any, n_classes: int, offset: int, options: Agreed) -> Header:
+    batch = x.shape[:-1]
+    agreed = ("shape of the rows", batch), *options
+    return Header(function, x.dtype.name, 0, math.prod(batch), n_classes, offset, x.shape[-1], 1.0, agreed)
+
+
+class _Draw(NamedTuple):
+    """A checked call of sample on this rank."""
+
+    rows: Any  # the logits of the shard, the class axis last
+    draws: Any  # the uniform numbers of rank 0; zeros on the others
+    shape: tuple[int, ...]  # size
+    parameters: dict[str, Any]  # arrays or None
 
 
 def _rows(name: str, x: Any, axis: Any, where: Any, keeps_integers: bool = False) -> tuple[Any, int, Any]:
@@ -80,17 +90,21 @@ def _run(
     n_classes: Any,
     offset: Any,
     where: Any,
-    options: dict[str, Any],
+    options: Callable[[], dict[str, Any]],
 ) -> tuple[Any, Any, Any, _Local, Any]:
-    """The candidates of all ranks in the order of their indices, these, and what this rank has prepared."""
+    """The candidates of all ranks in the order of their indices, these, and what this rank has prepared.
+
+    options : checks the options, and returns them as values that are compared between ranks.
+    """
     comm = as_group(group)
-    largest, text = options.get("largest", True), f"k={k!r} {sorted(options.items())} where={where is not None}"
 
     def prepare() -> tuple[Header, _Local]:
-        count = check_count("k", k)
+        count, checked = check_count("k", k), options()
+        largest = checked.get("largest", True)
         rows, place, is_kept = _rows("x", x, axis, where, function == "topk")
         best = whole_topk.topk(rows, min(count, rows.shape[-1]), largest=largest)
-        header = _header(function, rows, known("n_classes", n_classes), known("offset", offset), text)
+        agreed = ("k", count), ("where", where is not None), *checked.items()
+        header = _header(function, rows, known("n_classes", n_classes), known("offset", offset), agreed)
         return header, _Local(rows, place, *best, is_kept)
 
     layout, local = enter(comm, prepare)
@@ -152,7 +166,10 @@ def topk(
     >>> topk([3, 1, 4, 1, 5], 2, group=SingleProcess()).indices
     array([4, 2])
     """
-    options = {"largest": largest, "sorted": sorted}
+
+    def options() -> dict[str, Any]:
+        return {"largest": check_flag("largest", largest), "sorted": check_flag("sorted", sorted)}
+
     _comm, _layout, (values, indices, *_), local, count = _run(
         "topk", group, x, k, axis, n_classes, offset, None, options
     )
@@ -197,7 +214,11 @@ def topk_softmax(
     >>> topk_softmax([1.0, 1.0, 0.0], 2, group=SingleProcess()).values
     array([0.5, 0.5])
     """
-    options = {"temperature": temperature, "normalize": normalize}
+
+    def options() -> dict[str, Any]:
+        check_choice("normalize", normalize, ("topk", "full"))
+        return {"temperature": check_temperature(temperature, False) + 0.0, "normalize": normalize}
+
     comm, layout, (values, indices, order, counts), local, count = _run(
         "topk_softmax", group, x, k, axis, n_classes, offset, where, options
     )
@@ -209,8 +230,6 @@ def topk_softmax(
         probabilities = np.take_along_axis(softmax(local.x, **arguments), local.indices, -1)
         gathered = np.concatenate(_gather(comm, layout, probabilities, counts), axis=-1)
         best = np.take_along_axis(np.take_along_axis(gathered, order, -1), scaled.indices, -1)
-    elif normalize != "topk":
-        raise ValueError(f"normalize must be one of 'topk', 'full', got {normalize!r}")
     if local.is_kept is not None:
         is_kept = comm.all_reduce(local.is_kept.astype(np.int64), "max") != 0
         best = np.where(is_kept[..., None], best, best.dtype.type(0))
@@ -275,58 +294,76 @@ def sample(
     array([1, 1, 1])
     """
     comm = as_group(group)
-    refused = [name for name in _NOT_OVER_SHARDS if options.pop(name, None) is not None]
-    refused += ["replace=False"] * (not replace) + ["return_log_prob"] * bool(return_log_prob)
-    if options:
-        raise TypeError(f"sample has no argument {next(iter(options))!r}")
     parameters = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    text = f"size={size!r} {[(n, None if p is None else np.asarray(p).tolist()) for n, p in parameters.items()]}"
-    states = save_states(rng)
+    unused = options | {"replace": replace, "return_log_prob": return_log_prob}
+    states: list[Any] = []
 
-    def prepare() -> tuple[Header, Any]:
-        if refused:
-            raise NotImplementedError(f"sample over shards has no {', '.join(refused)}")
-        check_flag("return_log_prob", return_log_prob)
+    def prepare() -> tuple[Header, _Draw]:
+        _refuse_options(unused)
+        check_num_threads(num_threads)
+        states.extend(save_states(rng))
         rows, _, _ = _rows("logits", logits, axis, where)
-        shape = () if size is None else tuple(map(int, size)) if isinstance(size, tuple) else (int(size),)
-        draws = np.zeros((*rows.shape[:-1], math.prod(shape)))
+        batch = rows.shape[:-1]
+        given = size if isinstance(size, tuple) else () if size is None else (size,)
+        shape = tuple(check_count("size", n, 0, "an int, a tuple of ints or None") for n in given)
+        numbers = {n: None if p is None else np.asarray(as_native(p, n)) for n, p in parameters.items()}
+        draws = np.zeros((*batch, math.prod(shape)))
+        if uniforms is not None and rng is not None:
+            raise ValueError("rng must be None where uniforms are given, because they take its place")
         if comm.rank == 0:
-            given = as_native(uniforms, "uniforms")
-            draws = (
-                draw_uniforms(rng, rows.shape[:-1], shape)
-                if given is None
-                else check_uniforms(given, rows.shape[:-1], shape)
-            )
-        header = _header("sample", rows, known("n_classes", n_classes), known("offset", offset), text)
-        return header, (rows, draws, shape)
+            own = as_native(uniforms, "uniforms")
+            draws = draw_uniforms(rng, batch, shape) if own is None else check_uniforms(own, batch, shape)
+        agreed = ("size", shape), *((n, _as_value(p)) for n, p in numbers.items())
+        header = _header("sample", rows, known("n_classes", n_classes), known("offset", offset), agreed)
+        return header, _Draw(rows, draws, shape, numbers)
 
     try:
-        layout, (rows, draws, shape) = enter(comm, prepare)
-        return _draw(comm, layout, rows, draws, shape, parameters, num_threads)
+        layout, call = enter(comm, prepare)
+        return give_result(logits, None, _draw(comm, layout, call, num_threads))
     except BaseException:
         restore_states(states)
         raise
 
 
-def _draw(comm: Any, layout: Layout, rows: Any, draws: Any, shape: Any, parameters: Any, num_threads: Any) -> Any:
+def _refuse_options(options: dict[str, Any]) -> None:
+    """Refuse what `csoftmax.sample` has and draws over shards have not, and what neither has."""
+    given = dict(options)
+    refused = [name for name in _NOT_OVER_SHARDS if given.pop(name, None) is not None]
+    refused += ["replace=False"] * (not check_flag("replace", given.pop("replace")))
+    refused += ["return_log_prob"] * check_flag("return_log_prob", given.pop("return_log_prob"))
+    if given:
+        raise TypeError(f"sample has no argument {next(iter(given))!r}")
+    if refused:
+        raise NotImplementedError(f"sample over shards has no {', '.join(refused)}")
+
+
+def _as_value(parameter: Any) -> Any:
+    """A parameter as a value that is compared between ranks."""
+    if parameter is None or parameter.ndim:
+        return describe(parameter)
+    return float(parameter) + 0.0 if parameter.dtype.kind in "iuf" else str(parameter)
+
+
+def _draw(comm: Any, layout: Layout, call: _Draw, num_threads: Any) -> Any:
     """Gather some rows at a time, and draw from them."""
-    bits = np.ascontiguousarray(draws).view(np.int64)
+    bits = np.ascontiguousarray(call.draws).view(np.int64)
     uniforms = comm.all_reduce(bits, "sum").view(np.float64)  # zeros but on rank 0
-    batch = rows.shape[:-1]
-    flat, uniforms = rows.reshape(-1, rows.shape[-1]), uniforms.reshape(-1, draws.shape[-1])
+    batch, length = call.rows.shape[:-1], call.rows.shape[-1]
+    count, draws = math.prod(batch), call.draws.shape[-1]
+    flat, uniforms = call.rows.reshape(count, length), uniforms.reshape(count, draws)
     each: dict[str, Any] = {
-        name: None if p is None else np.broadcast_to(np.asarray(p), batch).reshape(-1) for name, p in parameters.items()
+        name: None if p is None else np.broadcast_to(p, batch).reshape(count) for name, p in call.parameters.items()
     }
-    count = max(1, GATHERED_BYTES // max(1, max(layout.lengths) * comm.size * rows.itemsize))
+    step = max(1, GATHERED_BYTES // max(1, max(layout.lengths) * comm.size * call.rows.itemsize))
     indices = np.empty(uniforms.shape, np.int64)
-    for begin in range(0, len(flat), count):
-        some = slice(begin, begin + count)
+    for begin in range(0, count, step):
+        some = slice(begin, begin + step)
         whole = np.concatenate(_gather(comm, layout, flat[some], layout.lengths), axis=-1)
         options: dict[str, Any] = {name: None if p is None else p[some] for name, p in each.items()}
         indices[some] = whole_sample.sample(
-            whole, size=draws.shape[-1], uniforms=uniforms[some], num_threads=num_threads, **options
+            whole, size=draws, uniforms=uniforms[some], num_threads=num_threads, **options
         )
-    return indices.reshape(*batch, *shape)[()]
+    return indices.reshape((*batch, *call.shape))[()]
 
 
 def _refuse(name: str) -> NoReturn:

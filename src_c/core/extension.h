@@ -21,6 +21,10 @@ int csm_openmp_limit(void); /* threads that OpenMP would use by default */
 /* core/reduction.c */
 double csm_tree_sum(const double *x, size_t n);
 
+/* ops/shard.c: the first of the records that no shard can have made, of which a merge or a result could leave its
+ * arrays; or their number. */
+size_t csm_records_check(const int64_t *records, size_t rows, size_t words);
+
 /* Constants for the CUDA backend.  The core computes them, so that both backends have the same ones, in double. */
 void csm_set_scales(csm_scales *, double temperature, int single);
 void csm_set_entmax(csm_entmax *, double alpha, int single);

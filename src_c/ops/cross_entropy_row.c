@@ -457,7 +457,7 @@ static void finish_shard(row_state *s, const csm_loss_job *job, ptrdiff_t at, si
         fill_row(call, s->gradient, 0, &s->poll);
         return;
     }
-    s->stores_e = shard->from_e;
+    s->stores_e = shard->from_e && call->is_direct; /* rows that are packed have logits in the place of the result */
     const int is_number = combine_record(s, &r, index);
     *loss = is_number ? s->row.loss : CSM_NAN;
     if (shard->stage == CSM_STAGE_LOST) {
@@ -487,7 +487,7 @@ static void finish_shard(row_state *s, const csm_loss_job *job, ptrdiff_t at, si
 static void run_shard(csm_loss_run *call, row_state *s, const csm_loss_job *job, ptrdiff_t at) {
     const size_t index = (size_t)(job->loss - call->loss + at * job->order);
     if (call->shard->stage == CSM_STAGE_SHARD) {
-        s->stores_e = s->gradient && call->base.itemsize == call->base.wide_size;
+        s->stores_e = s->gradient && call->is_direct && call->base.itemsize == call->base.wide_size;
         sum_shard(s, job, at, index);
         if (s->has_bad_label) atomic_store(&call->has_bad_label, 1);
     } else {

@@ -132,6 +132,32 @@ void csm_records_merge(int64_t *into, const int64_t *other, size_t rows, size_t 
     }
 }
 
+/* Bounds of what sums of shards hold.  Powers of two are those of maxima within the range of exp's reduction, or of
+ * transformed rows. */
+#define LARGEST_POWER ((int64_t)1 << 52)
+#define LARGEST_LIMB ((int64_t)1 << 62)
+
+static int is_sum(const csm_exact *a) {
+    int fits = a->top == CSM_EMPTY || (a->top >= -LARGEST_POWER && a->top <= LARGEST_POWER);
+    for (int i = 0; i < CSM_LIMBS; i++) fits &= a->limb[i] >= -LARGEST_LIMB && a->limb[i] <= LARGEST_LIMB;
+    return fits;
+}
+static int is_power(double n) { return n >= -(double)LARGEST_POWER && n <= (double)LARGEST_POWER; }
+
+size_t csm_records_check(const int64_t *records, size_t rows, size_t words) {
+    for (size_t r = 0; r < rows; r++) {
+        const csm_loss_record a = csm_loss_record_load(records + r * words, words);
+        const csm_record *base = &a.base;
+        const int joins = base->count != 0 && base->max - base->max == 0; /* if a merge brings a larger maximum */
+        int fits = is_sum(&base->sum) && base->max == base->max && base->count >= 0 && base->count <= LARGEST_LIMB;
+        fits &= !joins || (is_power(base->n) && base->top - base->top == 0 && base->top_low - base->top_low == 0);
+        if (words > CSM_RECORD_WORDS) fits &= a.label.owners >= 0 && a.label.owners <= LARGEST_LIMB;
+        if (words >= CSM_TERMS_WORDS) fits &= is_sum(&a.far) && is_sum(&a.mass) && is_sum(&a.row_mass);
+        if (!fits) return r;
+    }
+    return rows;
+}
+
 void csm_records_fold(int64_t *records, const double *row_max, size_t rows, size_t words) {
     for (size_t r = 0; r < rows; r++) {
         csm_record a = csm_record_load(records + r * words);
