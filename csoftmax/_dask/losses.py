@@ -21,7 +21,7 @@ from .._arguments.places import is_cupy
 from .._cpu import binding
 from .._cpu.dtypes import is_bfloat16
 from .._distributed.finish import Merged, add_losses, round_losses
-from .._distributed.losses import Chunk, find_divisor
+from .._distributed.losses import Chunk, find_shares
 from .._distributed.shard import Partial, Piece, Terms, plan_partial
 from .._ops.cross_entropy import plan_cross_entropy
 from .blocks import Argument, add_rows, check_split_every, map_chunks, pick
@@ -216,19 +216,7 @@ def _masses_of_whole(settings: Settings, dtype: Any, names: tuple[str, ...], *bl
 def _weigh(terms: Terms, merged: Merged) -> Any:
     """The part of each row in the divisor of a mean."""
     nothing: Any = None
-    chunk, kept = Chunk(None, terms, nothing, nothing, merged), _Rows()
-    find_divisor([chunk], kept)  # type: ignore[arg-type]
-    return kept.values.reshape(terms.batch)
-
-
-class _Rows:
-    """In the place of a sum over rows: keeps the rows."""
-
-    values: Any = None
-
-    def add(self, values: Any) -> float:
-        self.values = values
-        return 0.0
+    return find_shares(Chunk(None, terms, nothing, nothing, merged)).reshape(terms.batch)
 
 
 def _compute_whole(settings: Settings, names: tuple[str, ...], x: Any, *blocks: Any) -> tuple[Any, Any]:

@@ -155,6 +155,17 @@ def masses_of(chunk: Chunk) -> NDArray[np.float64]:
     return np.where(records[..., 11] & 32, np.inf, totals)
 
 
+def find_shares(chunk: Chunk) -> NDArray[np.float64]:
+    """The part of each row in the divisor of a mean."""
+    losses, masses = chunk.terms.losses, masses_of(chunk)
+    assert losses is not None
+    s = losses.sample_weight
+    if s is None:
+        return masses
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.where(masses == 0, 0, s * masses) if losses.labels is not None else s * masses
+
+
 def find_divisor(chunks: list[Chunk], sums: RowSums) -> float:
     """The number by which a mean divides."""
     losses = chunks[0].terms.losses
@@ -162,13 +173,7 @@ def find_divisor(chunks: list[Chunk], sums: RowSums) -> float:
     is_plain = losses.labels is not None and not losses.has_weight and losses.sample_weight is None
     if is_plain and sums.group is None:  # the number of rows that are kept, which the sum of ones is exactly
         return float(sum(np.count_nonzero(c.terms.losses.labels >= 0) for c in chunks if c.terms.losses is not None))
-    each = [masses_of(chunk) for chunk in chunks]
-    for i, chunk in enumerate(chunks):
-        s = chunk.terms.losses.sample_weight if chunk.terms.losses is not None else None
-        if s is not None:
-            with np.errstate(over="ignore", invalid="ignore"):
-                each[i] = np.where(each[i] == 0, 0, s * each[i]) if losses.labels is not None else s * each[i]
-    return sums.add(np.concatenate([m.reshape(-1) for m in each]))
+    return sums.add(np.concatenate([find_shares(chunk).reshape(-1) for chunk in chunks]))
 
 
 def _merge_squares(

@@ -16,15 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..._distributed.groups import (
-    UNKNOWN,
-    DistributedError,
-    Header,
-    as_group,
-    digest_of,
-    enter,
-    raise_on_all,
-)
+from ..._distributed.agreement import Agreed, describe
+from ..._distributed.groups import UNKNOWN, DistributedError, Header, as_group, enter, raise_on_all
 from ..._distributed.nodes import Nodes
 from ..fit import STATE, restore_on_error
 from .engine import Kind
@@ -144,8 +137,8 @@ def fit_group(model: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None,
     def prepare() -> tuple[Header, Any]:
         check_fits_parts(model, "fit(group=...)")
         part = load((X, y, sample_weight), None, group.rank)
-        options = ", ".join(f"{name}={value}" for name, value in _describe_parameters(model))
-        return Header("fit", 0, 0, 0, UNKNOWN, UNKNOWN, part.x.shape[0], float(model.temperature), options), part
+        agreed = _describe_parameters(model)
+        return Header("fit", "", 0, 0, UNKNOWN, UNKNOWN, part.x.shape[0], float(model.temperature), agreed), part
 
     _, part = enter(group, prepare)
     rank = _Rank(group, part)
@@ -169,17 +162,17 @@ def fit_group(model: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None,
     return notes
 
 
-def _describe_parameters(model: Any) -> list[tuple[str, str]]:
-    """The parameters that ranks must agree on, as text: those that are set, but for those of rank 0 alone."""
+def _describe_parameters(model: Any) -> Agreed:
+    """The parameters that ranks must agree on: those that are set, but for those of rank 0 alone."""
     defaults = {name: item.default for name, item in inspect.signature(type(model)).parameters.items()}
     found = []
     for name, value in sorted(model.get_params(deep=False).items()):
         if name in ("callbacks", "random_state", "num_threads") or value is defaults.get(name):
             continue
-        found.append((name, f"array {digest_of(value)}" if isinstance(value, np.ndarray) else repr(value)))
+        found.append((name, describe(value) if isinstance(value, np.ndarray) else repr(value)))
     if model.warm_start and hasattr(model, "coef_"):
-        found.append(("coef_", digest_of(model.coef_, model.intercept_)))
-    return found
+        found += [("coef_", describe(model.coef_)), ("intercept_", describe(model.intercept_))]
+    return tuple(found)
 
 
 def _make_portable(error: BaseException) -> Exception:
