@@ -148,7 +148,8 @@ def check_errors():
     check_raises(ValueError, "dtype", X.astype(np.float32) if last else X, y)
     check_raises(ValueError, "features", X[:, :3] if last else X, y)
     check_raises(ValueError, "sample_weight must be given", X, y, weight if last else None)
-    check_raises(ValueError, "penalty_l2=0.5", X, y, model=SoftmaxRegression(penalty_l2=0.5 if last else 0.1))
+    other = SoftmaxRegression(penalty_l2=0.5 if last else 0.1)
+    check_raises(ValueError, "disagree on penalty_l2: 0.1 on rank 0 and 0.5 on rank", X, y, model=other)
     check_raises(distributed.DistributedError, "max_epochs", X, y, model=RaisesInParameters() if last else None)
     check_raises(ValueError, "kind", X, y.astype(str) if last else y)
 
