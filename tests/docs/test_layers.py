@@ -19,11 +19,13 @@ PYTHON_LAYERS = [
     {"_ops"},
     {"__init__"},
     {"samplers", "geometric", "_torch", "_jax", "_distributed"},
+    {"_dask"},
     {"_spec", "_learn"},
     {
         "adversarial",
         "choice",
         "torch",
+        "dask",
         "jax",
         "heads",
         "linear_model",
