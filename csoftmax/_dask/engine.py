@@ -91,15 +91,17 @@ class _Cluster:
 
     def __init__(self, client: Any, describe: Callable[[Sequence[int]], str]):
         self.client, self.describe = client, describe
+        self.held: Sequence[Any] = ()  # the futures of the parts
 
     def collect(self, futures: Sequence[Any], numbers: Sequence[Sequence[int]]) -> list[Any]:
         """Results of the futures of some parts each; if one fails, the others are cancelled."""
         try:
             return list(self.client.gather(list(futures)))
         except BaseException as error:
-            failed = [i for i, future in enumerate(futures) if future.status == "error"]
+            lost = [[i] for i, future in enumerate(self.held) if future.status == "error"]
+            lost += [list(run) for run, future in zip(numbers, futures, strict=True) if future.status == "error"]
             self.cancel(futures)
-            parts = numbers[failed[0]] if failed else []
+            parts = lost[0] if lost else []
             self._raise(error, parts)
 
     def _raise(self, error: BaseException, parts: Sequence[int]) -> NoReturn:
@@ -127,11 +129,11 @@ class _Cluster:
 class DaskEngine:
     """Parts in the memory of the workers; each of them is a tuple of Delayed at first."""
 
-    def __init__(self, parts: Sequence[tuple[Any, ...]], client: Any, options: Options):
+    def __init__(self, parts: Sequence[tuple[Any, ...]], client: Any, options: Options, sizes: list[tuple[int, int]]):
         self.client, self.options, self.count = client, options, len(parts)
         self.given: Sequence[tuple[Any, ...]] | None = parts
         self.futures: list[Any] = []
-        self.sizes: list[tuple[int, int]] = []
+        self.sizes = sizes
         self.cluster = _Cluster(client, self._describe)
         self.slots: list[str] = []  # a worker for each of their threads
         self.owners = [0] * self.count  # the slot of each part
@@ -141,7 +143,7 @@ class DaskEngine:
     def _describe(self, numbers: Sequence[int]) -> str:
         names = f"part {numbers[0]}" if len(numbers) == 1 else f"parts {numbers[0]} to {numbers[-1]}"
         if not self.sizes:
-            return f"{names} of {self.count}, being read"
+            return f"{names} of {self.count}, of unknown size"
         rows, nbytes = (sum(self.sizes[i][k] for i in numbers) for k in (0, 1))
         return f"{names} of {self.count} ({rows} rows, {nbytes} bytes)"
 
@@ -204,10 +206,11 @@ class DaskEngine:
                         kind, message, number, *given, dask_key_name=f"csoftmax-part-{self.token}-{number}"
                     )
                 tasks.append(task)
-            self.futures, self.given = self.client.compute(tasks, retries=self.options.retries), None
+            self.cluster.held = self.futures = self.client.compute(tasks, retries=self.options.retries)
+            self.given = None
             return
         submit = self.client.submit
-        self.futures = [
+        self.cluster.held = self.futures = [
             submit(_change_part, kind, message, number, future, **self._place(number))
             for number, future in enumerate(self.futures)
         ]
@@ -248,7 +251,7 @@ class DaskEngine:
     def close(self) -> None:
         """Let the parts go."""
         self.cluster.cancel(self.futures)
-        self.futures = []
+        self.cluster.held = self.futures = []
 
 
 class ReadingEngine:

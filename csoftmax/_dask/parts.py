@@ -78,3 +78,11 @@ def split_parts(*named: tuple[str, Any]) -> list[tuple[Any, ...]]:
             if known:
                 raise ValueError(f"{name} has {a.shape[0]} rows, but {first_name} has {x.shape[0]}")
     return [tuple(parts) for parts in zip(*(parts for _, parts in columns), strict=True)]
+
+
+def expect_sizes(x: Any) -> list[tuple[int, int]]:
+    """Rows and bytes of the parts of X, or nothing if they are not known."""
+    if not isinstance(x, da.Array) or any(np.isnan(n) for chunks in x.chunks for n in chunks):
+        return []
+    row = x.dtype.itemsize * int(np.prod(x.shape[1:]))
+    return [(rows, rows * row) for rows in x.chunks[0]]

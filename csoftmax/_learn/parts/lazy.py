@@ -25,7 +25,7 @@ def open_parts(*named: tuple[str, Any]) -> Iterator[Engine]:
     """The parts of collections with the same rows, on the workers of the current client or else in this process."""
     from ..._dask.engine import DaskEngine, ReadingEngine, find_client
     from ..._dask.options import current
-    from ..._dask.parts import split_parts
+    from ..._dask.parts import expect_sizes, split_parts
 
     parts, options = split_parts(*named), current()
     client = find_client(options)
@@ -33,7 +33,7 @@ def open_parts(*named: tuple[str, Any]) -> Iterator[Engine]:
     if not options.keep:
         engine = ReadingEngine(parts, client, options)
     elif client is not None:
-        engine = DaskEngine(parts, client, options)
+        engine = DaskEngine(parts, client, options, expect_sizes(named[0][1]))
     else:
         import dask
 
