@@ -16,23 +16,11 @@ from typing import Any, NoReturn
 
 import dask
 
-from .._distributed.groups import DistributedError, DistributedMemoryError
-from .._distributed.parts import Kind, Sums, add_parts, merge_all
+from .._distributed.parts import Kind, PartError, PartMemoryError, Sums, add_parts, merge_all
 from .options import Options
 
 REFRESH_SECONDS = 1.0  # between looks at which workers there are
 MAX_GATHERED_BYTES = 64 << 20  # with more, tasks merge the sums of several runs before the client gets them
-
-
-class PartError(DistributedError):
-    """A failure that is not of the data; rank is the number of the first part of the task that failed, or -1."""
-
-    def __str__(self) -> str:
-        return str(self.message)
-
-
-class PartMemoryError(PartError, DistributedMemoryError):
-    """A lack of memory for some parts, or perhaps one: a worker that is killed says nothing."""
 
 
 class Message:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
+from .groups import DistributedError, DistributedMemoryError
 from .nodes import Nodes
 
 Kind: TypeAlias = Callable[[Any, Any, int], Any]
@@ -12,6 +13,17 @@ Kind: TypeAlias = Callable[[Any, Any, int], Any]
 
 Sums: TypeAlias = "dict[tuple[int, int], Any]"
 """The nodes of a sum."""
+
+
+class PartError(DistributedError):
+    """A failure that is not of the data; rank is the number of the first part of the task that failed, or -1."""
+
+    def __str__(self) -> str:
+        return str(self.message)
+
+
+class PartMemoryError(PartError, DistributedMemoryError):
+    """A lack of memory for some parts, or perhaps one: a worker that is killed says nothing."""
 
 
 def add_parts(kind: Kind, payload: Any, parts: Sequence[Any], numbers: Sequence[int]) -> Sums:

@@ -20,8 +20,8 @@ import pytest
 import scipy.sparse
 from distributed import Client, LocalCluster
 
-from csoftmax._dask.engine import PartError, PartMemoryError
 from csoftmax._dask.options import options
+from csoftmax._distributed.parts import PartError, PartMemoryError
 from csoftmax.linear_model import SoftmaxRegression
 
 ROWS, CHUNK = 4000, 330

@@ -194,3 +194,10 @@ def test_a_failure_leaves_the_earlier_fit():
     with pytest.raises(ValueError, match=r"y\[350\], row 0 of part 7, is 9, which is not among the classes"):
         fit_parts(model, held, "fit")
     assert model.coef_ is coef
+
+
+def test_a_bad_feature_beside_text_labels():
+    X, y, _ = make_rows()
+    X[402, 1] = np.nan
+    with pytest.raises(ValueError, match=r"X\[402\], row 0 of part 9, is nan; features must be finite"):
+        fit(split(CUTS, X, np.array(["ant", "bee", "cow"])[y]))
