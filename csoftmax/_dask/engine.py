@@ -82,13 +82,13 @@ class _Cluster:
         self.held: Sequence[Any] = ()  # the futures of the parts
 
     def collect(self, futures: Sequence[Any], numbers: Sequence[Sequence[int]]) -> list[Any]:
-        """Results of the futures of some parts each; if one fails, the others are cancelled."""
+        """Results of the futures of some parts each; if one fails, they and the parts are cancelled."""
         try:
             return list(self.client.gather(list(futures)))
         except BaseException as error:
             lost = [[i] for i, future in enumerate(self.held) if future.status == "error"]
             lost += [list(run) for run, future in zip(numbers, futures, strict=True) if future.status == "error"]
-            self.cancel(futures)
+            self.cancel([*futures, *self.held])
             parts = lost[0] if lost else []
             self._raise(error, parts)
 
@@ -237,8 +237,7 @@ class DaskEngine:
         return nodes
 
     def close(self) -> None:
-        """Let the parts go."""
-        self.cluster.cancel(self.futures)
+        """Let the parts go: the scheduler forgets what no client refers to."""
         self.cluster.held = self.futures = []
 
 

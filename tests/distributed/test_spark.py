@@ -12,6 +12,7 @@ pandas = pytest.importorskip("pandas")
 import csoftmax.spark  # noqa: E402
 from csoftmax.linear_model import SoftmaxRegression  # noqa: E402
 
+FEW = {"max_epochs": 4}  # a job of Spark takes a second on a busy machine
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
 
 
@@ -22,7 +23,8 @@ def session():
 
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     os.environ |= {"PYSPARK_PYTHON": sys.executable, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    made = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()
+    made = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false")
+    made = made.config("spark.sql.shuffle.partitions", "4").getOrCreate()
     yield made
     made.stop()
 
@@ -59,14 +61,14 @@ def test_vectors_arrays_and_empty_partitions(session):
     from pyspark.sql import functions
 
     frame = session.createDataFrame(make_rows(300)).repartition(3)
-    expected = csoftmax.spark.fit(SoftmaxRegression(), frame, features=list("abcd"), label="y")
+    expected = csoftmax.spark.fit(SoftmaxRegression(**FEW), frame, features=list("abcd"), label="y")
     vectors = VectorAssembler(inputCols=list("abcd"), outputCol="x").transform(frame)
     arrays = frame.withColumn("x", functions.array(*"abcd"))
     for given in (vectors, arrays):
-        model = csoftmax.spark.fit(SoftmaxRegression(), given, features="x", label="y")
+        model = csoftmax.spark.fit(SoftmaxRegression(**FEW), given, features="x", label="y")
         assert np.allclose(model.coef_, expected.coef_, rtol=1e-7, atol=1e-9)
-    sparse = frame.repartition(40, "y")  # most partitions are empty
-    model = csoftmax.spark.fit(SoftmaxRegression(), sparse, features=list("abcd"), label="y")
+    sparse = frame.repartition(12, "y")  # most partitions are empty
+    model = csoftmax.spark.fit(SoftmaxRegression(**FEW), sparse, features=list("abcd"), label="y")
     assert np.allclose(model.coef_, expected.coef_, rtol=1e-7, atol=1e-9)
 
 
