@@ -23,16 +23,7 @@ from ._arguments.numbers import check_count
 from ._learn import model_file, predictions
 from ._learn.certified import ScoresCertified
 from ._learn.export import make_onnx
-from ._learn.fit import (
-    fit_adamw,
-    fit_lbfgs,
-    forget,
-    iterate,
-    prepare,
-    restore_on_error,
-    train_on_batches,
-    train_on_minibatch,
-)
+from ._learn.fit import forget, iterate, restore_on_error, train_on_batches, train_on_minibatch
 from ._learn.labels import merge_classes
 from ._learn.many_class.estimator import ManyClassRegression
 from ._learn.monitor import WRAPPER_FRAMES, SupportsCallbacks, with_callbacks
@@ -44,6 +35,8 @@ from ._learn.parameters import (
     check_same_classes,
     mark_classes,
 )
+from ._learn.parts.fit import fit_rows
+from ._learn.parts.predictions import ScoresLazily
 from ._learn.penalty import check_decay
 
 if TYPE_CHECKING:
@@ -56,7 +49,7 @@ __all__ = ["ManyClassRegression", "SoftmaxRegression"]
 ManyClassRegression.__module__ = __name__
 
 
-class SoftmaxRegression(ScoresCertified, SupportsCallbacks, ClassifierMixin, BaseEstimator):
+class SoftmaxRegression(ScoresLazily, ScoresCertified, SupportsCallbacks, ClassifierMixin, BaseEstimator):
     """Softmax (multinomial logistic) regression.
 
     Minimises the mean cross-entropy of ``softmax((X @ coef_.T + intercept_) / temperature)`` plus
@@ -186,6 +179,13 @@ class SoftmaxRegression(ScoresCertified, SupportsCallbacks, ClassifierMixin, Bas
     accuracy of perturbed rows. Early stopping looks at rows as they are, or at the bound, whose corners keep gradients
     from `tol`: lbfgs first smooths its norms (as `history_` shows), and ends when a round lowers it by less than 5e-4.
 
+    Data in parts: `fit` takes X, y and sample weights as Dask arrays, data frames or series, or as lists of Delayed, in
+    the same parts of the rows, with lbfgs, a number or None as `penalty_l2`, and without `adversarial`. The parts stay
+    on the workers, the result is that of one process to 1e-12 of the loss, and the parts alone determine its bits: not
+    the number of workers, nor which of them are lost. `early_stopping` then holds out rows by a number that is drawn
+    for each (Philox), not stratified. `csoftmax.dask.options` has the client. Predictions and `score` of collections
+    are lazy. `csoftmax.distributed.fit` does the same for the ranks of a group.
+
     Examples
     --------
     >>> from sklearn.datasets import load_iris
@@ -288,7 +288,7 @@ class SoftmaxRegression(ScoresCertified, SupportsCallbacks, ClassifierMixin, Bas
         X : array-like or sparse matrix of shape (N, D)
             Features: arrays, tensors on the CPU, data frames. float32 and float64 keep their dtype, everything else
             becomes float64. A memory map is read block by block. Missing values, masked arrays and complex numbers are
-            refused.
+            refused. Collections of Dask, or a list of Delayed: see the notes on data in parts.
         y : array-like of shape (N,)
             Labels: integers, strings or booleans.
         sample_weight : array-like of shape (N,), optional
@@ -312,10 +312,7 @@ class SoftmaxRegression(ScoresCertified, SupportsCallbacks, ClassifierMixin, Bas
         UserWarning
             If ``penalty_l2="auto"`` has no two rows of a class, or no class that is not frozen: the default is taken.
         """
-        with restore_on_error(self):
-            X, indices, weights, options, validation = prepare(self, X, y, sample_weight)
-        train = fit_lbfgs if self.solver == "lbfgs" else fit_adamw
-        for message, category in train(self, X, indices, weights, options, validation):
+        for message, category in fit_rows(self, X, y, sample_weight):
             warnings.warn(message, category, stacklevel=2 + WRAPPER_FRAMES)
         return self
 

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._arguments.numbers import check_count, check_integer
+from .parts.bins import bin_parts, mean_square_parts
+from .parts.lazy import is_lazy
 from .probabilities import check, take_top_labels
 
 MAX_WHOLE = 2.0**53
@@ -86,6 +88,11 @@ def _choose_edges(
     return edges
 
 
+def _check_strategy(strategy: Any) -> None:
+    if strategy not in STRATEGIES:
+        raise ValueError(f"strategy must be one of {', '.join(map(repr, STRATEGIES))}, got {strategy!r}")
+
+
 def fill_bins(
     confidence: NDArray[np.float64],
     hits: NDArray[np.bool_],
@@ -95,8 +102,7 @@ def fill_bins(
 ) -> Bins:
     """Sort the rows into bins of confidence."""
     n_bins = check_count("n_bins", n_bins, 1)
-    if strategy not in STRATEGIES:
-        raise ValueError(f"strategy must be one of {', '.join(map(repr, STRATEGIES))}, got {strategy!r}")
+    _check_strategy(strategy)
     edges = _choose_edges(confidence, weight, n_bins, strategy)
     at = np.searchsorted(edges[1:-1], confidence, side="left")
     return Bins(
@@ -118,7 +124,32 @@ def bin_predictions(
     sample_weight: ArrayLike | None,
 ) -> Bins:
     """Bins of the largest probability of each row."""
+    if is_lazy(y_prob) or is_lazy(y_true):
+        return _bin_lazily(y_true, y_prob, n_bins, strategy, labels, sample_weight)[0]
     return fill_bins(*take_top_labels(y_true, y_prob, labels, sample_weight), n_bins, strategy)
+
+
+def _bin_lazily(
+    y_true: Any,
+    y_prob: Any,
+    n_bins: int,
+    strategy: Strategy,
+    labels: ArrayLike | None,
+    sample_weight: Any,
+    *,
+    by_class: bool = False,
+) -> list[Bins]:
+    """Bins of collections of Dask: sums of all parts, each rounded once."""
+    n_bins = check_count("n_bins", n_bins, 1)
+    _check_strategy(strategy)
+    if strategy == "quantile":
+        raise ValueError(
+            "strategy='quantile' needs all rows in one order, which collections of Dask do not have: pass a sample of "
+            "the rows in memory, such as y_true[::100].compute(), or strategy='uniform'"
+        )
+    edges = np.linspace(0, 1, n_bins + 1)
+    found = bin_parts(y_true, y_prob, labels, sample_weight, edges, MAX_WHOLE, by_class=by_class)
+    return [Bins(*bins[:4], edges, bins.sizes) for bins in found]
 
 
 def _square_gaps(bins: Bins, debiased: bool) -> NDArray[np.float64]:
@@ -170,6 +201,9 @@ def expected_calibration_error(
         Labels of the columns, such as `classes_` of an estimator.
     sample_weight : array_like of shape (N,), optional
         Weights of the rows; a weight of 2 counts as the row twice.
+
+        All three may be collections of Dask, in the same parts of the rows: sums are then exact, and the result has the
+        same bits for any parts. Quantiles need all rows in one order, and are refused.
 
     Returns
     -------
@@ -284,6 +318,9 @@ def classwise_calibration_error(
     >>> round(classwise_calibration_error([0, 1], [[0.9, 0.1], [0.2, 0.8]]), 4)
     0.15
     """
+    if is_lazy(y_prob) or is_lazy(y_true):
+        every = _bin_lazily(y_true, y_prob, n_bins, strategy, labels, sample_weight, by_class=True)
+        return float(np.mean([bins.gaps().sum() / bins.weight.sum() for bins in every]))
     y, p, w = check(y_true, y_prob, labels, sample_weight)
     errors = []
     for k in range(p.shape[1]):
@@ -327,6 +364,9 @@ def brier_score(
     """
     if scale_by_half not in ("auto", True, False):
         raise ValueError(f'scale_by_half must be "auto", True or False, got {scale_by_half!r}')
+    if is_lazy(y_prob) or is_lazy(y_true):
+        mean, columns = mean_square_parts(y_true, y_prob, labels, sample_weight)
+        return (0.5 if (columns == 2 if scale_by_half == "auto" else scale_by_half) else 1.0) * mean
     y, p, w = check(y_true, y_prob, labels, sample_weight)
     at_label = p[np.arange(len(p)), y]
     squares = np.square(p).sum(axis=1) - np.square(at_label) + np.square(1 - at_label)

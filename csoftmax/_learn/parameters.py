@@ -18,12 +18,14 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from .._arguments.foreign import as_native
+from .._arguments.kinds import refuse_kind
 from .._arguments.numbers import check_num_threads
 from .._arguments.places import DeviceError, Place, is_cupy, place_of
 from .adversary import KINDS, check_adversarial
 from .labels import indices_of, is_text, weigh_by_effective_number, weigh_by_mapping
 from .messages import show
 from .objective import Options, is_sparse
+from .parts.lazy import is_lazy
 
 SOLVERS = ("lbfgs", "adamw")
 AUTO = "auto"  # penalty_l2 that is chosen from the data
@@ -177,6 +179,8 @@ def as_plain(x: Any, name: str) -> Any:
         raise TypeError(f"{name} is a numpy.matrix: pass numpy.asarray({name})")
     if type(x).__name__ == "LazyFrame":
         raise TypeError(f"{name} is a {type(x).__module__.partition('.')[0]} LazyFrame: pass {name}.collect()")
+    if is_lazy(x):
+        refuse_kind(name, x)
     return as_native(x, name)
 
 

@@ -16,6 +16,8 @@ from .._arguments.places import is_cupy, place_of
 from .._ops.softmax import log_softmax, softmax
 from .objective import compute_logits, to_host
 from .parameters import as_plain, check_data
+from .parts.lazy import is_lazy
+from .parts.predictions import predict_lazily
 
 
 def _check_on_device(model: Any, X: Any) -> Any:
@@ -78,6 +80,8 @@ def _compute_log_probabilities(X: Any, model: Any) -> Any:
 def _answer(function: Any, X: Any, model: Any) -> Any:
     """The result of a function above; NumPy's arrays, the most frequent, are spared the search for other kinds."""
     check_is_fitted(model, "coef_")
+    if is_lazy(X):
+        return predict_lazily(function.__wrapped__, X, model)
     return function(X, model) if is_foreign(X) else function.__wrapped__(X, model)
 
 
@@ -88,7 +92,7 @@ def compute_margins(X: Any, model: Any) -> Any:
 
 def choose_labels(X: Any, model: Any) -> Any:
     """The result of `predict`: an array of X's library if the classes are numbers; no other library has strings."""
-    if not hasattr(model, "classes_") or model.classes_.dtype.kind in "biuf":
+    if not hasattr(model, "classes_") or model.classes_.dtype.kind in "biuf" or is_lazy(X):
         return _answer(_choose_labels, X, model)
     check_is_fitted(model, "coef_")
     return model.classes_[to_host(_compute_logits(X, model).argmax(axis=1))]

@@ -29,6 +29,8 @@ PYTHON_LAYERS = [
         "jax",
         "heads",
         "linear_model",
+        "ray",
+        "spark",
         "calibration",
         "class_weight",
         "sequence",

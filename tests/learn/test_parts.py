@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from csoftmax._distributed.nodes import Nodes
+from csoftmax._distributed.parts import add_parts, merge_all
 from csoftmax._learn.objective import Objective, Options
 from csoftmax._learn.parts import rows, sums
-from csoftmax._learn.parts.engine import LocalEngine, add_parts
+from csoftmax._learn.parts.engine import LocalEngine
 from csoftmax._learn.parts.fit import fit_parts
 from csoftmax._learn.parts.objective import Layout, PartsObjective
 from csoftmax.linear_model import SoftmaxRegression
@@ -25,11 +25,7 @@ class ScatteredEngine(LocalEngine):
         cuts = [0, *sorted(self.rng.integers(0, self.count + 1, 2).tolist()), self.count]
         runs = [numbers[a:b] for a, b in itertools.pairwise(cuts)]
         runs.append(numbers[: self.count // 2])
-        nodes = {}
-        for numbers in runs:
-            found = add_parts(kind, payload, [self.parts[i] for i in numbers], numbers)
-            nodes = Nodes.merge(nodes, found)
-        return nodes
+        return merge_all(add_parts(kind, payload, [self.parts[i] for i in run], run) for run in runs)
 
 
 def make_rows(n=700, d=5, k=3, seed=0):
@@ -198,3 +194,10 @@ def test_a_failure_leaves_the_earlier_fit():
     with pytest.raises(ValueError, match=r"y\[350\], row 0 of part 7, is 9, which is not among the classes"):
         fit_parts(model, held, "fit")
     assert model.coef_ is coef
+
+
+def test_a_bad_feature_beside_text_labels():
+    X, y, _ = make_rows()
+    X[402, 1] = np.nan
+    with pytest.raises(ValueError, match=r"X\[402\], row 0 of part 9, is nan; features must be finite"):
+        fit(split(CUTS, X, np.array(["ant", "bee", "cow"])[y]))

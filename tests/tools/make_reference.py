@@ -17,6 +17,7 @@ PACKAGE = ROOT / "csoftmax"
 FOLDER = ROOT / "docs" / "reference"
 
 MODULES = (
+    *("ray", "spark"),
     *("samplers", "geometric", "adversarial", "choice"),
     *("heads", "torch", "jax", "linear_model", "calibration", "metrics", "class_weight", "sequence", "distributed"),
 )

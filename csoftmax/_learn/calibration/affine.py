@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from scipy.optimize import minimize
 from sklearn.exceptions import ConvergenceWarning
 
-from ..._ops.cross_entropy import cross_entropy_with_grad
 from ..._ops.softmax import log_softmax, softmax
 from .base import Calibrator, Notes
 from .rows import Array, Rows, merge_equal_rows
-from .shortage import describe_separation, describe_shortage, is_separable
+from .shortage import describe_separation, describe_shortage
 from .temperature import describe_nonconvergence, find_temperature
+from .terms import Terms, apply, exclude_impossible
+
+if TYPE_CHECKING:
+    from .parts import PartsRows, PartsTerms
 
 Penalty = Callable[[Array, Array], tuple[float, Array, Array]]
 """Value and gradients of a penalty on coef and intercept."""
@@ -37,23 +39,31 @@ class Affine(Calibrator):
     intercept_: Array
     max_iter: int
     tol: float
+    _TAKES_PARTS: ClassVar = True
     _SHAPES: ClassVar = {"temperature": (), "coef": ("K", "K"), "intercept": ("K",)}
     _IS_DIAGONAL: ClassVar = False  # W
 
-    def _features(self, z: Array, temperature: float) -> Array:
+    @staticmethod
+    def _features(z: Array, temperature: float) -> Array:
         return replace_by_smallest(z / temperature)
 
-    def _fit_penalised(self, rows: Rows, factors: tuple[float, float, float]) -> tuple[dict[str, Any], Notes]:
+    def _fit_penalised(
+        self, rows: Rows | PartsRows, factors: tuple[float, float, float]
+    ) -> tuple[dict[str, Any], Notes]:
         """Minimise the mean cross-entropy plus a penalty, from the best temperature.
 
         factors: of the penalties off the diagonal, on it, and on the intercept.
         """
-        merged = merge_equal_rows(rows)
-        k = rows.z.shape[1]
+        merged = merge_equal_rows(rows) if isinstance(rows, Rows) else rows
+        k = rows.columns
         start = np.ones(k) if self._IS_DIAGONAL else np.eye(k)
         penalty = make_penalty(start, *factors)
         temperature = find_temperature(merged)
-        x = self._features(merged.z, temperature)
+        terms: Terms | PartsTerms
+        if isinstance(merged, Rows):
+            terms = Terms(merged, self._features(merged.z, temperature))
+        else:
+            terms = merged.open_terms(self._features, temperature)
         history: list[dict[str, float]] = []
 
         def unpack(u: Array) -> tuple[Array, Array]:
@@ -61,13 +71,10 @@ class Affine(Calibrator):
 
         def value(u: Array) -> tuple[float, Array]:
             coef, intercept = unpack(u)
-            mapped = exclude_impossible(apply(coef, intercept, x), merged.z)
-            result = cross_entropy_with_grad(mapped, merged.labels, sample_weight=merged.weights)
+            loss, grad_coef, grad_intercept = terms.evaluate(coef, intercept)
             extra, extra_coef, extra_intercept = penalty(coef, intercept)
-            grad_coef = np.einsum("nk,nk->k", result.grad, x) if self._IS_DIAGONAL else result.grad.T @ x
-            return float(result.loss) + extra, np.concatenate(
-                [(grad_coef + extra_coef).ravel(), result.grad.sum(axis=0) + extra_intercept]
-            )
+            gradients = (grad_coef + extra_coef).ravel(), grad_intercept + extra_intercept
+            return loss + extra, np.concatenate(gradients)
 
         def record(u: Array) -> float:
             loss, gradient = value(u)
@@ -95,12 +102,12 @@ class Affine(Calibrator):
         coef, intercept = unpack(u)
         notes: Notes = []
         done = "the penalties and the prior of the temperature bound the factors of the logits"
-        unbounded = is_separable(replace(merged, z=map_freely(x, merged.z, coef, intercept, factors)))
+        unbounded = terms.is_separable(coef, intercept, factors)
         if unbounded or not all(factors[1:]):
             done = "without penalties nothing but max_iter and tol ends the fit"
         shortage = describe_shortage(rows, done)
         if unbounded and not shortage:
-            shortage = describe_separation(len(rows.z), done)
+            shortage = describe_separation(rows.count, done)
         if shortage:
             notes.append((shortage, UserWarning))
         if not converged:
@@ -120,21 +127,6 @@ class Affine(Calibrator):
         return softmax(x, out=x)
 
 
-def apply(coef: Array, intercept: Array, x: Array) -> Array:
-    """Map features by a matrix, or by the diagonal of one."""
-    return (x * coef if coef.ndim == 1 else x @ coef.T) + intercept
-
-
-def map_freely(x: Array, z: Array, coef: Array, intercept: Array, factors: tuple[float, float, float]) -> Array:
-    """Results of the part of the map that no penalty holds.
-
-    If they classify all rows correctly, the likelihood rises forever as that part is multiplied.
-    """
-    off_diagonal, diagonal, offset = (factor == 0 for factor in factors)
-    free = np.where(np.eye(len(coef), dtype=bool), diagonal, off_diagonal) if coef.ndim == 2 else diagonal
-    return exclude_impossible(apply(coef * free, intercept * offset, x), z)
-
-
 def replace_by_smallest(x: Array) -> Array:
     """Features with the smallest finite one of their row in place of -inf.
 
@@ -145,12 +137,6 @@ def replace_by_smallest(x: Array) -> Array:
     if not impossible.any():
         return x
     return np.where(impossible, np.where(impossible, np.inf, x).min(axis=1, keepdims=True), x)
-
-
-def exclude_impossible(x: Array, z: Array) -> Array:
-    """Results x of the map, with -inf where the logits z are -inf."""
-    x[np.isneginf(z)] = -np.inf
-    return x
 
 
 def make_penalty(start: Array, off_diagonal: float, diagonal: float, intercept: float) -> Penalty:
@@ -224,7 +210,7 @@ class VectorScaling(Affine):
         self.max_iter = max_iter
         self.tol = tol
 
-    def _fit(self, rows: Rows) -> tuple[dict[str, Any], Notes]:
+    def _fit(self, rows: Rows | PartsRows) -> tuple[dict[str, Any], Notes]:
         return self._fit_penalised(rows, (0.0, self.penalty_diagonal, self.penalty_intercept))
 
 
@@ -280,7 +266,7 @@ class MatrixScaling(Affine):
         self.max_iter = max_iter
         self.tol = tol
 
-    def _fit(self, rows: Rows) -> tuple[dict[str, Any], Notes]:
+    def _fit(self, rows: Rows | PartsRows) -> tuple[dict[str, Any], Notes]:
         return self._fit_penalised(rows, (self.penalty_off_diagonal, self.penalty_diagonal, self.penalty_intercept))
 
 
@@ -310,5 +296,6 @@ feature_names_in_
     array([0.65, 0.35])
     """
 
-    def _features(self, z: Array, temperature: float) -> Array:
+    @staticmethod
+    def _features(z: Array, temperature: float) -> Array:
         return replace_by_smallest(log_softmax(z, temperature=temperature))

@@ -7,13 +7,17 @@ import warnings
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..._arguments.foreign import accept_foreign, as_native, is_foreign
+from ..parts.lazy import is_lazy, open_parts
+from ..parts.predictions import predict_lazily
 from . import files
+from .parts import PartsRows, read_parts
 from .rows import Array, Rows, check_values, read_logits, read_rows
 
 if TYPE_CHECKING:
@@ -57,6 +61,7 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
 
     # Shapes of the fitted attributes: () is a number, "K" the columns, "S" the same but 1 for two, "B" any length.
     _SHAPES: ClassVar[dict[str, tuple[str, ...]]]
+    _TAKES_PARTS: ClassVar[bool] = False  # whether sums over rows are all that `_fit` needs
 
     def __sklearn_tags__(self) -> Any:
         """Tags of scikit-learn: features that are no logits are not classified well."""
@@ -65,7 +70,7 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
         return tags
 
     @abstractmethod
-    def _fit(self, rows: Rows) -> tuple[dict[str, Any], Notes]:
+    def _fit(self, rows: Any) -> tuple[dict[str, Any], Notes]:
         """Return the fitted attributes, and what to warn about."""
 
     @abstractmethod
@@ -134,15 +139,29 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
     ) -> Notes:
         """Learn as `fit` does, but return its warnings."""
         files.check_parameters(self)
-        rows = read_rows(logits, y, sample_weight, classes, self)
+        if is_lazy(logits) or is_lazy(y) or is_lazy(sample_weight):
+            if not self._TAKES_PARTS:
+                raise ValueError(
+                    f"{type(self).__name__} needs all rows at once, which collections of Dask are not: fit it to a "
+                    "sample in memory, such as logits[::100].compute(), or take TemperatureScaling, VectorScaling, "
+                    "MatrixScaling or DirichletCalibration"
+                )
+            with open_parts(("logits", logits), ("y", y), ("sample_weight", sample_weight)) as engine:
+                return self._learn_rows(read_parts(engine, classes, self), logits)
+        return self._learn_rows(read_rows(logits, y, sample_weight, classes, self), logits)
+
+    def _learn_rows(self, rows: Rows | PartsRows, logits: Any) -> Notes:
+        """Learn from checked rows; logits: as they were given, for their number and names of columns."""
         fitted, notes = self._fit(rows)
         for name in [name for name in vars(self) if name.endswith("_") and not name.startswith("_")]:
             delattr(self, name)
         if rows.one_axis:
             self.n_features_in_ = 2
         else:
+            if isinstance(rows, PartsRows):
+                logits = getattr(logits, "_meta", None) if hasattr(logits, "columns") else np.zeros((1, rows.columns))
             validate_data(self, as_native(logits, "logits"), skip_check_array=True)
-        self.classes_, self.n_classes_ = rows.classes, rows.z.shape[1]
+        self.classes_, self.n_classes_ = rows.classes, rows.columns
         self.__dict__.update(fitted)
         return notes
 
@@ -208,7 +227,7 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
         array([[0.77, 0.23],
                [0.08, 0.92]])
         """
-        return super().transform(logits)
+        return predict_lazily(_compute, logits, self) if is_lazy(logits) else super().transform(logits)
 
     def predict_proba(self, logits: ArrayLike) -> Any:
         """Calibrate logits, whatever `set_output` has chosen.
@@ -238,6 +257,8 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
         array([[0.77, 0.23],
                [0.08, 0.92]])
         """
+        if is_lazy(logits):
+            return predict_lazily(_compute, logits, self)
         return accept_foreign(self._compute)(logits)
 
     def predict(self, logits: ArrayLike) -> Any:
@@ -269,9 +290,11 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
         """
 
         def choose(logits: ArrayLike) -> NDArray[Any]:
-            return self.classes_[self._compute(logits).argmax(axis=1)]
+            return _decide(logits, self)
 
         check_is_fitted(self, "classes_")
+        if is_lazy(logits):
+            return predict_lazily(_decide, logits, self)
         if is_foreign(logits) and self.classes_.dtype.kind not in "biuf":
             return choose(as_native(logits, "logits"))
         return accept_foreign(choose)(logits)
@@ -368,6 +391,16 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
             validate_data(self, logits, reset=False, skip_check_array=True)
         check_values(z)
         return self._calibrate(z)
+
+
+def _compute(logits: Any, calibrator: Calibrator) -> Array:
+    """Calibrated probabilities of one part."""
+    return calibrator._compute(logits)
+
+
+def _decide(logits: Any, calibrator: Calibrator) -> NDArray[Any]:
+    """Classes of one part."""
+    return np.asarray(calibrator.classes_[calibrator._compute(logits).argmax(axis=1)])
 
 
 def learn(

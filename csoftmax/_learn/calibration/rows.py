@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import assert_all_finite, check_array, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
+from ..._ops.cross_entropy import cross_entropy
+from ..._ops.softmax import softmax
 from ..labels import indices_of
 from ..messages import show
 from ..parameters import as_plain, check_sample_weight
@@ -34,6 +37,52 @@ class Rows:
     def total(self) -> float:
         """Sum of the weights."""
         return float(len(self.z) if self.weights is None else self.weights.sum())
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return len(self.z)
+
+    @property
+    def columns(self) -> int:
+        """Number of classes."""
+        return int(self.z.shape[1])
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether rows have weights."""
+        return self.weights is not None
+
+    def is_separable(self) -> bool:
+        """Whether every row is classified correctly: no logit is above its label's, and some are below.
+
+        Then the likelihood rises forever as the temperature falls, or as the logits are multiplied.
+        """
+        return self.columns > 1 and all(self.compare())
+
+    def compare(self) -> tuple[bool, bool]:
+        """Whether no logit is above its label's, and whether some that are possible are below."""
+        gaps = self.z[np.arange(len(self.z)), self.labels, None] - self.z
+        return bool((gaps >= 0).all()), bool(((gaps > 0) & (gaps < np.inf)).any())
+
+    def open_temperature(self) -> Callable[[float], tuple[float, float, float, float]]:
+        """A function of beta = 1/T: means of loss, of derivative, of the size of its terms, and of curvature."""
+        z, mean = self.z, self.mean
+        finite = np.where(np.isneginf(z), 0, z)
+        above_label = finite - z[np.arange(len(z)), self.labels, None]
+
+        def measure(beta: float) -> tuple[float, float, float, float]:
+            p = softmax(z, temperature=1 / beta)
+            expected = np.einsum("ij,ij->i", p, finite)
+            variance = np.einsum("ij,ij->i", p, np.square(finite - expected[:, None]))
+            # The mean of differences to the label's logit: nothing cancels where a row is nearly certain.
+            slope = mean(np.einsum("ij,ij->i", p, above_label))
+            size = mean(np.einsum("ij,ij->i", p, np.abs(above_label)))
+            curvature = mean(variance)
+            loss = float(cross_entropy(z, self.labels, temperature=1 / beta, sample_weight=self.weights))
+            return loss, slope, size, curvature
+
+        return measure
 
     def mean(self, values: Array) -> float:
         """Weighted mean of one value for each row."""
@@ -95,10 +144,37 @@ def refuse_missing(name: str, labels: NDArray[Any], numbers: NDArray[np.intp] | 
             raise ValueError(f"{name}[{place}] is {label!r}, not a value; every {owner} needs a label")
 
 
+class Checked(NamedTuple):
+    """Rows with weight, and their labels as they were given."""
+
+    z: Array
+    labels: NDArray[Any]
+    weights: Array | None
+    numbers: NDArray[np.intp] | None  # of the rows among those given; None: all of them
+    one_axis: bool
+
+    def finish(self, indices: NDArray[np.int64], classes: NDArray[Any]) -> Rows:
+        """Rows with these columns as labels."""
+        impossible = np.flatnonzero(self.z[np.arange(len(self.z)), indices] == -np.inf)
+        if len(impossible):
+            row = int(impossible[0] if self.numbers is None else self.numbers[impossible[0]])
+            raise ValueError(
+                f"logits[{row}, {indices[impossible[0]]}] is -inf, but that is the label of the row: no "
+                "calibration makes it possible"
+            )
+        return Rows(self.z, indices, self.weights, classes, self.one_axis)
+
+
 def read_rows(
     logits: ArrayLike, y: ArrayLike | None, sample_weight: ArrayLike | None, classes: ArrayLike | None, estimator: Any
 ) -> Rows:
     """Check the arguments of `fit`."""
+    checked = check_rows(logits, y, sample_weight, estimator)
+    return checked.finish(*match_labels(checked.labels, checked.z.shape[1], classes, checked.numbers))
+
+
+def check_rows(logits: ArrayLike, y: ArrayLike | None, sample_weight: ArrayLike | None, estimator: Any) -> Checked:
+    """Check the arguments of `fit`, but for what labels stand for."""
     z, one_axis = read_logits(logits, estimator)
     if y is None:
         raise ValueError(f"{type(estimator).__name__} requires y to be passed, but the target y is None")
@@ -124,15 +200,7 @@ def read_rows(
     assert_all_finite(labels, input_name="y")
     if labels.dtype.kind == "f":
         check_classification_targets(labels)  # refuses fractions
-    indices, found = match_labels(labels, z.shape[1], classes, kept)
-    impossible = np.flatnonzero(z[np.arange(len(z)), indices] == -np.inf)
-    if len(impossible):
-        row = int(impossible[0] if kept is None else kept[impossible[0]])
-        raise ValueError(
-            f"logits[{row}, {indices[impossible[0]]}] is -inf, but that is the label of the row: no "
-            "calibration makes it possible"
-        )
-    return Rows(z, indices, weights, found, one_axis)
+    return Checked(z, labels, weights, kept, one_axis)
 
 
 def match_labels(

@@ -25,17 +25,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from scipy.special import lambertw
 from sklearn.exceptions import ConvergenceWarning
 
-from ..._ops.cross_entropy import cross_entropy
 from ..._ops.softmax import softmax
 from .base import Calibrator, Notes
 from .rows import Array, Rows
 from .shortage import describe_shortage
+
+if TYPE_CHECKING:
+    from .parts import PartsRows
 
 INVERSE_TEMPERATURES = math.exp(-10), math.exp(10)  # bracket for 1/T without a prior, as in scikit-learn
 CERTAIN_LOSS = 1e-16  # below it all rows are correct and certain, and the loss without a prior falls forever with T
@@ -62,33 +64,23 @@ class Point:
 class Search:
     """The minimum over the temperature, with its history."""
 
-    rows: Rows
+    rows: Rows | PartsRows
     prior: float
     max_iter: int
     history: list[dict[str, float]] = field(default_factory=list)
     converged: bool = False
 
     def __post_init__(self) -> None:
-        z = self.rows.z
         self.strength = self.prior / self.rows.total
-        self.finite = np.where(np.isneginf(z), 0, z)
-        self.above_label = self.finite - z[np.arange(len(z)), self.rows.labels, None]
+        self.measure = self.rows.open_temperature()
 
     def evaluate(self, beta: float) -> Point:
         """Evaluate the objective, and record it."""
-        rows, mean = self.rows, self.rows.mean
-        p = softmax(rows.z, temperature=1 / beta)
-        expected = np.einsum("ij,ij->i", p, self.finite)
-        variance = np.einsum("ij,ij->i", p, np.square(self.finite - expected[:, None]))
-        # The mean of differences to the label's logit: nothing cancels where a row is nearly certain.
-        slope = mean(np.einsum("ij,ij->i", p, self.above_label))
-        size = mean(np.einsum("ij,ij->i", p, np.abs(self.above_label)))
-        curvature = mean(variance)
+        loss, slope, size, curvature = self.measure(beta)
         b = math.log(beta)
         point = Point(
             beta=beta,
-            loss=float(cross_entropy(rows.z, rows.labels, temperature=1 / beta, sample_weight=rows.weights))
-            + self.strength / 2 * b**2,
+            loss=loss + self.strength / 2 * b**2,
             slope=slope,
             first=slope + self.strength * b / beta,
             second=curvature + self.strength * (1 - b) / beta / beta,
@@ -205,13 +197,14 @@ class TemperatureScaling(Calibrator):
     """
 
     temperature_: float
+    _TAKES_PARTS: ClassVar = True
     _SHAPES: ClassVar = {"temperature": ()}
 
     def __init__(self, *, prior: float = PRIOR, max_iter: int = MAX_ITER) -> None:
         self.prior = prior
         self.max_iter = max_iter
 
-    def _fit(self, rows: Rows) -> tuple[dict[str, Any], Notes]:
+    def _fit(self, rows: Rows | PartsRows) -> tuple[dict[str, Any], Notes]:
         search = Search(rows, float(self.prior), self.max_iter)
         point = search.find_minimum()
         notes: Notes = []
@@ -243,6 +236,6 @@ def describe_nonconvergence(calibrator: Any, history: list[dict[str, float]]) ->
     )
 
 
-def find_temperature(rows: Rows) -> float:
+def find_temperature(rows: Rows | PartsRows) -> float:
     """The temperature of `TemperatureScaling` with its default prior."""
     return 1 / Search(rows, PRIOR, MAX_ITER).find_minimum().beta

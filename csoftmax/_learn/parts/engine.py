@@ -7,7 +7,7 @@ the parts: they have the same bits for any placement of the parts, any number of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -15,10 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..._distributed.nodes import Nodes
+from ..._distributed.parts import Kind, Sums, merge_all
 from ..._runtime.threads import get_num_threads
-
-Kind = Callable[[Any, Any, int], Any]
-"""Called with a part, what all parts are told, and the number of the part; for sums, returns a float64 vector."""
 
 
 class Engine(Protocol):
@@ -36,7 +34,7 @@ class Engine(Protocol):
     def gather(self, kind: Kind, payload: Any) -> list[Any]:
         """The function's results, which are small, in the order of the parts."""
 
-    def run(self, kind: Kind, payload: Any) -> dict[tuple[int, int], Any]:
+    def run(self, kind: Kind, payload: Any) -> Sums:
         """The nodes of the sum of the function's vectors over all parts."""
 
     def close(self) -> None:
@@ -46,14 +44,6 @@ class Engine(Protocol):
 def total(engine: Engine, kind: Kind, payload: Any) -> NDArray[np.float64]:
     """The sum of the function's vectors over all parts."""
     return np.asarray(Nodes.total(engine.run(kind, payload), engine.count))
-
-
-def add_parts(kind: Kind, payload: Any, parts: Sequence[Any], numbers: Sequence[int]) -> dict[tuple[int, int], Any]:
-    """The nodes of the sum over some parts; one after the other, so that few vectors are in memory."""
-    nodes: dict[tuple[int, int], Any] = {}
-    for part, number in zip(parts, numbers, strict=True):
-        nodes = Nodes.merge(nodes, {(0, number): kind(part, payload, number)})
-    return nodes
 
 
 class LocalEngine:
@@ -72,12 +62,9 @@ class LocalEngine:
         """The function's results."""
         return list(self.pool.map(lambda number: kind(self.parts[number], payload, number), range(self.count)))
 
-    def run(self, kind: Kind, payload: Any) -> dict[tuple[int, int], Any]:
+    def run(self, kind: Kind, payload: Any) -> Sums:
         """The nodes of the sum of the function's vectors over all parts."""
-        nodes: dict[tuple[int, int], Any] = {}
-        for number, vector in enumerate(self.gather(kind, payload)):
-            nodes = Nodes.merge(nodes, {(0, number): vector})
-        return nodes
+        return merge_all({(0, number): vector} for number, vector in enumerate(self.gather(kind, payload)))
 
     def close(self) -> None:
         """Let the parts go."""

@@ -5,8 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from ..fit import SMALL_ELEMENTS, TOLERANCE, choose_start, forget, minimize_objective, restore_on_error
+from ..fit import (
+    SMALL_ELEMENTS,
+    TOLERANCE,
+    choose_start,
+    fit_adamw,
+    fit_lbfgs,
+    forget,
+    minimize_objective,
+    prepare,
+    restore_on_error,
+)
 from ..lbfgs import COARSE_TOL, MAX_HESSIAN_PARAMETERS
 from ..messages import show
 from ..monitor import Monitor
@@ -15,6 +26,7 @@ from ..parameters import Notes, check_parameters, choose_loss_options, make_rand
 from ..penalty import Choice, check_decay, compute_default_penalty
 from . import rows
 from .engine import Engine, total
+from .lazy import is_lazy, open_parts
 from .objective import Layout, PartsObjective
 
 
@@ -33,6 +45,19 @@ def check_fits_parts(estimator: Any, method: str) -> None:
         raise ValueError(f"adversarial={estimator.adversarial!r} needs all of the data at once, which {method} has not")
     if estimator.device not in (None, "cpu"):
         raise ValueError(f"device={estimator.device!r} is not for {method}, which computes on the CPUs of its workers")
+
+
+def fit_rows(estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None) -> Notes:
+    """Train on all rows, or on the parts of collections of Dask; a refused argument leaves an earlier fit as it was."""
+    method = "fit of Dask collections"
+    if is_lazy(X) or is_lazy(y) or is_lazy(sample_weight):
+        check_fits_parts(estimator, method)
+        with open_parts(("X", X), ("y", y), ("sample_weight", sample_weight)) as engine:
+            return fit_parts(estimator, engine, method)
+    with restore_on_error(estimator):
+        X, indices, weights, options, validation = prepare(estimator, X, y, sample_weight)
+    train = fit_lbfgs if estimator.solver == "lbfgs" else fit_adamw
+    return train(estimator, X, indices, weights, options, validation)
 
 
 def fit_parts(estimator: Any, engine: Engine, method: str) -> Notes:

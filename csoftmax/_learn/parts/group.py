@@ -18,9 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..._distributed.agreement import Agreed, describe
 from ..._distributed.groups import UNKNOWN, DistributedError, Header, as_group, enter, raise_on_all
-from ..._distributed.nodes import Nodes
+from ..._distributed.parts import Kind, Sums, merge_all
 from ..fit import STATE, restore_on_error
-from .engine import Kind
 from .fit import check_fits_parts, fit_loaded
 from .rows import load
 
@@ -82,12 +81,10 @@ class _Rank:
         texts = self._compute(message, lambda result: np.frombuffer(pickle.dumps(result), np.uint8))
         return [pickle.loads(text.tobytes()) for text in texts]
 
-    def run(self, message: _Message) -> dict[tuple[int, int], Any]:
+    def run(self, message: _Message) -> Sums:
         """The nodes of the sum over all ranks."""
-        nodes: dict[tuple[int, int], Any] = {}
-        for rank, vector in enumerate(self._compute(message, lambda result: result)):
-            nodes = Nodes.merge(nodes, {(0, rank): vector})
-        return nodes
+        vectors = self._compute(message, lambda result: result)
+        return merge_all({(0, rank): vector} for rank, vector in enumerate(vectors))
 
     def serve(self) -> Any:
         """Apply functions until rank 0 ends the fit; returns what it sends at last."""
@@ -121,9 +118,9 @@ class GroupEngine:
         """The function's results."""
         return list(self._send("gather", kind, payload))
 
-    def run(self, kind: Kind, payload: Any) -> dict[tuple[int, int], Any]:
+    def run(self, kind: Kind, payload: Any) -> Sums:
         """The nodes of the sum of the function's vectors over all ranks."""
-        return dict(self._send("run", kind, payload))
+        return self._send("run", kind, payload)  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """Let the parts go."""

@@ -24,6 +24,12 @@ from ..messages import show
 from ..objective import find_largest_magnitudes, is_sparse
 from ..parameters import Rows, check_data, check_sample_weight
 
+REMEDIES = {
+    "X": "features must be finite: fill what is missing, or leave the row out",
+    "y": "every row needs a label",
+    "sample_weight": "weights must be finite and at least 0",
+}
+
 
 class Problem(NamedTuple):
     """Why a part is refused."""
@@ -95,10 +101,10 @@ def _find_bad_row(given: tuple[Any, Any, Any]) -> tuple[str, int, str] | None:
         if values.dtype == object:
             bad = np.frompyfunc(lambda v: v is None or type(v).__name__ == "NAType" or v != v, 1, 1)(values)
             bad = bad.astype(bool)
-        elif values.dtype.kind == "f":
+        elif values.dtype.kind in "fiu":
             bad = ~np.isfinite(values) | ((values < 0) & (name == "sample_weight"))
         else:
-            bad = (values < 0) & (name == "sample_weight")
+            continue
         found = np.argwhere(np.atleast_1d(bad))
         if len(found):
             at = tuple(found[0])
@@ -107,11 +113,15 @@ def _find_bad_row(given: tuple[Any, Any, Any]) -> tuple[str, int, str] | None:
     return None
 
 
+class SoftmaxRegression(BaseEstimator):
+    """Stands for the model where a part is checked, under its name in messages."""
+
+
 def load(given: tuple[Any, ...], _payload: None, _number: int) -> Part:
     """Check one part: (X, y) or (X, y, sample_weight)."""
     x, y, *rest = given
     weight = rest[0] if rest else None
-    stand_in = BaseEstimator()
+    stand_in = SoftmaxRegression()
     nothing = np.zeros(0, np.intp)
     try:
         if is_sparse(x):
@@ -153,8 +163,8 @@ def raise_problem(summaries: Sequence[Summary]) -> None:
             if problem.row is None:
                 raise problem.error(f"part {number}: {problem.text}")
             raise problem.error(
-                f"{problem.name}[{start + problem.row}], row {problem.row} of part {number}, is {problem.value}: "
-                f"{problem.text}"
+                f"{problem.name}[{start + problem.row}], row {problem.row} of part {number}, is {problem.value}; "
+                f"{REMEDIES[problem.name]}"
             )
         start += found.rows
 

@@ -1,0 +1,168 @@
+"""Sums over bins of predictions in parts, without rounding: the same bits for any division of the rows."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..probabilities import check_probabilities, check_true_labels, check_weights, read_array
+from .engine import Engine
+from .exact import Record, add_exactly, round_sums
+from .lazy import open_parts
+
+Rows = tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]
+"""Columns of the labels, probabilities, weights."""
+
+
+class _Loaded(NamedTuple):
+    p: NDArray[np.float64]
+    codes: NDArray[np.intp]
+    labels: NDArray[Any]  # distinct
+    w: NDArray[np.float64]
+    refused: tuple[type[Exception], str] | None
+
+
+class Binned(NamedTuple):
+    """Sums over the rows of each bin."""
+
+    weight: NDArray[np.float64]
+    hits: NDArray[np.float64]
+    confidence: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    sizes: NDArray[np.float64]
+
+
+def _load(given: tuple[Any, ...], _payload: None, _number: int) -> _Loaded:
+    y_prob, y_true, *rest = given
+    none = np.zeros(0, np.intp)
+    nothing = _Loaded(np.zeros((0, 0)), none, none, np.zeros(0), None)
+    try:
+        y = read_array("y_true", y_true)
+        y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+        weight = rest[0] if rest else None
+        if not len(y) or (weight is not None and not np.asarray(weight).any()):
+            return nothing
+        p = check_probabilities(y_prob, len(y))
+        w = check_weights(weight, len(y))
+        if y.dtype.kind == "O":
+            y = np.array(y.tolist())
+        labels, codes = np.unique(y, return_inverse=True)
+    except (TypeError, ValueError) as error:
+        return nothing._replace(refused=(type(error), str(error)))
+    return _Loaded(p, codes.reshape(-1), labels, w, None)
+
+
+def _summarize(part: _Loaded, _payload: None, _number: int) -> Any:
+    whole = bool((part.w == np.round(part.w)).all())
+    return part.p.shape[1], part.labels, part.refused, whole, float(part.w.max(initial=0))
+
+
+def _settle(part: _Loaded, payload: Any, _number: int) -> Rows | None:
+    if not len(part.w):
+        return None
+    distinct, columns = payload
+    y = columns[np.searchsorted(distinct, part.labels)][part.codes]
+    kept = part.w > 0
+    return y[kept], part.p[kept], part.w[kept]
+
+
+class _Request(NamedTuple):
+    n_bins: int
+    edges: NDArray[np.float64]
+    by_class: bool  # bins of the probability of each class; else of the largest one
+    unit: float  # of the weights in their squares
+
+
+def _fill(part: Rows | None, request: _Request, _number: int) -> Any:
+    if part is None:
+        return None
+    y, p, w = part
+    n, k = request.n_bins, p.shape[1]
+    if request.by_class:
+        confidence, hits = p.ravel(), (y[:, None] == np.arange(k)).ravel()
+        first, w = np.tile(np.arange(k) * n, len(y)), np.repeat(w, k)
+    else:
+        predicted = p.argmax(axis=1)
+        confidence, hits, first = p[np.arange(len(p)), predicted], predicted == y, np.zeros(len(y), np.intp)
+    at = first + np.searchsorted(request.edges[1:-1], confidence, side="left")
+    count = n * k if request.by_class else n
+    records = [add_exactly(at, values, count) for values in (w, w * hits, w * confidence, np.square(w / request.unit))]
+    return records, np.bincount(at, minlength=count)
+
+
+def _add_squares(part: Rows | None, _payload: None, _number: int) -> list[Record] | None:
+    if part is None:
+        return None
+    y, p, w = part
+    at_label = p[np.arange(len(p)), y]
+    squares = np.square(p).sum(axis=1) - np.square(at_label) + np.square(1 - at_label)
+    group = np.zeros(len(y), np.intp)
+    return [add_exactly(group, squares * w, 1), add_exactly(group, w, 1)]
+
+
+class _Predictions(NamedTuple):
+    engine: Engine
+    columns: int
+    has_whole_weights: bool
+    largest_weight: float
+
+
+@contextlib.contextmanager
+def _open(
+    y_true: Any, y_prob: Any, labels: ArrayLike | None, sample_weight: Any, largest_whole: float
+) -> Iterator[_Predictions]:
+    with open_parts(("y_prob", y_prob), ("y_true", y_true), ("sample_weight", sample_weight)) as engine:
+        engine.change(_load, None)
+        found = engine.gather(_summarize, None)
+        for number, (_, _, refused, _, _) in enumerate(found):
+            if refused is not None:
+                raise refused[0](f"part {number}: {refused[1]}")
+        filled = [summary for summary in found if summary[0]]
+        if not filled:
+            raise ValueError("y_prob is empty, or sample_weight is 0 for every row")
+        if len({summary[0] for summary in filled}) > 1:
+            raise ValueError(f"parts of y_prob have different columns: {sorted({summary[0] for summary in filled})}")
+        columns = filled[0][0]
+        distinct = np.unique(np.concatenate([summary[1] for summary in filled]))
+        indices = check_true_labels(distinct, labels, columns, one_column=getattr(y_prob, "ndim", 2) == 1)
+        engine.change(_settle, (distinct, indices))
+        largest = max(summary[4] for summary in filled)
+        whole = all(summary[3] for summary in filled) and largest <= largest_whole
+        yield _Predictions(engine, columns, whole, largest)
+
+
+def bin_parts(
+    y_true: Any,
+    y_prob: Any,
+    labels: ArrayLike | None,
+    sample_weight: Any,
+    edges: NDArray[np.float64],
+    largest_whole: float,
+    *,
+    by_class: bool = False,
+) -> list[Binned]:
+    """Sums over bins of the largest probability, or of the probability of each class."""
+    n = len(edges) - 1
+    with _open(y_true, y_prob, labels, sample_weight, largest_whole) as given:
+        unit = 1.0 if given.has_whole_weights else given.largest_weight
+        found = [f for f in given.engine.gather(_fill, _Request(n, edges, by_class, unit)) if f is not None]
+        count = n * given.columns if by_class else n
+        weight, hits, confidence, squares = (round_sums((f[0][i] for f in found), count) for i in range(4))
+        counts = np.sum([f[1] for f in found], axis=0)
+        sizes = weight
+        if not given.has_whole_weights:
+            sizes = np.divide(np.square(weight / unit), squares, out=np.zeros(count), where=squares > 0)
+    each = (a.reshape(-1, n) for a in (weight, hits, confidence, counts, sizes))
+    return [Binned(*row) for row in zip(*each)]
+
+
+def mean_square_parts(y_true: Any, y_prob: Any, labels: ArrayLike | None, sample_weight: Any) -> tuple[float, int]:
+    """Mean of the squared distances of the probabilities from the one-hot labels, and the number of columns."""
+    with _open(y_true, y_prob, labels, sample_weight, np.inf) as given:
+        found = [f for f in given.engine.gather(_add_squares, None) if f is not None]
+        squares, weight = (round_sums((f[i] for f in found), 1)[0] for i in range(2))
+        return float(squares / weight), given.columns

@@ -1,0 +1,44 @@
+"""Collections of Dask as data of models: recognised without importing Dask, and opened as the parts of an engine."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from .engine import Engine, LocalEngine
+
+
+def is_lazy(x: Any) -> bool:
+    """Whether x is a collection of Dask, or a list of Delayed."""
+    base = sys.modules.get("dask.base")
+    if base is None or x is None:
+        return False
+    if isinstance(x, list | tuple):
+        return bool(x) and type(x[0]).__module__ == "dask.delayed"
+    return bool(base.is_dask_collection(x))
+
+
+@contextlib.contextmanager
+def open_parts(*named: tuple[str, Any]) -> Iterator[Engine]:
+    """The parts of collections with the same rows, on the workers of the current client or else in this process."""
+    from ..._dask.engine import DaskEngine, ReadingEngine, find_client
+    from ..._dask.options import current
+    from ..._dask.parts import expect_sizes, split_parts
+
+    parts, options = split_parts(*named), current()
+    client = find_client(options)
+    engine: Engine
+    if not options.keep:
+        engine = ReadingEngine(parts, client, options)
+    elif client is not None:
+        engine = DaskEngine(parts, client, options, expect_sizes(named[0][1]))
+    else:
+        import dask
+
+        engine = LocalEngine(dask.compute(*parts))
+    try:
+        yield engine
+    finally:
+        engine.close()

@@ -1,0 +1,119 @@
+"""Lazy predictions of models for collections of Dask: the model is one node of the graph, shipped once a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..._distributed.nodes import Nodes
+from ..._distributed.parts import Sums, merge_all
+from .lazy import is_lazy
+
+Function = Callable[[Any, Any], NDArray[Any]]
+"""Of X and a model; one entry, or one row, for each row of X."""
+
+
+def _predict_block(x: Any, model: Any, function: Function = None, dtype: Any = None) -> NDArray[Any]:  # type: ignore[assignment]
+    if x.shape[0] == 0:
+        return make_empty(function, model, x)
+    return np.asarray(function(x, model))
+
+
+def make_empty(function: Function, model: Any, x: Any) -> NDArray[Any]:
+    """The prediction of no rows."""
+    one = np.zeros((1, model.n_features_in_), x.dtype if getattr(x, "dtype", None) == np.float32 else np.float64)
+    if hasattr(x, "columns"):
+        import pandas
+
+        one = pandas.DataFrame(one, columns=x.columns)
+    return np.asarray(function(one, model))[:0]
+
+
+def _predict_frame(frame: Any, model: Any, function: Function, columns: Any) -> Any:
+    import pandas
+
+    a = _predict_block(frame, model, function)
+    if a.ndim == 1:
+        return pandas.Series(a, index=frame.index, dtype=None if a.dtype.kind != "U" else object)
+    return pandas.DataFrame(a, index=frame.index, columns=columns)
+
+
+def predict_lazily(function: Function, X: Any, model: Any) -> Any:
+    """The function of a model for each part of X: an array for an array, a DataFrame or Series for a DataFrame."""
+    import dask
+    import dask.array as da
+
+    from ..._dask.parts import check_rows, is_frame
+
+    shipped = dask.delayed(model, pure=False, traverse=False)
+    if is_frame(X):
+        empty = make_empty(function, model, X._meta)
+        columns = model.classes_ if empty.ndim == 2 else None
+        meta = _predict_frame(X._meta, model, function, columns)
+        return X.map_partitions(_predict_frame, shipped, function, columns, meta=meta)
+    if not isinstance(X, da.Array):
+        raise TypeError(f"X must be a dask array or DataFrame for lazy predictions, got {type(X).__name__}")
+    if X.ndim != 2:
+        raise ValueError(f"X must have two axes, got shape {X.shape}")
+    check_rows("X", X)
+    empty = make_empty(function, model, X._meta)
+    given: dict[str, Any] = {"drop_axis": 1} if empty.ndim == 1 else {"chunks": (X.chunks[0], (empty.shape[1],))}
+    return da.map_blocks(_predict_block, X, shipped, function=function, dtype=empty.dtype, meta=empty, **given)
+
+
+def _count_hits(model: Any, number: int, x: Any, y: Any, weight: Any = None) -> Sums:
+    """The node of a part: the weight of the rows that are predicted correctly, and of all."""
+    labels = np.asarray(y)
+    labels = labels[:, 0] if labels.ndim == 2 else labels
+    w = np.ones(len(labels)) if weight is None else np.asarray(weight, np.float64)
+    if len(labels) != x.shape[0]:
+        raise ValueError(f"y has {len(labels)} rows in part {number}, but X has {x.shape[0]}")
+    right = model.predict(x) == labels if len(labels) else np.zeros(0, bool)
+    return {(0, number): np.array([w[right].sum(), w.sum()])}
+
+
+def _divide(count: int, *found: Sums) -> NDArray[np.float64]:
+    hits, weight = Nodes.total(merge_all(found), count)
+    return np.asarray(hits / weight)
+
+
+class ScoresLazily:
+    """The method `score` of a classifier, lazy for collections of Dask."""
+
+    def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Any:
+        """Accuracy on the given rows.
+
+        Parameters
+        ----------
+        X : array-like or sparse matrix of shape (N, D)
+            Features.
+        y : array-like of shape (N,)
+            True labels.
+        sample_weight : array-like of shape (N,), optional
+            Weights of the rows.
+
+        Returns
+        -------
+        float
+            The weighted share of the rows whose class is predicted; for collections of Dask, a lazy array without axes.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As from `predict`, or if the labels do not fit.
+        """
+        if not (is_lazy(X) or is_lazy(y)):
+            return super().score(X, y, sample_weight)  # type: ignore[misc]
+        import dask
+        import dask.array as da
+
+        from ..._dask.parts import split_parts
+
+        parts = split_parts(("X", X), ("y", y), ("sample_weight", sample_weight))
+        shipped = dask.delayed(self, pure=False, traverse=False)
+        count, divide = dask.delayed(_count_hits, pure=False), dask.delayed(_divide, pure=False)
+        hits = [count(shipped, number, *part) for number, part in enumerate(parts)]
+        return da.from_delayed(divide(len(hits), *hits), shape=(), dtype=np.float64)
