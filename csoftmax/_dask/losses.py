@@ -218,7 +218,8 @@ def _weigh(terms: Terms, merged: Merged) -> Any:
     nothing: Any = None
     chunk, kept = Chunk(None, terms, nothing, nothing, merged), _Rows()
     find_divisor([chunk], kept)  # type: ignore[arg-type]
-    return kept.values.reshape(terms.batch)
+    masses, s = kept.values.reshape(terms.batch), terms.losses.sample_weight if terms.losses is not None else None
+    return masses if s is None else np.where(s == 0, 0.0, masses)  # rows without a weight have no sums
 
 
 class _Rows:
