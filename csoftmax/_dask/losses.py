@@ -253,8 +253,8 @@ def _compute_whole(settings: Settings, names: tuple[str, ...], x: Any, *blocks: 
         rows = None if plan.gradient is None else plan.gradient.rows
         arrays = plan.logits, labels, 2**64 - 1, plan.soft, weight, s, options.upstream
         numbers = options.factors, binding.LABEL_WORDS, n, 0, float(n), float(divisor), None, plan.num_threads
-        numbers += options.temperatures, options.softcap
-        binding.finish_shard_loss(plan.dtype, False, None, None, loss, rows, None, *arrays, *numbers)
+        more = options.temperatures, options.softcap
+        binding.finish_shard_loss(plan.dtype, False, None, None, loss, rows, None, *arrays, *numbers, *more)
         gradient = None if plan.gradient is None else plan.gradient.finish()
     return np.expand_dims(loss, axes) if axes else loss, gradient
 
