@@ -20,7 +20,7 @@ from .._arguments.numbers import check_positive, check_reduction
 from .._cpu import binding
 from .._cpu.dtypes import is_bfloat16
 from .._distributed.finish import Merged, add_losses, round_losses
-from .._distributed.losses import Chunk, find_divisor
+from .._distributed.losses import Chunk, masses_of
 from .._distributed.shard import Partial, Piece, Terms, plan_partial
 from .._ops.cross_entropy import plan_cross_entropy
 from .blocks import Argument, add_rows, check_split_every, map_chunks, pick
@@ -215,20 +215,12 @@ def _masses_of_whole(settings: Settings, dtype: Any, names: tuple[str, ...], *bl
 def _weigh(terms: Terms, merged: Merged) -> Any:
     """The part of each row in the divisor of a mean."""
     nothing: Any = None
-    chunk, kept = Chunk(None, terms, nothing, nothing, merged), _Rows()
-    find_divisor([chunk], kept)  # type: ignore[arg-type]
-    masses, s = kept.values.reshape(terms.batch), terms.losses.sample_weight if terms.losses is not None else None
-    return masses if s is None else np.where(s == 0, 0.0, masses)  # rows without a weight have no sums
-
-
-class _Rows:
-    """In the place of a sum over rows: keeps the rows."""
-
-    values: Any = None
-
-    def add(self, values: Any) -> float:
-        self.values = values
-        return 0.0
+    masses = masses_of(Chunk(None, terms, nothing, nothing, merged))
+    s = None if terms.losses is None else terms.losses.sample_weight
+    if s is None:
+        return masses
+    with np.errstate(over="ignore", invalid="ignore"):  # rows without a weight have no sums
+        return np.where((s == 0) | (masses == 0), 0.0, s * masses)
 
 
 def _compute_whole(settings: Settings, names: tuple[str, ...], x: Any, *blocks: Any) -> tuple[Any, Any]:
