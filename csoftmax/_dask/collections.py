@@ -87,7 +87,7 @@ def check_known(x: Any, axis: int) -> None:
     """Refuse an axis in chunks of unknown lengths, where they have to be put together."""
     if len(x.chunks[axis]) > 1 and any(map(is_unknown, x.chunks[axis])):
         raise ValueError(
-            f"axis {axis} has {len(x.chunks[axis])} chunks of unknown lengths, and must be in one, or in known ones: call "
+            f"axis {axis} has {len(x.chunks[axis])} chunks of unknown lengths, where they must be known: call "
             "compute_chunk_sizes() first"
         )
 
