@@ -59,6 +59,9 @@ def rechunk(x: Any, chunks: dict[int, Any]) -> Any:
     With a cluster Dask may choose an exchange among all workers instead, through their disks, which starts again if one
     of them is lost; here chunks go to their neighbours.
     """
+    if chunks and x.ndim and not any(x.shape):  # Dask's rechunk leaves such an array as it is
+        lengths = (chunks.get(i, c) for i, c in enumerate(x.chunks))
+        return da.empty_like(x, chunks=tuple((0,) if c == -1 else c for c in lengths))
     return x.rechunk(chunks, method="tasks") if chunks else x
 
 

@@ -219,7 +219,7 @@ def _weigh(terms: Terms, merged: Merged) -> Any:
     s = None if terms.losses is None else terms.losses.sample_weight
     if s is None:
         return masses
-    with np.errstate(over="ignore", invalid="ignore"):  # rows without a weight have no sums
+    with np.errstate(over="ignore", invalid="ignore"):  # rows without a weight have no mass
         return np.where((s == 0) | (masses == 0), 0.0, s * masses)
 
 

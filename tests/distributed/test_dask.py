@@ -218,6 +218,24 @@ def test_rows_without_a_part_may_hold_infinities():
     np.testing.assert_allclose(got[2], expected.grad_w, rtol=1e-15)
 
 
+@looped("order", ["C", "F"])
+def test_soft_labels_of_rows_without_a_weight(order):
+    x, soft = np.zeros((3, 13686), np.float32, order), np.array(RNG.random((3, 13686)), np.float32, order=order)
+    options = {"sample_weight": [0.0, 0.7, 0.0], "label_smoothing": 0.1}
+    expected = csoftmax.cross_entropy_with_grad(x, soft, **options)
+    for chunks in ((3, 13686), (2, 5000)):
+        lazy = da.from_array(x, chunks=chunks)
+        for _ in range(5):  # memory that nothing has written differs from call to call
+            same(cd.cross_entropy_with_grad(lazy, da.from_array(soft, chunks=chunks), **options), expected)
+
+
+def test_rows_without_rows_in_many_chunks():
+    lazy = da.zeros((1, 0), chunks=(1, (0, 0, 0)))
+    expected = csoftmax.cross_entropy_with_grad(np.zeros((1, 0)), np.zeros(0, int), axis=0)
+    same(cd.cross_entropy_with_grad(lazy, np.zeros(0, int), axis=0), expected)
+    same(cd.softmax(da.zeros((0, 0), chunks=((0,), (0, 0)))), np.zeros((0, 0)))
+
+
 @looped("shape", [(0, 5), (5, 0), (0, 9000), (0, 0), ()])
 def test_arrays_without_rows_or_classes(shape):
     x = np.ones(shape)
@@ -288,6 +306,8 @@ def test_chunks_of_rows_stay_and_those_of_classes_end_at_blocks():
     assert y.chunks == ((1, 4), (4096, 4096, 11808))
     assert cd.softmax(da.zeros((5, 4096), chunks=(2, 100))).chunks == ((2, 2, 1), (4096,))
     assert cd.softmax(da.zeros((5, 9000), chunks=(2, 500))).numblocks == (3, 3)
+    assert cd.softmax(da.zeros((5, 12288), chunks=(5, (6100, 6188)))).chunks[1] == (4096, 8192)
+    assert cd.softmax(da.zeros((5, 12288), chunks=(5, (6188, 6100)))).chunks[1] == (8192, 4096)
     assert cd.cross_entropy_with_grad(da.zeros((5, 9000), chunks=(2, 5000)), np.zeros(5, int)).grad.chunks[0] == (
         2,
         2,
