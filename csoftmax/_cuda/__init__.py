@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .cross_entropy import launch_cross_entropy
     from .entmax import launch_entmax, launch_entmax_loss
     from .sample import launch_sample
+    from .segment_cross_entropy import launch_segment_cross_entropy
     from .segments import launch_segments
     from .softmax import launch_softmax
     from .topk import launch_topk
@@ -26,6 +27,7 @@ __all__ = [
     "launch_entmax",
     "launch_entmax_loss",
     "launch_sample",
+    "launch_segment_cross_entropy",
     "launch_segments",
     "launch_softmax",
     "launch_topk",
@@ -37,6 +39,7 @@ _FILES = {
     "launch_entmax_loss": "entmax",
     "launch_cross_entropy": "cross_entropy",
     "launch_sample": "sample",
+    "launch_segment_cross_entropy": "segment_cross_entropy",
     "launch_segments": "segments",
     "launch_softmax": "softmax",
     "launch_topk": "topk",

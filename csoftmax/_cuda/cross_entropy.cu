@@ -8,6 +8,8 @@
  *            sums begin before its maximum is known; they are repeated if the maximum is beyond exp's range
  *   reduce   computes the sum or mean of the row losses, in a tree over their order
  *
+ * As a module of its own, with IS_SEGMENTED, the rows are segments: of different lengths, one behind the other.
+ *
  * A label that is not a class, or a soft label that is negative or not finite, makes its row's loss and gradient NaN:
  * an exception would require the host to wait.  Ignored rows are not read.
  * Reads and writes of each logit: one and one; two and one in rows that do not fit shared memory (clip_norm and
@@ -56,13 +58,33 @@ INLINE long long read_label(const void *labels, int type, long long i) {
     }
 }
 
+/* Where rows lie.  Segments: `count` of them in each stretch of `length` elements, from indptr[s] to indptr[s + 1];
+ * otherwise rows of `length`. */
+struct layout {
+    long long length;
+    const long long *indptr;
+    long long count;
+    /* Sets the begin and the number of classes of row `at`; segments are counted through all stretches. */
+    INLINE_MEMBER void find(long long at, long long *begin, long long *n) const {
+        *begin = at * length;
+        *n = length;
+        if (!IS_SEGMENTED) return;
+        const long long stretch = at / count, segment = at - stretch * count;
+        *begin = stretch * length + indptr[segment];
+        *n = indptr[segment + 1] - indptr[segment];
+    }
+};
+
 /* to: a class, IGNORED or BAD for each row; terms: the row's term of the divisor. */
 extern "C" __global__ void __launch_bounds__(128, 1)
     labels(const void *from, long long *to, double *terms, const REAL *__restrict__ w,
-           const double *__restrict__ weight, long long rows, long long n, int type, int ignores, long long ignored) {
+           const double *__restrict__ weight, long long length, const long long *__restrict__ indptr, long long count,
+           long long rows, int type, int ignores, long long ignored) {
+    const layout all = {length, indptr, count};
     for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < rows;
          i += (long long)gridDim.x * blockDim.x) {
-        long long label = read_label(from, type, i);
+        long long label = read_label(from, type, i), begin, n;
+        all.find(i, &begin, &n);
         if (ignores && label == ignored) label = IGNORED;
         else if (label < 0 || label >= n) label = BAD; /* unsigned labels beyond 2^63 are negative here */
         to[i] = label;
@@ -74,17 +96,21 @@ extern "C" __global__ void __launch_bounds__(128, 1)
 /* Checks soft labels, a warp for each row.  to: the mass of a row, sum w_j q_j, or NaN if one of its labels is bad. */
 extern "C" __global__ void __launch_bounds__(128, 1)
     masses(const REAL *__restrict__ q, double *to, double *terms, const REAL *__restrict__ w,
-           const double *__restrict__ weight, long long rows, long long n) {
+           const double *__restrict__ weight, long long length, const long long *__restrict__ indptr, long long count,
+           long long rows) {
+    const layout all = {length, indptr, count};
     const int lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
     for (long long at = (long long)blockIdx.x * warps + threadIdx.x / WARP; at < rows;
          at += (long long)gridDim.x * warps) {
+        long long first, n;
+        all.find(at, &first, &n);
         csm_pair_sum total;
         double mass = 0; /* of a row of one block */
         int bad = 0;
         csm_pair_sum_zero(&total);
         for (long long begin = 0; begin < n; begin += CSM_BLOCK) {
             const int k = block_length(n, begin);
-            const REAL *part = q + at * n + begin, *weights = w ? w + begin : NULL;
+            const REAL *part = q + first + begin, *weights = w ? w + begin : NULL;
             V(dot) sum;
             double hi, lo;
             V(dot_zero)(&sum);
@@ -264,7 +290,7 @@ struct loss_gradient {
 
 extern __shared__ __align__(16) unsigned char memory[];
 
-/* The arguments of `rows`. */
+/* The arrays of `rows`. */
 struct rows_job {
     const T *x;
     const REAL *q;
@@ -275,7 +301,6 @@ struct rows_job {
     const double *weight, *upstream;
     double *losses;
     REAL *row_losses;
-    long long n;
 };
 /* The state of a row in each thread of the block that computes it. */
 struct row_state {
@@ -285,7 +310,8 @@ struct row_state {
     REAL *data; /* the block that this warp holds */
     int count; /* blocks of the row */
     bool reloads; /* there are more blocks than warps, and each pass loads them again */
-    long long at, label;
+    long long at, label; /* at: its number */
+    long long first, n; /* its place in x, and its classes */
     const T *from;
     T *to; /* NULL: no gradient */
     double max; /* of the row, before any transformation; with reloads, known after the first pass */
@@ -303,7 +329,7 @@ INLINE void fill(const rows_job &job, const row_state &row, double x) {
         job.losses[row.at] = x;
         if (job.row_losses) job.row_losses[row.at] = canonical((REAL)x);
     }
-    if (row.to) fill_row(row.to, job.n, canonical((REAL)x));
+    if (row.to) fill_row(row.to, row.n, canonical((REAL)x));
 }
 
 /* Copies the label, mass and weights of a row to shared memory.  One thread calls it. */
@@ -328,7 +354,7 @@ INLINE void load_row(const rows_job &job, row_state &row) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     const long long begin = (long long)warp * CSM_BLOCK;
     const T *part = row.from + begin;
-    const int k = begin < job.n ? block_length(job.n, begin) : 0;
+    const int k = begin < row.n ? block_length(row.n, begin) : 0;
     load(row.data + lead(part), part, NULL, k, 0, lane, WARP);
     __syncwarp();
     const REAL warps_max = warp_max(row.data + lead(part), k);
@@ -377,7 +403,7 @@ INLINE void sum_block(const rows_job &job, const row_state &row, const csm_loss_
     __syncwarp();
     if (lane == 0 && has_label) {
         /* otherwise e' of the label is computed again in double, as on the CPU */
-        if (row.to && !row.transforms && (job.n <= CSM_BLOCK || sizeof(T) == sizeof(REAL)))
+        if (row.to && !row.transforms && (row.n <= CSM_BLOCK || sizeof(T) == sizeof(REAL)))
             row.shared->in.e_label = (double)s[place];
         row.shared->in.n = block.n;
     }
@@ -405,15 +431,15 @@ INLINE void pass_over(const rows_job &job, const row_state &row, const csm_scale
     const double smoothing = row.shared->call.smoothing;
     csm_loss_terms terms;
     terms.soft = 1 - smoothing;
-    terms.flat = smoothing / (double)job.n;
+    terms.flat = smoothing / (double)row.n;
     const bool has_terms = job.q || smoothing != 0;
     double sum_of_squares = 0;
     for (int b = warp; b < row.count; b += warps) {
         const long long begin = (long long)b * CSM_BLOCK, place = row.label - begin;
         const T *part = row.from + begin;
-        const int k = block_length(job.n, begin);
+        const int k = block_length(row.n, begin);
         REAL *s = row.data + lead(part);
-        terms.q = job.q ? job.q + row.at * job.n + begin : NULL;
+        terms.q = job.q ? job.q + row.first + begin : NULL;
         terms.w = job.w ? job.w + begin : NULL;
         if (row.reloads) {
             __syncwarp(); /* all threads are done with the previous block */
@@ -502,45 +528,60 @@ INLINE void run_passes(const rows_job &job, row_state &row, const csm_scales &sc
         __syncthreads();
         if (!row.to) break;
         if (row.shared->row.is_nan) {
-            fill_row(row.to, job.n, canonical((REAL)CSM_NAN));
+            fill_row(row.to, row.n, canonical((REAL)CSM_NAN));
             break;
         }
     }
 }
 
-/* blockDim.x / WARP is the number of blocks of a row in shared memory at a time.  records: space for the blocks of
- * gridDim.x rows, or NULL if they are in shared memory. */
-extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1)
+enum { ROW_WARPS = IS_SEGMENTED && MAX_WARPS > MAX_SEGMENT_WARPS ? MAX_SEGMENT_WARPS : MAX_WARPS };
+
+/* Computes `rows` rows of at most `longest` classes, or the segments with the numbers `which` in each of `rows`
+ * stretches; a segment without elements has loss 0.  blockDim.x / WARP is the number of blocks of a row in shared
+ * memory at a time.  records: space for the blocks of gridDim.x rows, or NULL if they are in shared memory. */
+extern "C" __global__ void __launch_bounds__(ROW_WARPS *WARP, 1)
     rows(const T *x, const REAL *__restrict__ q, T *y, const long long *__restrict__ labels,
          const double *__restrict__ masses, const REAL *__restrict__ w, const double *__restrict__ weight,
          const double *__restrict__ upstream, double *losses, REAL *row_losses, csm_block *records,
-         const prepared *__restrict__ ready, long long rows, long long n, csm_scales scales) {
+         const prepared *__restrict__ ready, long long length, const long long *__restrict__ indptr, long long count,
+         long long rows, const long long *__restrict__ which, long long listed, long long longest, csm_scales scales) {
+    const layout all = {length, indptr, count};
     const int warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-    const rows_job job = {x, q, y, labels, masses, w, weight, upstream, losses, row_losses, n};
+    const int most = (int)((longest + CSM_BLOCK - 1) / CSM_BLOCK);
+    const rows_job job = {x, q, y, labels, masses, w, weight, upstream, losses, row_losses};
     row_state row;
-    row.count = (int)((n + CSM_BLOCK - 1) / CSM_BLOCK);
-    row.reloads = row.count > warps;
     row.shared = (shared_row *)(void *)memory;
     row.maxima = (double *)(void *)(row.shared + 1);
     row.squares = row.maxima + warps;
     csm_block *const after = (csm_block *)(void *)(row.squares + warps);
-    row.blocks = records ? records + (long long)blockIdx.x * row.count : after;
-    unsigned char *const end = (unsigned char *)(records ? after : after + row.count);
+    row.blocks = records ? records + (long long)blockIdx.x * most : after;
+    unsigned char *const end = (unsigned char *)(records ? after : after + most);
     row.data = (REAL *)(void *)(memory + (end - memory + 15) / 16 * 16) +
-               warp * room(n < CSM_BLOCK ? (size_t)n : (size_t)CSM_BLOCK);
+               warp * room(longest < CSM_BLOCK ? (size_t)longest : (size_t)CSM_BLOCK);
     if (threadIdx.x == 0) row.shared->scales = scales;
     for (int i = threadIdx.x; i < (int)(sizeof row.shared->call / 4); i += blockDim.x) /* neighbours, whole sectors */
         ((unsigned *)&row.shared->call)[i] = ((const unsigned *)&ready->call)[i];
-    for (row.at = blockIdx.x; row.at < rows; row.at += gridDim.x) {
-        row.from = x + row.at * n;
-        row.to = y ? y + row.at * n : NULL;
+    if (IS_SEGMENTED) __syncthreads(); /* the call is about to get the length of a segment */
+    const long long units = IS_SEGMENTED ? rows * listed : rows;
+    for (long long unit = blockIdx.x; unit < units; unit += gridDim.x) {
+        row.at = unit;
+        if (IS_SEGMENTED) row.at = which[unit % listed] + unit / listed * all.count;
+        all.find(row.at, &row.first, &row.n);
+        row.count = (int)((row.n + CSM_BLOCK - 1) / CSM_BLOCK);
+        row.reloads = row.count > warps;
+        row.from = x + row.first;
+        row.to = y ? y + row.first : NULL;
         if (threadIdx.x == 0) read_input(job, row);
+        if (IS_SEGMENTED && threadIdx.x == 0) {
+            row.shared->call.n = (size_t)row.n;
+            row.shared->call.weight_sum = (double)row.n;
+        }
         __syncthreads();
         row.label = (long long)row.shared->in.label;
         row.max = -CSM_INF;
         bool nan = labels ? row.label == BAD : !(row.shared->in.mass == row.shared->in.mass);
-        const bool skipped = (labels && row.label == IGNORED) || row.shared->in.weight == 0 ||
-                             (csm_loss_is_empty(&row.shared->call) && !nan);
+        const bool is_empty = csm_loss_is_empty(&row.shared->call) || (IS_SEGMENTED && row.n == 0);
+        const bool skipped = (labels && row.label == IGNORED) || row.shared->in.weight == 0 || (is_empty && !nan);
         if (!skipped && !nan && !row.reloads) {
             load_row(job, row);
             nan = !(row.max < CSM_INF && row.max > -CSM_INF);

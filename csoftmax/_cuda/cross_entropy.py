@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from .._cpu import binding
 from .device import read_shared_limit
-from .launch import as_rows, as_size, contiguous_or_new, groups_of, launch_kernel, make_scales
+from .launch import as_rows, contiguous_or_new, groups_of, launch_kernel, make_scales
 from .sizes import (
     BLOCK_BYTES,
     BLOCK_ELEMENTS,
+    MAX_SEGMENT_WARPS,
     MAX_WARPS,
     RECORD_BYTES,
     SHARED_ROW_BYTES,
@@ -36,13 +37,16 @@ class CrossEntropyLaunch(NamedTuple):
 
 
 @functools.lru_cache(1024)
-def plan_cross_entropy_launch(dtype: int, n: int, shared_limit: int) -> CrossEntropyLaunch:
+def plan_cross_entropy_launch(
+    dtype: int, n: int, shared_limit: int, *, is_segmented: bool = False
+) -> CrossEntropyLaunch:
     """The launch of rows of n classes: as many warps as there are blocks in a row, if shared memory holds them."""
     itemsize, wide = item_bytes(dtype)
+    most = min(MAX_WARPS[wide], MAX_SEGMENT_WARPS) if is_segmented else MAX_WARPS[wide]
     blocks = -(-n // BLOCK_ELEMENTS)
     records = blocks * BLOCK_BYTES
     in_global = records > _SHARED_RECORDS_BYTES
-    for warps in range(max(1, min(blocks, MAX_WARPS[wide])), 0, -1):
+    for warps in range(max(1, min(blocks, most)), 0, -1):
         head = SHARED_ROW_BYTES + 16 * warps + (0 if in_global else records)
         shared_bytes = align(head, 16) + warps * room(min(n, BLOCK_ELEMENTS), itemsize) * wide
         if shared_bytes <= shared_limit:
@@ -58,34 +62,112 @@ class Target(NamedTuple):
     terms: Any  # what each row adds to the divisor of a mean
 
 
+class RowLayout(NamedTuple):
+    """Where rows lie, the `layout` of cross_entropy.cu: rows of `length`, or segments of stretches of `length`."""
+
+    length: int
+    rows: int  # or segments, of all stretches together
+    indptr: Any = None  # of the segments of a stretch, on the device
+    segments: int = 1  # of a stretch
+
+    @property
+    def op(self) -> str:
+        """The operation whose module has the kernels for these rows."""
+        return "cross_entropy" if self.indptr is None else "segment_cross_entropy"
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        return np.int64(self.length), self.indptr, np.int64(self.segments)
+
+
 def launch_cross_entropy_kernel(
-    dtype: int, device: int, kernel: str, grid: int, threads: int, shared_bytes: int, *arguments: Any
+    dtype: int,
+    device: int,
+    kernel: str,
+    grid: int,
+    threads: int,
+    shared_bytes: int,
+    *arguments: Any,
+    op: str = "cross_entropy",
 ) -> None:
     """Launch a kernel of cross_entropy.cu."""
-    launch_kernel("cross_entropy", dtype, device, kernel, grid, threads, shared_bytes, *arguments)
+    launch_kernel(op, dtype, device, kernel, grid, threads, shared_bytes, *arguments)
 
 
 def launch_target(
-    dtype: int, n: int, labels: Any, ignore: int | None, soft: Any, weight: Any = None, sample_weight: Any = None
+    dtype: int,
+    layout: RowLayout,
+    labels: Any,
+    ignore: int | None,
+    soft: Any,
+    weight: Any = None,
+    sample_weight: Any = None,
 ) -> Target:
     """Check labels, or soft labels, on the device."""
     import cupy
 
-    given = labels if soft is None else soft
-    count, device = len(given), given.device.id
-    terms, size = cupy.empty(count, np.float64), as_size(count, n)
+    count, device = layout.rows, (labels if soft is None else soft).device.id
+    terms, size = cupy.empty(count, np.float64), (*layout.arguments, np.int64(count))
     if labels is not None:
         checked = cupy.empty(count, np.int64)
         kind = np.int32(binding.LABELS[labels.dtype.name])
         ignored = np.array(ignore or 0, np.uint64).astype(np.int64)[()]
         arguments = labels, checked, terms, weight, sample_weight, *size, kind, np.int32(ignore is not None), ignored
-        launch_cross_entropy_kernel(dtype, device, "labels", -(-count // 128), 128, 0, *arguments)
+        launch_cross_entropy_kernel(dtype, device, "labels", -(-count // 128), 128, 0, *arguments, op=layout.op)
         return Target(checked, None, terms)
     masses = cupy.empty(count, np.float64)
-    launch_cross_entropy_kernel(
-        dtype, device, "masses", -(-count // 4), 128, 0, soft, masses, terms, weight, sample_weight, *size
-    )
+    arguments = soft, masses, terms, weight, sample_weight, *size
+    launch_cross_entropy_kernel(dtype, device, "masses", -(-count // 4), 128, 0, *arguments, op=layout.op)
     return Target(None, masses, terms)
+
+
+def launch_divide(
+    dtype: int, device: int, terms: Any, weight: Any, mean: bool, call: Any, op: str = "cross_entropy"
+) -> Any:
+    """The divisor of the losses, and the constants that depend on it, on the device; the terms are overwritten."""
+    import cupy
+
+    prepared = cupy.empty(RECORD_BYTES["cross_entropy.cu"], np.uint8)
+    arguments = terms, weight, prepared, np.int64(terms.size), np.int32(mean), call
+    launch_cross_entropy_kernel(dtype, device, "divide", 1, 1024, 0, *arguments, op=op)
+    return prepared
+
+
+def launch_reduce(dtype: int, device: int, losses: Any, loss: Any, prepared: Any, op: str = "cross_entropy") -> None:
+    """Write the sum or the mean of the row losses to `loss`; the row losses are overwritten."""
+    arguments = losses, loss, prepared, np.int64(losses.size)
+    launch_cross_entropy_kernel(dtype, device, "reduce", 1, 1024, 0, *arguments, op=op)
+
+
+def launch_rows(
+    dtype: int,
+    device: int,
+    layout: RowLayout,
+    longest: int,
+    arrays: tuple[Any, ...],
+    prepared: Any,
+    temperature: float,
+    which: Any = None,
+    stretches: int = 1,
+) -> None:
+    """Compute rows of at most `longest` classes.
+
+    arrays : logits, soft labels, gradient, labels, masses, class weights, weights, upstream gradients, losses, and
+        losses in the compute type; each may be None but the logits and the first losses.
+    which : the numbers of the segments to compute, on the device, in each of so many stretches.
+    """
+    import cupy
+
+    is_segmented, listed = which is not None, 0 if which is None else len(which)
+    plan = plan_cross_entropy_launch(dtype, longest, read_shared_limit(device), is_segmented=is_segmented)
+    rows = stretches if is_segmented else layout.rows
+    count = rows * listed if is_segmented else rows
+    grid = min(count, _GRID_WITH_RECORDS) if plan.record_bytes else count
+    records = cupy.empty(grid * plan.record_bytes, np.uint8) if plan.record_bytes else None
+    last = np.int64(rows), which, np.int64(listed), np.int64(longest), make_scales(dtype, temperature)
+    arguments = *arrays, records, prepared, *layout.arguments, *last
+    size = grid, 32 * plan.warps, plan.shared_bytes
+    launch_cross_entropy_kernel(dtype, device, "rows", *size, *arguments, op=layout.op)
 
 
 class CrossEntropyInSteps:
@@ -121,24 +203,16 @@ class CrossEntropyInSteps:
         self.soft, self.weight, self.sample_weight, self.upstream = soft, weight, sample_weight, upstream
         self.temperature, self.temperatures = factors[0], temperatures
         self.losses = cupy.empty(self.count, np.float64)
-        self.target = launch_target(dtype, n, labels, ignore, soft, weight, sample_weight)
-        self.mean = np.int32(reduction == binding.REDUCTIONS["mean"])
+        self.target = launch_target(dtype, RowLayout(n, self.count), labels, ignore, soft, weight, sample_weight)
+        self.mean = reduction == binding.REDUCTIONS["mean"]
         self._options = *factors[1:], soft is not None, gradient
         self.prepared = self._divide(factors[0])
 
     def _divide(self, temperature: float) -> Any:
         """The divisor and the constants of the rows of a temperature."""
-        import cupy
-
-        prepared = cupy.empty(RECORD_BYTES["cross_entropy.cu"], np.uint8)
         call = binding.loss_call(self.n, temperature, *self._options)
         terms = self.target.terms if self.temperatures is None else self.target.terms.copy()  # they are overwritten
-        arguments = terms, self.weight, prepared, np.int64(self.count), self.mean, call
-        self._launch("divide", 1, 1024, 0, *arguments)
-        return prepared
-
-    def _launch(self, kernel: str, grid: int, threads: int, shared_bytes: int, *arguments: Any) -> None:
-        launch_cross_entropy_kernel(self.dtype, self.device, kernel, grid, threads, shared_bytes, *arguments)
+        return launch_divide(self.dtype, self.device, terms, self.weight, self.mean, call)
 
     @property
     def divisor(self) -> Any:
@@ -172,23 +246,14 @@ class CrossEntropyInSteps:
 
     def _run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...], prepared: Any, temperature: float) -> None:
         """Launch rows of one temperature."""
-        import cupy
-
         x, soft, labels, masses, weights, upstream = inputs
         y, losses, row_losses = outputs
-        count = len(x)
-        warps, shared_bytes, record_bytes = plan_cross_entropy_launch(
-            self.dtype, self.n, read_shared_limit(self.device)
-        )
-        grid = min(count, _GRID_WITH_RECORDS) if record_bytes else count
-        records = cupy.empty(grid * record_bytes, np.uint8) if record_bytes else None
-        arrays = x, soft, y, labels, masses, self.weight, weights, upstream, losses, row_losses, records, prepared
-        scales = make_scales(self.dtype, temperature)
-        self._launch("rows", grid, 32 * warps, shared_bytes, *arrays, *as_size(count, self.n), scales)
+        arrays = x, soft, y, labels, masses, self.weight, weights, upstream, losses, row_losses
+        launch_rows(self.dtype, self.device, RowLayout(self.n, len(x)), self.n, arrays, prepared, temperature)
 
     def reduce(self, loss: Any) -> None:
         """Write the sum or the mean of the row losses to `loss`; the row losses are overwritten."""
-        self._launch("reduce", 1, 1024, 0, self.losses, loss, self.prepared, np.int64(self.count))
+        launch_reduce(self.dtype, self.device, self.losses, loss, self.prepared)
 
 
 def launch_cross_entropy(

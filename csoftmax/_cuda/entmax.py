@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._cpu import binding
-from .cross_entropy import launch_cross_entropy_kernel, launch_target
+from .cross_entropy import RowLayout, launch_divide, launch_reduce, launch_target
 from .device import read_shared_limit
 from .launch import (
     as_rows,
@@ -21,7 +21,7 @@ from .launch import (
     launch_kernel,
     make_contiguous,
 )
-from .sizes import RECORD_BYTES, SHARED_ROW_BYTES, SHARED_SURVIVORS, SURVIVOR_BYTES, align, item_bytes, room
+from .sizes import SHARED_ROW_BYTES, SHARED_SURVIVORS, SURVIVOR_BYTES, align, item_bytes, room
 from .softmax import launch_softmax
 
 _PARTS_ELEMENTS = 4096, 2048, 1024  # of a row in shared memory; a gradient keeps the whole row there if it fits
@@ -137,7 +137,7 @@ def launch_entmax_loss(
         x, soft, labels = as_rows(x, rows, n), as_rows(soft, rows, n), as_rows(labels, rows)
         to = contiguous_or_new(y)
         weights = as_rows(sample_weight, rows)
-        target = launch_target(dtype, n, labels, ignore, soft, weight, weights)
+        target = launch_target(dtype, RowLayout(n, rows), labels, ignore, soft, weight, weights)
         # without class weights the factor of soft labels is the sample weight, whatever they sum to
         terms = target.terms if soft is None or weight is not None else weights
         prepared = _launch_divide(dtype, device, n, rows, terms, mean)
@@ -150,8 +150,7 @@ def launch_entmax_loss(
         if row_losses is not None:
             loss[...] = row_losses.reshape(loss.shape)
         else:
-            sizes = prepared, np.int64(rows)
-            launch_cross_entropy_kernel(dtype, device, "reduce", 1, 1024, 0, losses, loss, *sizes)
+            launch_reduce(dtype, device, losses, loss, prepared)
         if to is not y:
             y[...] = to
 
@@ -160,9 +159,6 @@ def _launch_divide(dtype: int, device: int, n: int, rows: int, terms: Any, mean:
     """The divisor of a mean, from the factors of the rows (None: 1), in the record that `reduce` reads."""
     import cupy
 
-    prepared = cupy.empty(RECORD_BYTES["cross_entropy.cu"], np.uint8)
     terms = cupy.full(rows, 1.0, np.float64) if terms is None else terms.copy()  # they are overwritten
     call = binding.loss_call(n, 1.0, 0.0, 0.0, 0.0, 0.0, False, False)
-    arguments = terms, None, prepared, np.int64(rows), np.int32(mean), call
-    launch_cross_entropy_kernel(dtype, device, "divide", 1, 1024, 0, *arguments)
-    return prepared
+    return launch_divide(dtype, device, terms, None, mean, call)

@@ -19,12 +19,13 @@ _CLASSES = (16, 128, 1024, BLOCK_ELEMENTS)  # the longest segments of a launch
 _WARPS = {16: 4, 128: 4, 1024: 4, BLOCK_ELEMENTS: 1}  # of a block of threads
 
 
-def _split_by_length(lengths: Any) -> list[tuple[int, Any]]:
-    """For each class of lengths that occurs its longest length and the numbers of its segments."""
-    classes = []
-    least = 1
-    for longest in _CLASSES:
-        found = np.flatnonzero((lengths >= least) & (lengths <= longest)).astype(np.int32)
+def split_by_length(lengths: Any, least: int, most: int) -> list[tuple[int, Any]]:
+    """For each class of lengths from `least` to `most` that occurs its longest length and its segments' numbers."""
+    classes, bounds = [], list(_CLASSES)
+    while bounds[-1] < most:
+        bounds.append(2 * bounds[-1])
+    for longest in bounds:
+        found = np.flatnonzero((lengths >= least) & (lengths <= longest))
         if len(found):
             classes.append((longest, found))
         least = longest + 1
@@ -74,12 +75,12 @@ def launch_segments(
     lengths, scales, device = segments.lengths, make_scales(dtype, temperature), first.device.id
     itemsize, wide = item_bytes(dtype)
     extra = LOG_SEGMENT_ELEMENTS if wide == 8 and name in ("log_softmax", "logsumexp") else 0
-    for longest, which in _split_by_length(lengths):
+    for longest, which in split_by_length(lengths, 1, BLOCK_ELEMENTS):
         capacity, warps = room(longest, itemsize), _WARPS[longest]
         shared = warps * (capacity * len(inputs) + extra) * wide
         grid = min(-(-rows * len(which) // warps), MAX_GRID)
         size = np.int64(rows), np.int64(length), *(() if is_gradient else (np.int64(to.shape[-1]),))
-        last = indptr, cupy.asarray(which), np.int32(len(which)), np.int32(capacity), scales
+        last = indptr, cupy.asarray(which.astype(np.int32)), np.int32(len(which)), np.int32(capacity), scales
         launch_kernel(name, dtype, device, "segments", grid, 32 * warps, shared, *inputs, mask, to, *size, *last)
     for s in np.flatnonzero(lengths > BLOCK_ELEMENTS):
         begin, end = (int(at) for at in segments.indptr[s : s + 2])

@@ -15,6 +15,7 @@ SHARED_ROW_BYTES = 688  # sizeof(shared_row) of cross_entropy.cu, a multiple of 
 TRAIL_BYTES = 528  # sizeof(trail) of sample.cu
 
 MAX_WARPS = {4: 14, 8: 7}  # of a block of threads, by the compute type's bytes: 227 KB hold this many blocks of a row
+MAX_SEGMENT_WARPS = 8  # of a block of threads for segments of cross_entropy.cu; with 14, bfloat16 would spill
 LOG_SEGMENT_ELEMENTS = 32  # of e' held beside the logits at a time, for the log family in double
 GRADIENT_SEGMENT_ELEMENTS = 1024  # of dy and y held at a time by `blocks` and `apply` of vjp.cu
 SHARED_SURVIVORS = 512  # of an entmax row in shared memory; further ones go through global memory

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, NoReturn, SupportsIndex
+import os
+from typing import Any, Literal, NamedTuple, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .. import _cuda
 from .._arguments.foreign import accept_foreign
 from .._arguments.kinds import keep_labels
 from .._arguments.labels import LossOptions, as_label_bits, check_loss_options, check_target, raise_bad_label
 from .._arguments.layouts import Result, axis_last, lay_out_gradient
 from .._arguments.numbers import check_choice
-from .._arguments.places import as_float, check_kernels, place_of, to_host
+from .._arguments.places import DeviceError, Place, as_float, place_of, to_host
 from .._arguments.recorded import hand_over_recorded
 from .._arguments.segment_layouts import SegmentAxis, check_segment_temperatures, lay_out_axis
-from .._arguments.segments import Segments, as_segments
+from .._arguments.segments import Segments, as_segments, place_segments
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer, compute_dtype
 from .cross_entropy import CrossEntropyResult
@@ -39,9 +41,13 @@ class SegmentLossPlan(NamedTuple):
     axis: SegmentAxis
     num_threads: int | None
     compute: np.dtype[Any]
+    place: Place
 
     def execute(self) -> tuple[Any, Any]:
         """Compute, and return the loss (a scalar unless there is one for each segment) and the gradient or None."""
+        if self.place.on_cuda:
+            with self.place.context():
+                return self._run_on_cuda()
         o, axis = self.options, self.axis
         losses = np.empty(axis.reduced, np.float64)
         given = self.labels, o.sample_weight, o.upstream
@@ -55,30 +61,50 @@ class SegmentLossPlan(NamedTuple):
         found = binding.run_segment_loss(self.dtype, self.x, *arrays, *o.factors, *last)
         if isinstance(found, int):
             self._raise_bad_label()
+            raise RuntimeError("target was changed by another thread during the call; nothing has been written")
         gradient = None if self.gradient is None else self.gradient.finish()
         with np.errstate(over="ignore", under="ignore"):
             loss = losses if self.reduction == "none" else np.float64(found)
             return loss.astype(self.compute, copy=False)[()], gradient
 
-    def _raise_bad_label(self) -> NoReturn:
-        if self.labels is None:
-            raise_bad_label(self.soft, 0, None)
-        else:
-            axis, ignored = self.axis, self.options.ignore_index
-            shape = [1] * self.labels.ndim
-            shape[axis.place] = -1
-            lengths = np.broadcast_to(axis.segments.lengths.reshape(shape), axis.reduced)
-            bad = (self.labels < 0) | (self.labels >= lengths.astype(np.uint64))
-            if as_label_bits(ignored, self.labels) is not None:
-                bad &= self.labels != self.labels.dtype.type(ignored)
-            if bad.any():
-                at = np.unravel_index(int(bad.argmax()), axis.reduced)
-                elements = f"has the elements 0 to {lengths[at] - 1}" if lengths[at] else "has no element"
-                raise IndexError(
-                    f"target[{', '.join(map(str, at))}] is {self.labels[at]}: the segment {elements}, and ignore_index "
-                    f"is {ignored}"
-                )
-        raise RuntimeError("target was changed by another thread during the call; nothing has been written")
+    def _run_on_cuda(self) -> tuple[Any, Any]:
+        """Run on a CUDA device, where a bad label makes its segment NaN unless CSOFTMAX_SYNC_CHECKS says so."""
+        if os.environ.get("CSOFTMAX_SYNC_CHECKS") == "1":
+            self._raise_bad_label()
+        o, axis, is_none = self.options, self.axis, self.reduction == "none"
+        loss = self.place.xp.empty(axis.reduced if is_none else (), self.compute)
+        given = self.labels, o.sample_weight, o.upstream
+        labels, sample_weight, upstream = (None if a is None else axis.last(a) for a in given)
+        rows = None if self.gradient is None else self.gradient.rows
+        ignore = as_label_bits(o.ignore_index, self.labels)
+        arrays = rows, axis.last(loss) if is_none else loss, labels, ignore, self.soft, sample_weight, upstream
+        there = place_segments(axis.segments, self.place)
+        last = binding.REDUCTIONS[self.reduction], o.temperatures, axis.segments, *there, axis.place
+        _cuda.launch_segment_cross_entropy(self.dtype, self.x, *arrays, o.factors, *last)
+        return loss, None if self.gradient is None else self.gradient.finish()
+
+    def _raise_bad_label(self) -> None:
+        axis, ignored, segments = self.axis, self.options.ignore_index, self.axis.segments
+        labels, soft = to_host(self.labels, self.soft)
+        if labels is None:
+            is_read = np.zeros(soft.shape[-1], bool)
+            read = slice(int(segments.indptr[0]), int(segments.indptr[-1]))
+            is_read[read if segments.order is None else segments.order[read]] = True
+            raise_bad_label(np.where(is_read, soft, 0), 0, None)
+            return
+        shape = [1] * labels.ndim
+        shape[axis.place] = -1
+        lengths = np.broadcast_to(segments.lengths.reshape(shape), axis.reduced)
+        bad = (labels < 0) | (labels >= lengths.astype(np.uint64))
+        if as_label_bits(ignored, labels) is not None:
+            bad &= labels != labels.dtype.type(ignored)
+        if bad.any():
+            at = np.unravel_index(int(bad.argmax()), axis.reduced)
+            elements = f"has the elements 0 to {lengths[at] - 1}" if lengths[at] else "has no element"
+            raise IndexError(
+                f"target[{', '.join(map(str, at))}] is {labels[at]}: the segment {elements}, and ignore_index "
+                f"is {ignored}"
+            )
 
 
 def plan_segment_loss(
@@ -97,12 +123,29 @@ def plan_segment_loss(
 ) -> SegmentLossPlan:
     """Check a call of segment_cross_entropy or, with `gradient`, of segment_cross_entropy_with_grad."""
     place = place_of(device, x)
-    if place.on_cuda:
-        check_kernels("segment_cross_entropy")
-    elif device is not None:
+    if not place.on_cuda and device is not None:
         x, target, *values = to_host(x, target, *options.values())
         options = dict(zip(options, values, strict=True))
     check_choice("positives", positives, ("each", "any"))
+    with place.context():
+        return _lay_out_loss(
+            place, x, target, axis, segments, gradient, positives, reduction, out, num_threads, options
+        )
+
+
+def _lay_out_loss(
+    place: Place,
+    x: Any,
+    target: Any,
+    axis: Any,
+    segments: Segments,
+    gradient: bool,
+    positives: str,
+    reduction: str,
+    out: Any,
+    num_threads: int | None,
+    options: dict[str, Any],
+) -> SegmentLossPlan:
     x, dtype = as_float("x", x, place)
     at = lay_out_axis("x", x.shape, axis, segments)
     compute = compute_dtype(x.dtype)
@@ -111,6 +154,8 @@ def plan_segment_loss(
     if chosen.dtype == np.bool_ and chosen.shape == x.shape:
         is_any = positives == "any"
         target = chosen if is_any else chosen.astype(compute)
+    if is_any and place.on_cuda:
+        raise DeviceError('positives="any" has no kernels for CUDA. device="cpu" computes on the CPU.')
     labels, soft = (None, None) if is_any else check_target(target, x.shape, at.reduced, compute, place)
     t = check_segment_temperatures(options.pop("temperature"), at, True)
     options["temperature"] = t if isinstance(t, float) else 1.0
@@ -124,21 +169,21 @@ def plan_segment_loss(
             f"{checked.label_smoothing}"
         )
     if chosen.dtype == np.bool_ and not is_any and checked.label_smoothing + checked.z_loss > 0:
-        checked = checked._replace(sample_weight=_leave_out_without_positives(chosen, checked.sample_weight, at))
+        checked = checked._replace(sample_weight=_leave_out_without_positives(chosen, checked.sample_weight, at, place))
     x, targets, result = lay_out_gradient(x, chosen if is_any else soft, at.axes, gradient, out, place)
     soft, positive = (None, targets) if is_any else (targets, None)
     return SegmentLossPlan(
-        dtype, as_buffer(x), labels, soft, positive, checked, reduction, result, at, num_threads, compute
+        dtype, as_buffer(x), labels, soft, positive, checked, reduction, result, at, num_threads, compute, place
     )
 
 
-def _leave_out_without_positives(chosen: Any, sample_weight: Any, at: SegmentAxis) -> Any:
+def _leave_out_without_positives(chosen: Any, sample_weight: Any, at: SegmentAxis, place: Place) -> Any:
     """The weights, 0 for segments without positives: smoothing and z-loss would count them."""
-    positives, indptr, order = axis_last(chosen, at.axes), at.segments.indptr, at.segments.order
-    counts = np.zeros((*positives.shape[:-1], positives.shape[-1] + 1), np.int64)
-    np.cumsum(positives if order is None else positives[..., order], axis=-1, out=counts[..., 1:])
+    positives, (indptr, order) = axis_last(chosen, at.axes), place_segments(at.segments, place)
+    counts = place.xp.zeros((*positives.shape[:-1], positives.shape[-1] + 1), np.int64)
+    counts[..., 1:] = np.cumsum(positives if order is None else positives[..., order], axis=-1)
     is_kept = np.moveaxis(counts[..., indptr[1:]] > counts[..., indptr[:-1]], -1, at.place)
-    return np.where(is_kept, 1.0 if sample_weight is None else sample_weight, 0.0)
+    return place.xp.where(is_kept, 1.0 if sample_weight is None else sample_weight, 0.0)
 
 
 @accept_foreign
@@ -217,6 +262,9 @@ def segment_cross_entropy(
     A segment without elements has loss 0 and weight 0, and so has one without positives with "each"; with "any" its
     loss is +inf. The loss of "any" is log1p of the sum of the others over that of the positives, so that it keeps its
     digits where the positives are certain.
+
+    On CUDA "any" raises `DeviceError`, and a bad label makes the loss and the gradient of its segment NaN, as in
+    `cross_entropy`.
 
     Examples
     --------

@@ -155,7 +155,6 @@ def loss_over_segments(record: Operation, errors: tuple[BadCall, ...]) -> Operat
         make_arrays=record.make_arrays,
         bad_calls=errors,
         variants=without_weights(record.variants),
-        devices=("cpu",),
         exempt={**record.exempt, "quick": NOT_QUICK},
     )
 

@@ -155,6 +155,9 @@ def test_nothing_waits(model):
                 sample_weight=s,
                 chunk_bytes=1000,
             )
+        edges = csoftmax.Segments(segment_ids=[0, 2, 0, 1, -1, 0])
+        for target in (gpu.cupy.asarray(np.zeros((3, 40), int)), q, mask):
+            csoftmax.segment_cross_entropy_with_grad(x, target, segments=edges, z_loss=0.1, temperature=[1.0, 0.5, 1.0])
         for alpha in (1.0, 1.5, 2.0, 1.2):
             csoftmax.entmax(x, alpha, where=mask)
             csoftmax.entmax_vjp(x, y, alpha)

@@ -65,5 +65,6 @@ def test_refused(gpu):
     x = gpu.cupy.asarray(np.zeros(3, np.float32))
     with pytest.raises(csoftmax.DeviceError, match="temperatures of segments have no kernels"):
         csoftmax.segment_softmax(x, indptr=[0, 3], temperature=[1.0])
-    with pytest.raises(csoftmax.DeviceError, match="segment_cross_entropy has no kernels for CUDA"):
-        csoftmax.segment_cross_entropy(x, [0], indptr=[0, 3])
+    positives = gpu.cupy.asarray(np.array([True, False, True]))
+    with pytest.raises(csoftmax.DeviceError, match='positives="any" has no kernels for CUDA'):
+        csoftmax.segment_cross_entropy(x, positives, indptr=[0, 3], positives="any")
