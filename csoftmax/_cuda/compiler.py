@@ -32,7 +32,7 @@ SOURCES = {
 KERNELS = {
     "softmax.cu": ("teams", "whole", "blocks", "combine", "apply", "segments"),
     "vjp.cu": ("teams", "whole", "blocks", "combine", "apply", "segments"),
-    "cross_entropy.cu": ("labels", "masses", "divide", "rows", "reduce"),
+    "cross_entropy.cu": ("labels", "masses", "divide", "rows", "reduce", "cap", "uncap"),
     "topk.cu": ("choose", "keys", "gather"),
     "entmax.cu": ("forward", "rows", "backward"),
     "sample.cu": ("sums", "min_sums", "draw", "chosen"),

@@ -7,6 +7,8 @@
  *            logits.  A warp holds one block.  A row with more blocks than warps is read again for each pass, and its
  *            sums begin before its maximum is known; they are repeated if the maximum is beyond exp's range
  *   reduce   computes the sum or mean of the row losses, in a tree over their order
+ *   cap      with a soft cap: what `rows` reads instead of the logits, in the module of the compute type, and slopes
+ *   uncap    multiplies its gradient by them, and clips: one thread for a row, in the order of the CPU's sum
  *
  * A label that is not a class, or a soft label that is negative or not finite, makes its row's loss and gradient NaN:
  * an exception would require the host to wait.  Ignored rows are not read.
@@ -24,6 +26,8 @@
  */
 #define LOADS 4
 #include "forward.cuh"
+#include "kernel/softcap/job.h"
+#include "kernel/softcap/tanh.inc.h"
 
 /* The constants that `divide` passes to `rows` and `reduce`. */
 struct prepared {
@@ -157,6 +161,42 @@ extern "C" __global__ void __launch_bounds__(1024, 1)
     to->call.w = w;
     to->call.weight_sum = sum;
     csm_loss_divide(&to->call, divisor);
+}
+
+/* y: the capped logits, slope: the slopes of the cap; both of the compute type. */
+extern "C" __global__ void __launch_bounds__(256, 1)
+    cap(const T *__restrict__ x, REAL *__restrict__ y, REAL *__restrict__ slope, long long count, csm_softcap c) {
+    const V(cap_constants) s = V(cap_constants_of)(&c);
+    for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < count;
+         i += (long long)gridDim.x * blockDim.x) {
+        const REAL plain = LOAD(x + i);
+        REAL z = plain, capped, steep = 1;
+        if (c.exponent != 0) z = (REAL)csm_softcap_scaled(&c, (double)plain, (double)(REAL)EXP_MOST);
+        V(cap_group)(1, &z, &capped, &steep, 1, 0, &s, &c);
+        if (c.exponent != 0) capped = (REAL)csm_softcap_unscaled(&c, (double)plain, (double)z, (double)capped);
+        y[i] = capped;
+        if (slope) slope[i] = steep;
+    }
+}
+
+/* Multiplies the gradient of capped logits, which is overwritten, by the slopes, clips it and stores it. */
+extern "C" __global__ void __launch_bounds__(256, 1)
+    uncap(REAL *g, const REAL *__restrict__ slope, T *y, const double *__restrict__ upstream,
+          const prepared *__restrict__ from, long long rows, long long n, double clip_norm, double clip_value) {
+    for (long long at = blockIdx.x; at < rows; at += gridDim.x) {
+        REAL *const row = g + at * n;
+        for (long long i = threadIdx.x; i < n; i += blockDim.x) row[i] = row[i] * slope[at * n + i];
+        if (clip_norm > 0 || clip_value > 0) {
+            __syncthreads();
+            if (threadIdx.x == 0) {
+                const double k = fabs(upstream ? upstream[at] : 1) * from->call.per_divisor;
+                csm_clip_capped(row, SINGLE, (size_t)n, clip_norm, clip_value,
+                                csm_times_pow2(k, from->call.divisor_exponent));
+            }
+            __syncthreads();
+        }
+        for (long long i = threadIdx.x; i < n; i += blockDim.x) STORE(y + at * n + i, canonical(row[i]));
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(1024, 1)
