@@ -8,7 +8,8 @@
  *            sums begin before its maximum is known; they are repeated if the maximum is beyond exp's range
  *   reduce   computes the sum or mean of the row losses, in a tree over their order
  *   cap      with a soft cap: what `rows` reads instead of the logits, in the module of the compute type, and slopes
- *   uncap    multiplies its gradient by them, and clips: one thread for a row, in the order of the CPU's sum
+ *   uncap    multiplies its gradient by them
+ *   clip     does the same and clips; the norm is computed by one thread, in the order of the CPU's sum
  *
  * A label that is not a class, or a soft label that is negative or not finite, makes its row's loss and gradient NaN:
  * an exception would require the host to wait.  Ignored rows are not read.
@@ -163,38 +164,73 @@ extern "C" __global__ void __launch_bounds__(1024, 1)
     csm_loss_divide(&to->call, divisor);
 }
 
-/* y: the capped logits, slope: the slopes of the cap; both of the compute type. */
+INLINE REAL capped(REAL plain, REAL *steep, const V(cap_constants) &s, const csm_softcap &c) {
+    REAL z = plain, y;
+    if (c.exponent != 0) z = (REAL)csm_softcap_scaled(&c, (double)plain, (double)(REAL)EXP_MOST);
+    V(cap_group)(1, &z, &y, steep, 1, 0, &s, &c);
+    return c.exponent != 0 ? (REAL)csm_softcap_unscaled(&c, (double)plain, (double)z, (double)y) : y;
+}
+/* y: the capped logits, slope: NULL, or the slopes of the cap; both of the compute type, at 16-byte boundaries. */
 extern "C" __global__ void __launch_bounds__(256, 1)
     cap(const T *__restrict__ x, REAL *__restrict__ y, REAL *__restrict__ slope, long long count, csm_softcap c) {
     const V(cap_constants) s = V(cap_constants_of)(&c);
-    for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < count;
-         i += (long long)gridDim.x * blockDim.x) {
-        const REAL plain = LOAD(x + i);
-        REAL z = plain, capped, steep = 1;
-        if (c.exponent != 0) z = (REAL)csm_softcap_scaled(&c, (double)plain, (double)(REAL)EXP_MOST);
-        V(cap_group)(1, &z, &capped, &steep, 1, 0, &s, &c);
-        if (c.exponent != 0) capped = (REAL)csm_softcap_unscaled(&c, (double)plain, (double)z, (double)capped);
-        y[i] = capped;
+    const long long first = (long long)blockIdx.x * blockDim.x + threadIdx.x, step = (long long)gridDim.x * blockDim.x;
+    const long long vectors = lead(x) == 0 ? count / VECTOR : 0;
+    REAL steep = 1;
+    for (long long v = first; v < vectors; v += step) {
+        const vector from = ((const vector *)(const void *)x)[v];
+        UNROLL
+        for (int w = 0; w < VECTOR / WIDE; w++) {
+            wide to, slopes;
+            UNROLL
+            for (int i = 0; i < WIDE; i++) {
+                to.v[i] = capped(LOAD(&from.v[w * WIDE + i]), &steep, s, c);
+                slopes.v[i] = steep;
+            }
+            const long long at = v * (VECTOR / WIDE) + w;
+            ((wide *)(void *)y)[at] = to;
+            if (slope) ((wide *)(void *)slope)[at] = slopes;
+        }
+    }
+    for (long long i = vectors * VECTOR + first; i < count; i += step) {
+        y[i] = capped(LOAD(x + i), &steep, s, c);
         if (slope) slope[i] = steep;
     }
 }
 
-/* Multiplies the gradient of capped logits, which is overwritten, by the slopes, clips it and stores it. */
+/* Multiplies the gradient of capped logits by the slopes; both begin at 16-byte boundaries. */
 extern "C" __global__ void __launch_bounds__(256, 1)
-    uncap(REAL *g, const REAL *__restrict__ slope, T *y, const double *__restrict__ upstream,
-          const prepared *__restrict__ from, long long rows, long long n, double clip_norm, double clip_value) {
+    uncap(const REAL *__restrict__ g, const REAL *__restrict__ slope, T *y, long long count) {
+    const long long first = (long long)blockIdx.x * blockDim.x + threadIdx.x, step = (long long)gridDim.x * blockDim.x;
+    const long long vectors = lead(y) == 0 ? count / VECTOR : 0;
+    for (long long v = first; v < vectors; v += step) {
+        vector to;
+        UNROLL
+        for (int w = 0; w < VECTOR / WIDE; w++) {
+            const wide a = ((const wide *)(const void *)g)[v * (VECTOR / WIDE) + w];
+            const wide b = ((const wide *)(const void *)slope)[v * (VECTOR / WIDE) + w];
+            UNROLL
+            for (int i = 0; i < WIDE; i++) STORE(&to.v[w * WIDE + i], canonical(a.v[i] * b.v[i]));
+        }
+        ((vector *)(void *)y)[v] = to;
+    }
+    for (long long i = vectors * VECTOR + first; i < count; i += step) STORE(y + i, canonical(g[i] * slope[i]));
+}
+
+/* The same where the product is clipped: a block of threads for a row, one of which computes the norm. */
+extern "C" __global__ void __launch_bounds__(256, 1)
+    clip(REAL *g, const REAL *__restrict__ slope, T *y, const double *__restrict__ upstream,
+         const prepared *__restrict__ from, long long rows, long long n, double clip_norm, double clip_value) {
     for (long long at = blockIdx.x; at < rows; at += gridDim.x) {
         REAL *const row = g + at * n;
         for (long long i = threadIdx.x; i < n; i += blockDim.x) row[i] = row[i] * slope[at * n + i];
-        if (clip_norm > 0 || clip_value > 0) {
-            __syncthreads();
-            if (threadIdx.x == 0) {
-                const double k = fabs(upstream ? upstream[at] : 1) * from->call.per_divisor;
-                csm_clip_capped(row, SINGLE, (size_t)n, clip_norm, clip_value,
-                                csm_times_pow2(k, from->call.divisor_exponent));
-            }
-            __syncthreads();
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            const double k = fabs(upstream ? upstream[at] : 1) * from->call.per_divisor;
+            csm_clip_capped(row, SINGLE, (size_t)n, clip_norm, clip_value,
+                            csm_times_pow2(k, from->call.divisor_exponent));
         }
+        __syncthreads();
         for (long long i = threadIdx.x; i < n; i += blockDim.x) STORE(y + at * n + i, canonical(row[i]));
     }
 }

@@ -185,10 +185,13 @@ class CrossEntropyInSteps:
         self._run_rows(capped, None if y is None else capped, first, row_losses)
         if y is None:
             return
+        if not any(self.clips):
+            launch_cross_entropy_kernel(*on, "uncap", grid, threads, 0, capped, slope, y, np.int64(x.size))
+            return
         upstream = None if self.upstream is None else self.upstream[first : first + len(x)]
         arrays = capped, slope, y, upstream, self.prepared
         clips = tuple(np.float64(number) for number in self.clips)
-        launch_cross_entropy_kernel(*on, "uncap", len(x), threads, 0, *arrays, *as_size(*x.shape), *clips)
+        launch_cross_entropy_kernel(*on, "clip", len(x), threads, 0, *arrays, *as_size(*x.shape), *clips)
 
     def _run_rows(self, x: Any, y: Any, first: int, row_losses: Any) -> None:
         import cupy
