@@ -21,7 +21,7 @@ from .numbers import (
     check_temperatures,
     number_and_rows,
 )
-from .places import CPU, DeviceError, Place, as_array, is_cupy, to_host
+from .places import CPU, Place, as_array, is_cupy, to_host
 
 # How the message goes on for one-hot rows that are not floating.
 CONVERT_ONE_HOT = (
@@ -183,15 +183,13 @@ def check_upstream(upstream: Any, reduction: str, batch: tuple[int, ...], place:
     return None if not place.on_cuda and values.ndim == 0 and values == 1 else values
 
 
-def check_softcap(softcap: Any, place: Place = CPU) -> float:
-    """Return the soft cap of logits, 0.0 for None; one outside the range of its constants, or on a device, raises."""
+def check_softcap(softcap: Any) -> float:
+    """Return the soft cap of logits, 0.0 for None."""
     if softcap is None:
         return 0.0
     cap = as_number("softcap", softcap)
     if not 0 < cap < inf:
         raise ValueError(f"softcap must be None or a number > 0 and finite, got {softcap!r}")
-    if place.on_cuda:
-        raise DeviceError("softcap is computed on the CPU only; cap the logits first, or move them to the host")
     return cap
 
 
@@ -259,5 +257,5 @@ def check_loss_options(
         check_positive("clip_value", clip_value),
         check_ignore_index(ignore_index),
         each,
-        check_softcap(softcap, place),
+        check_softcap(softcap),
     )

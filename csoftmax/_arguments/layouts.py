@@ -16,6 +16,8 @@ from .places import CPU, DeviceError, Place, as_float, is_cupy
 def normalize_axes(axis: Any, ndim: int) -> tuple[int, ...]:
     """The axes as a tuple of distinct non-negative ints; a 0-d array counts as one element on one axis."""
     ndim = max(ndim, 1)
+    if type(axis) is int and -ndim <= axis < ndim:
+        return (axis % ndim,)
     if axis is None:
         return tuple(range(ndim))
     given = axis if isinstance(axis, tuple) else (axis,)
@@ -35,6 +37,8 @@ def normalize_axes(axis: Any, ndim: int) -> tuple[int, ...]:
 
 def batch_shape(x: Any, axes: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of x without the given axes: one entry a row."""
+    if axes == (x.ndim - 1,):
+        return x.shape[:-1]  # type: ignore[no-any-return]
     return tuple(n for i, n in enumerate(x.shape) if i not in axes)
 
 
@@ -174,6 +178,8 @@ def lay_out_result(
     Where the array cannot be written as rows of x's dtype, the rows are those of a temporary that is copied at the
     end. With `reduces` the result lacks the axes, or has them with length 1.
     """
+    if not reduces and axes == (x.ndim - 1,) and array.shape == x.shape and array.dtype == x.dtype:
+        return Result(array, as_buffer(array), array, array, given, place)
     final = array if reduces else np.moveaxis(array.reshape(x.shape), axes, tuple(range(x.ndim - len(axes), x.ndim)))
     shape = batch_shape(x, axes)
     if not reduces:
@@ -214,7 +220,7 @@ def lay_out_rows(
             )
     axes = normalize_axes(axis, x.ndim)
     shape = x.shape
-    row_shape = tuple(1 if i in axes else n for i, n in enumerate(shape))
+    row_shape = (*shape[:-1], 1) if axes == (x.ndim - 1,) else tuple(1 if i in axes else n for i, n in enumerate(shape))
     if reduces:
         dropped = axes if x.ndim else ()
         shape = tuple(1 if i in dropped else n for i, n in enumerate(x.shape) if keepdims or i not in dropped)

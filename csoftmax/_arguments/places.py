@@ -19,6 +19,9 @@ class DeviceError(RuntimeError):
     """A requested device cannot be used; the message says what is missing and how to get it."""
 
 
+_NO_CONTEXT = contextlib.nullcontext()
+
+
 class Place(NamedTuple):
     """Where a call computes. This is the only place that distinguishes kinds of array."""
 
@@ -62,7 +65,7 @@ class Place(NamedTuple):
 
     def context(self) -> contextlib.AbstractContextManager[Any]:
         """Context in which new arrays are made on this place's device, whichever device is current."""
-        return self.xp.cuda.Device(self.number) if self.on_cuda else contextlib.nullcontext()
+        return self.xp.cuda.Device(self.number) if self.number is not None else _NO_CONTEXT
 
 
 CPU = Place()
@@ -70,11 +73,13 @@ CPU = Place()
 
 def is_cupy(x: Any) -> bool:
     """Whether x is a CuPy array, without importing CuPy."""
-    return type(x).__module__.partition(".")[0] == "cupy"
+    return type(x) is not np.ndarray and type(x).__module__.partition(".")[0] == "cupy"
 
 
 def place_of(device: str | None, x: Any) -> Place:
     """The place that `device` names, or, if it is None, the one where x is."""
+    if device is None and type(x) is np.ndarray:
+        return CPU
     kind, index = "cpu", None
     if device is not None:
         kind, _, number = device.partition(":") if isinstance(device, str) else ("", "", "")

@@ -51,6 +51,12 @@ def entmax(int dtype, double alpha):
     return _frombuffer((<char *>&e)[:sizeof(e)], f"V{sizeof(e)}")
 
 
+def softcap(int dtype, double cap):
+    """The constants of a soft cap for kernels on a device: a csm_softcap."""
+    cdef csm_softcap s = csm_softcap_of(cap, dtype != CSM_DTYPE_f64)
+    return _frombuffer((<char *>&s)[:sizeof(s)], f"V{sizeof(s)}")
+
+
 def loss_call(size_t n, double temperature, double label_smoothing, double z_loss, double clip_norm,
               double clip_value, bint soft, bint gradient):
     """The constants of a loss for kernels on a device: a csm_loss_call without the parts set by labels and weights."""

@@ -31,6 +31,7 @@ __all__ = [
     "launch_segments",
     "launch_softmax",
     "launch_topk",
+    "launch_weighted_sum",
     "require",
     "state",
 ]
@@ -43,6 +44,7 @@ _FILES = {
     "launch_segments": "segments",
     "launch_softmax": "softmax",
     "launch_topk": "topk",
+    "launch_weighted_sum": "weighted_sum",
 }
 
 

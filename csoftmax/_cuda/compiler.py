@@ -29,14 +29,16 @@ SOURCES = {
     "topk": "topk.cu",
     "entmax": "entmax.cu",
     "sample": "sample.cu",
+    "weighted_sum": "weighted_sum.cu",
 }
 KERNELS = {
     "softmax.cu": ("teams", "whole", "blocks", "combine", "apply", "segments"),
     "vjp.cu": ("teams", "whole", "blocks", "combine", "apply", "segments"),
-    "cross_entropy.cu": ("labels", "masses", "divide", "rows", "reduce"),
+    "cross_entropy.cu": ("labels", "masses", "divide", "rows", "reduce", "cap", "uncap", "clip"),
     "topk.cu": ("choose", "keys", "gather"),
     "entmax.cu": ("forward", "rows", "backward"),
     "sample.cu": ("sums", "min_sums", "draw", "chosen"),
+    "weighted_sum.cu": ("weighted",),
 }
 
 

@@ -7,6 +7,9 @@
  *            logits.  A warp holds one block.  A row with more blocks than warps is read again for each pass, and its
  *            sums begin before its maximum is known; they are repeated if the maximum is beyond exp's range
  *   reduce   computes the sum or mean of the row losses, in a tree over their order
+ *   cap      with a soft cap: what `rows` reads instead of the logits, in the module of the compute type, and slopes
+ *   uncap    multiplies its gradient by them
+ *   clip     does the same and clips; the norm is computed by one thread, in the order of the CPU's sum
  *
  * As a module of its own, with IS_SEGMENTED, the rows are segments: of different lengths, one behind the other.
  *
@@ -26,6 +29,8 @@
  */
 #define LOADS 4
 #include "forward.cuh"
+#include "kernel/softcap/job.h"
+#include "kernel/softcap/tanh.inc.h"
 
 /* The constants that `divide` passes to `rows` and `reduce`. */
 struct prepared {
@@ -183,6 +188,77 @@ extern "C" __global__ void __launch_bounds__(1024, 1)
     to->call.w = w;
     to->call.weight_sum = sum;
     csm_loss_divide(&to->call, divisor);
+}
+
+INLINE REAL capped(REAL plain, REAL *steep, const V(cap_constants) &s, const csm_softcap &c) {
+    REAL z = plain, y;
+    if (c.exponent != 0) z = (REAL)csm_softcap_scaled(&c, (double)plain, (double)(REAL)EXP_MOST);
+    V(cap_group)(1, &z, &y, steep, 1, 0, &s, &c);
+    return c.exponent != 0 ? (REAL)csm_softcap_unscaled(&c, (double)plain, (double)z, (double)y) : y;
+}
+/* y: the capped logits, slope: NULL, or the slopes of the cap; both of the compute type, at 16-byte boundaries. */
+extern "C" __global__ void __launch_bounds__(256, 1)
+    cap(const T *__restrict__ x, REAL *__restrict__ y, REAL *__restrict__ slope, long long count, csm_softcap c) {
+    const V(cap_constants) s = V(cap_constants_of)(&c);
+    const long long first = (long long)blockIdx.x * blockDim.x + threadIdx.x, step = (long long)gridDim.x * blockDim.x;
+    const long long vectors = lead(x) == 0 ? count / VECTOR : 0;
+    REAL steep = 1;
+    for (long long v = first; v < vectors; v += step) {
+        const vector from = ((const vector *)(const void *)x)[v];
+        UNROLL
+        for (int w = 0; w < VECTOR / WIDE; w++) {
+            wide to, slopes;
+            UNROLL
+            for (int i = 0; i < WIDE; i++) {
+                to.v[i] = capped(LOAD(&from.v[w * WIDE + i]), &steep, s, c);
+                slopes.v[i] = steep;
+            }
+            const long long at = v * (VECTOR / WIDE) + w;
+            ((wide *)(void *)y)[at] = to;
+            if (slope) ((wide *)(void *)slope)[at] = slopes;
+        }
+    }
+    for (long long i = vectors * VECTOR + first; i < count; i += step) {
+        y[i] = capped(LOAD(x + i), &steep, s, c);
+        if (slope) slope[i] = steep;
+    }
+}
+
+/* Multiplies the gradient of capped logits by the slopes; both begin at 16-byte boundaries. */
+extern "C" __global__ void __launch_bounds__(256, 1)
+    uncap(const REAL *__restrict__ g, const REAL *__restrict__ slope, T *y, long long count) {
+    const long long first = (long long)blockIdx.x * blockDim.x + threadIdx.x, step = (long long)gridDim.x * blockDim.x;
+    const long long vectors = lead(y) == 0 ? count / VECTOR : 0;
+    for (long long v = first; v < vectors; v += step) {
+        vector to;
+        UNROLL
+        for (int w = 0; w < VECTOR / WIDE; w++) {
+            const wide a = ((const wide *)(const void *)g)[v * (VECTOR / WIDE) + w];
+            const wide b = ((const wide *)(const void *)slope)[v * (VECTOR / WIDE) + w];
+            UNROLL
+            for (int i = 0; i < WIDE; i++) STORE(&to.v[w * WIDE + i], canonical(a.v[i] * b.v[i]));
+        }
+        ((vector *)(void *)y)[v] = to;
+    }
+    for (long long i = vectors * VECTOR + first; i < count; i += step) STORE(y + i, canonical(g[i] * slope[i]));
+}
+
+/* The same where the product is clipped: a block of threads for a row, one of which computes the norm. */
+extern "C" __global__ void __launch_bounds__(256, 1)
+    clip(REAL *g, const REAL *__restrict__ slope, T *y, const double *__restrict__ upstream,
+         const prepared *__restrict__ from, long long rows, long long n, double clip_norm, double clip_value) {
+    for (long long at = blockIdx.x; at < rows; at += gridDim.x) {
+        REAL *const row = g + at * n;
+        for (long long i = threadIdx.x; i < n; i += blockDim.x) row[i] = row[i] * slope[at * n + i];
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            const double k = fabs(upstream ? upstream[at] : 1) * from->call.per_divisor;
+            csm_clip_capped(row, SINGLE, (size_t)n, clip_norm, clip_value,
+                            csm_times_pow2(k, from->call.divisor_exponent));
+        }
+        __syncthreads();
+        for (long long i = threadIdx.x; i < n; i += blockDim.x) STORE(y + at * n + i, canonical(row[i]));
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(1024, 1)

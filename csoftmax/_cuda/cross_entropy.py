@@ -54,6 +54,17 @@ def plan_cross_entropy_launch(
     return CrossEntropyLaunch(warps, shared_bytes, records if in_global else 0)
 
 
+def wide_dtype(dtype: int) -> np.dtype[Any]:
+    """The compute type of a dtype."""
+    return np.dtype(np.float64 if item_bytes(dtype)[1] == 8 else np.float32)
+
+
+@functools.lru_cache(1024)
+def make_softcap(dtype: int, cap: float) -> NDArray[Any]:
+    """The constants of a soft cap, a csm_softcap."""
+    return binding.softcap(dtype, cap)
+
+
 class Target(NamedTuple):
     """Checked labels or the masses of soft labels, as the kernels need them: one entry for each row."""
 
@@ -178,6 +189,7 @@ class CrossEntropyInSteps:
     factors : temperature, label_smoothing, z_loss, clip_norm, clip_value.
     temperatures : those of the rows, on the CPU, which count instead of the one of factors; rows of the same one are a
         launch.
+    softcap : 0 for none. Capped logits and slopes are in arrays of the compute type, as many as are computed at a time.
     """
 
     def __init__(
@@ -195,10 +207,14 @@ class CrossEntropyInSteps:
         reduction: int,
         gradient: bool,
         temperatures: NDArray[Any] | None = None,
+        softcap: float = 0.0,
     ) -> None:
         import cupy
 
         given = labels if soft is None else soft
+        self.stored, self.softcap, self.clips = dtype, softcap, factors[3:]
+        if softcap:  # what is computed are capped logits of the compute type, whose gradient is clipped later
+            dtype, factors = binding.DTYPES[wide_dtype(dtype).name], (*factors[:3], 0.0, 0.0)
         self.dtype, self.n, self.count, self.device = dtype, n, len(given), given.device.id
         self.soft, self.weight, self.sample_weight, self.upstream = soft, weight, sample_weight, upstream
         self.temperature, self.temperatures = factors[0], temperatures
@@ -224,11 +240,37 @@ class CrossEntropyInSteps:
 
         row_losses : the losses of all rows in the compute type, or None.
         """
+        if not len(x):
+            return
+        if self.softcap:
+            self._run_capped_rows(x, y, first, row_losses)
+        else:
+            self._run_rows(x, y, first, row_losses)
+
+    def _run_capped_rows(self, x: Any, y: Any, first: int, row_losses: Any) -> None:
+        import cupy
+
+        capped = cupy.empty(x.shape, wide_dtype(self.stored))
+        slope = None if y is None else cupy.empty(x.shape, capped.dtype)
+        threads, record = 256, make_softcap(self.stored, self.softcap)
+        on = self.stored, self.device
+        grid = -(-x.size // threads)
+        launch_cross_entropy_kernel(*on, "cap", grid, threads, 0, x, capped, slope, np.int64(x.size), record)
+        self._run_rows(capped, None if y is None else capped, first, row_losses)
+        if y is None:
+            return
+        if not any(self.clips):
+            launch_cross_entropy_kernel(*on, "uncap", grid, threads, 0, capped, slope, y, np.int64(x.size))
+            return
+        upstream = None if self.upstream is None else self.upstream[first : first + len(x)]
+        arrays = capped, slope, y, upstream, self.prepared
+        clips = tuple(np.float64(number) for number in self.clips)
+        launch_cross_entropy_kernel(*on, "clip", len(x), threads, 0, *arrays, *as_size(*x.shape), *clips)
+
+    def _run_rows(self, x: Any, y: Any, first: int, row_losses: Any) -> None:
         import cupy
 
         count = len(x)
-        if not count:
-            return
         part = slice(first, first + count)
         by_row = self.soft, *self.target[:2], self.sample_weight, self.upstream, self.losses, row_losses
         *given, losses, row_losses = (None if a is None else a[part] for a in by_row)
@@ -274,6 +316,7 @@ def launch_cross_entropy(
     clip_value: float,
     reduction: int,
     temperatures: NDArray[Any] | None = None,
+    softcap: float = 0.0,
 ) -> None:
     """Cross-entropy of CuPy arrays, with the arguments of the CPU's run_cross_entropy; `loss` has the compute dtype.
 
@@ -288,9 +331,13 @@ def launch_cross_entropy(
         by_row = weight, as_rows(sample_weight, rows), as_rows(upstream, rows)
         target = as_rows(labels, rows), ignore, as_rows(soft, rows, n)
         each = None if temperatures is None else temperatures.ravel()
-        steps = CrossEntropyInSteps(
-            dtype, n, *target, *by_row, factors, reduction=reduction, gradient=y is not None, temperatures=each
-        )
+        rest: dict[str, Any] = {
+            "reduction": reduction,
+            "gradient": y is not None,
+            "temperatures": each,
+            "softcap": softcap,
+        }
+        steps = CrossEntropyInSteps(dtype, n, *target, *by_row, factors, **rest)
         row_losses = as_rows(loss, rows) if reduction == binding.REDUCTIONS["none"] else None
         steps.run_rows(as_rows(x, rows, n), as_rows(to, rows, n), 0, row_losses)
         if row_losses is None:

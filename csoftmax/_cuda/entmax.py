@@ -137,13 +137,13 @@ def launch_entmax_loss(
         x, soft, labels = as_rows(x, rows, n), as_rows(soft, rows, n), as_rows(labels, rows)
         to = contiguous_or_new(y)
         weights = as_rows(sample_weight, rows)
+        if soft is not None and weight is None:  # with weights a mass is added in double, label by label, as on the CPU
+            weight = cupy.full(n, 1, soft.dtype)
         target = launch_target(dtype, RowLayout(n, rows), labels, ignore, soft, weight, weights)
-        # without class weights the factor of soft labels is the sample weight, whatever they sum to
-        terms = target.terms if soft is None or weight is not None else weights
-        prepared = _launch_divide(dtype, device, n, rows, terms, mean)
+        prepared = _launch_divide(dtype, device, n, rows, target.terms, mean)
         losses = cupy.empty(rows, np.float64)
         row_losses = cupy.empty(rows, loss.dtype) if reduction == binding.REDUCTIONS["none"] else None
-        factors = terms, weights, prepared[:8].view(np.float64)
+        factors = target.terms, weights, prepared[:8].view(np.float64)
         arrays = x, soft, to, target.labels, target.masses, *factors, losses, row_losses
         last = constants_of_rows(binding.entmax, dtype, alphas), binding.entmax(dtype, alpha)
         _launch_support("rows", dtype, device, rows, n, *arrays, last=last)

@@ -44,6 +44,7 @@ def run_linear_loss(plan: Any, *, gradient: bool, reduction: str, chunk_rows: in
         by_row = plan.labels, plan.ignore, plan.soft, options.weight, options.sample_weight, options.upstream
         code, kind = binding.DTYPES[wide.name], binding.REDUCTIONS[reduction]
         rest = {"reduction": kind, "gradient": gradient, "temperatures": options.temperatures}
+        rest["softcap"] = options.softcap
         steps = CrossEntropyInSteps(code, classes, *by_row, options.factors, **rest)
         is_kept = _find_kept(steps)
         x = _select(is_kept, plan.x)

@@ -97,7 +97,7 @@ class CrossEntropyPlan(NamedTuple):
         check_on_device(self._target(), self.logits.shape[-1], self.options.ignore_index)
         with self.logits.device:
             if self.logits.size:
-                given = [*self._arguments(), self.options.temperatures]
+                given = [*self._arguments(), self.options.temperatures, self.options.softcap]
                 _cuda.launch_cross_entropy(*given)
             else:  # no row, or no class: nothing to compute, and the CPU gives the result
                 dtype, logits, rows, _, *rest = to_host(*self._arguments(), None)
@@ -223,7 +223,7 @@ def cross_entropy(
         bits that it has alone. On CUDA rows of the same temperature are a launch.
     softcap : float, optional
         c, positive and finite: the logits become ``c * tanh(logits / c)`` before anything else (Gemma 2, 2024), in the
-        compute type, so that half types are rounded once. -inf, +inf and NaN stay what they are. CPU only.
+        compute type, so that half types are rounded once. -inf, +inf and NaN stay what they are.
     reduction : {"mean", "sum", "none"}, default "mean"
         The mean divides by the sum of ``s * sum(w * q)`` over the rows that are not ignored, with q before smoothing;
         for labels that is the sum of s * w[target]. Where that sum is 0, the mean is NaN.

@@ -105,8 +105,8 @@ class EntmaxLossPlan(NamedTuple):
     def row_factors(self) -> Any:
         """What multiplies the losses of rows, None for 1; 0 also for rows that take no part."""
         xp, factors = self.place.xp, self.sample_weight
-        if self.weight is not None and self.is_soft:
-            masses = (self.target.astype(np.float64) * self.weight).sum(-1)
+        if self.is_soft:
+            masses = (self.target.astype(np.float64) * (1.0 if self.weight is None else self.weight)).sum(-1)
             factors = masses if factors is None else xp.where(factors == 0, 0.0, factors * masses)
         elif self.weight is not None:
             is_class = (self.target >= 0) & (self.target < self.x.shape[-1])
@@ -158,6 +158,8 @@ class EntmaxLossPlan(NamedTuple):
         gradient = None if self.gradient is None else self.gradient.finish()
         if self.place.on_cuda:
             return loss, gradient
+        if self.compute == loss.dtype:
+            return loss[()], gradient
         with np.errstate(over="ignore", under="ignore"):
             return loss.astype(self.compute)[()], gradient
 
@@ -222,9 +224,12 @@ def _check_labels(target: Any, n_classes: int, ignore_index: int, place: Place) 
     if target.dtype.kind == "f":
         raise_bad_label(target, n_classes, None)
         return target
-    target = target.copy()
-    labels = target.astype(np.int64)
-    if 0 <= ignore_index < n_classes or ((target < 0) | (target >= n_classes)).any():
+    if target.dtype == np.int64:
+        target = labels = target.copy()
+    else:
+        target = target.copy()
+        labels = target.astype(np.int64)
+    if 0 <= ignore_index < n_classes or (target.size and not (target.min() >= 0 and target.max() < n_classes)):
         raise_bad_label(target, n_classes, ignore_index)
         if is_representable(ignore_index, target.dtype):
             labels[target == target.dtype.type(ignore_index)] = -1
@@ -326,8 +331,8 @@ def entmax_loss(
         Rows with this label are left out: their logits are not read, and their loss is 0. It does not apply to soft
         labels.
     weight : array_like of shape (K,), optional
-        Class weights w, at least 0 and finite. The loss of a row, and its gradient, have the factor w[target], with
-        soft labels q ``sum(w * q)``.
+        Class weights w, at least 0 and finite, else 1. The loss of a row, and its gradient, have the factor w[target],
+        with soft labels q ``sum(w * q)``.
     sample_weight : array_like, broadcastable to the rows, optional
         Weights of rows, at least 0 and finite, another factor. A row of weight 0 is left out.
     where, device, num_threads
@@ -354,7 +359,8 @@ def entmax_loss(
     ``entmax(x)`` plus the share of the classes outside the support: all terms are at least 0, so that small losses keep
     their digits, which the difference of large terms in the formula rounds away. For alpha > 1 the loss of a label
     is within 0.51 ULP (float64: 1 ULP, and half an ULP more for each doubling of the rows whose losses a reduction
-    adds up), flat rows and near-certain ones included. So is that of soft labels, next to
+    adds up), flat rows and near-certain ones included. So is that of soft labels (float64: 1.5 more, because of the
+    factor), next to
     ``entmax(x)`` too, but for float64 labels that equal its rounded elements: what the rounding of a power contributes
     remains there, some 1e-45 of losses of 1e-34 (measured). At alpha = 1 the divergence of soft labels is added up in
     float64, with an error of up to 6e-16 times the larger of 1 and the largest abs(x) where the labels sum to 1 (1e-14
@@ -417,7 +423,8 @@ def entmax_loss_with_grad(
     -----
     The gradient of the label is minus the sum of the other probabilities. For alpha > 1 every gradient of labels is
     within 0.51 ULP (with reduction "mean" 1.5, because of the division); with soft labels, of the larger of the two
-    numbers whose difference it is (at alpha = 1 within 4 ULP of it).
+    numbers whose difference it is (at alpha = 1 within 4 ULP of it; in float64 1.5 more where the labels do not sum to
+    exactly 1, because of their factor).
 
     Examples
     --------

@@ -224,8 +224,8 @@ LOSS_ERRORS = (
     BadCall({"ignore_index": True}, TypeError, "ignore_index must be an int, got True"),
 )
 SOFTCAP_ERRORS = (
-    BadCall({"softcap": 0.0}, ValueError, "softcap must be None or a number from 1e-30 to 1e30, got 0.0"),
-    BadCall({"softcap": np.inf}, ValueError, "softcap must be None or a number from 1e-30 to 1e30, got inf"),
+    BadCall({"softcap": 0.0}, ValueError, "softcap must be None or a number > 0 and finite, got 0.0"),
+    BadCall({"softcap": np.inf}, ValueError, "softcap must be None or a number > 0 and finite, got inf"),
     BadCall({"softcap": [1.0]}, TypeError, "softcap must be a real number"),
 )
 GRADIENT_ERRORS = (

@@ -150,10 +150,9 @@ def conjugate_terms(p, alpha):
 
 
 def row_factors(q, kept, weight, sample_weight, real):
-    """Return what multiplies the loss of each row: s sum(w q), s without class weights, and 0 where it is ignored."""
-    factor = np.ones(kept.shape, EXACT)
-    if weight is not None:
-        factor = (np.asarray(weight).astype(real).astype(EXACT) * q).sum(-1)
+    """Return what multiplies the loss of each row: s sum(w q), and 0 where it is ignored."""
+    w = 1 if weight is None else np.asarray(weight).astype(real).astype(EXACT)
+    factor = (w * q).sum(-1)
     if sample_weight is not None:
         factor = factor * np.asarray(sample_weight, EXACT)
     return np.where(kept, factor, 0)
@@ -234,7 +233,7 @@ VJP_VARIANTS = {
 }
 LOSS_VARIANTS = {
     "plain": Variant(constant(reduction="none")),
-    "soft": Variant(constant(reduction="none"), soft=True),
+    "soft": Variant(constant(reduction="none", weight=None), soft=True),  # the name makes loss_limits add the factor
     "mean": Variant(constant(reduction="mean"), is_rowwise=False),
     "sum": Variant(constant(reduction="sum"), is_rowwise=False),
     **{f"alpha = {alpha:g}": Variant(constant(reduction="none", alpha=alpha)) for alpha in ALPHAS[1:]},
@@ -263,7 +262,7 @@ def loss_limits(dtype, options):
     """
     reduction = options.get("reduction")
     added = {"sum": 1.0, "mean": 1.5}.get(reduction, 0.0) if dtype == "float64" else 0.0
-    weights = 1.5 if dtype == "float64" and options.get("weight") is not None else 0.0
+    weights = 1.5 if dtype == "float64" and "weight" in options else 0.0
     return 1.1 + added + weights, (1.6 if reduction == "mean" else 1.1) + weights
 
 

@@ -264,8 +264,8 @@ typedef struct csm_entmax_options {
     void *interrupt_context;
     const csm_view *alphas; /* a double for each row, instead of `alpha`; but for the loss, 1 is softmax; NULL = one */
     const csm_view *alpha_gradient; /* of the gradient: a double for each row, dL/dalpha; NULL = not computed */
-    /* The loss of a row, and its gradient, are multiplied by s w[label], with soft labels by s sum w_j q_j (without w
-     * by s); CSM_MEAN divides by the sum of these factors. */
+    /* The loss of a row, and its gradient, are multiplied by s w[label], with soft labels by s sum w_j q_j; CSM_MEAN
+     * divides by the sum of these factors. */
     const void *weight; /* n class weights >= 0: float or double as soft labels; NULL = 1 */
     const csm_view *sample_weight; /* s, a double >= 0 for each row; NULL = 1 */
     int has_ignore;

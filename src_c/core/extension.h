@@ -29,6 +29,7 @@ size_t csm_records_check(const int64_t *records, size_t rows, size_t words);
 void csm_set_scales(csm_scales *, double temperature, int single);
 void csm_set_entmax(csm_entmax *, double alpha, int single);
 csm_loss_call csm_loss_call_of(const csm_loss_options *, size_t n, int gradient);
+csm_softcap csm_softcap_of(double cap, int is_single);
 
 /* The drivers, called with the table to use; the functions of csoftmax.h pass the current one. */
 csm_status csm_run_softmax(csm_op, csm_dtype, const csm_table *, const csm_shape *, const csm_view *input,

@@ -28,7 +28,6 @@ typedef struct csm_loss_run {
     size_t itemsize; /* of the caller's logits; base.itemsize is that of the rows that are computed */
     const csm_softcap_kernels *capped; /* of the caller's logits, whose dtype is `stored`; NULL: they have no cap */
     csm_softcap softcap;
-    double cap_exponent; /* what the cap is multiplied by for the kernels is 2^-cap_exponent */
     csm_dtype stored;
     int is_soft, is_direct; /* is_direct: every array is contiguous along the axis */
     int has_lost; /* whether rows can have gradients that the kernels lose */

@@ -267,11 +267,10 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
     return CSM_OK;
 }
 
-static csm_status run_rows(entmax_call *call, int threads) {
+static csm_status run_rows(entmax_call *call) {
     csm_call *c = &call->base;
     const size_t n = c->shape.n;
     csm_buffer single[BUFFERS];
-    c->threads = csm_threads_for((double)call->rows * (double)n, call->rows, threads);
     csm_status status = csm_scratch_begin(&call->scratch, c->threads, BUFFERS, single);
     if (status != CSM_OK) return status;
     status = csm_parallel(call->rows, CSM_PIECE_ELEMENTS / 4 / (n + 1) + 1, c->threads, rows_body, call, &c->interrupt);
@@ -330,6 +329,7 @@ static csm_status prepare(entmax_call *call, entmax_stage stage, csm_dtype dtype
     call->row_size = csm_rounded(shape->n * c->itemsize + 1);
     call->soft_size = a.soft_labels ? csm_rounded(shape->n * c->wide_size + 1) : 0;
     csm_put(c, &c->absent, -CSM_INF);
+    c->threads = csm_threads_for((double)call->rows * (double)shape->n, call->rows, o->threads < 1 ? 1 : o->threads);
     c->interrupt = (csm_interrupt){.check = o->interrupt, .context = o->interrupt_context, .caller = *caller};
     return CSM_OK;
 }
@@ -343,7 +343,7 @@ csm_status csm_run_entmax(csm_dtype dtype, const csm_table *table, const csm_sha
     csm_status status = prepare(&call, y ? VJP : FORWARD, dtype, table, shape,
                                 (entmax_arrays){.input = input, .y = y, .result = result}, o, &saved);
     if (status == CSM_OK && call.rows > 0 && shape->n > 0) {
-        status = run_rows(&call, o->threads < 1 ? 1 : o->threads);
+        status = run_rows(&call);
         saved = call.base.interrupt.caller; /* the callback may have changed it */
     }
     csm_fp_leave(saved);
@@ -369,30 +369,35 @@ static double class_weight(const entmax_call *call, size_t j) {
     return csm_is_single(&call->base) ? (double)((const float *)w)[j] : ((const double *)w)[j];
 }
 
-/* Sets the factors of the rows' losses, whose labels have been read, and the divisor. */
-static csm_status read_factors(entmax_call *call) {
-    csm_call *c = &call->base;
-    const csm_entmax_options *o = call->options;
-    for (size_t i = 0; i < call->rows; i++) {
+/* sum w_j q_j of the soft labels of a row, compensated; 0 if the call has been interrupted. */
+static double mass_of_row(const entmax_call *call, size_t row, const csm_poll *poll) {
+    enum { LANES = 4 };
+    const csm_call *c = &call->base;
+    const csm_strided q = csm_row_of(c, &call->soft_labels, row);
+    double sum[LANES] = {0}, low[LANES] = {0};
+    for (size_t j = 0; j < c->shape.n && !csm_poll_at(poll, j); j++) {
+        csm_wide qj;
+        memcpy(&qj, q.data + (ptrdiff_t)j * q.axis, c->wide_size);
+        csm_two_sum(&sum[j % LANES], &low[j % LANES], class_weight(call, j) * csm_from_wide(c, qj));
+    }
+    for (int l = 1; l < LANES; l++) {
+        csm_two_sum(&sum[0], &low[0], sum[l]);
+        low[0] += low[l];
+    }
+    return sum[0] + low[0];
+}
+
+/* Sets the factors of the rows' losses, whose labels have been read. */
+static csm_status factors_body(void *context, size_t begin, size_t end, int thread) {
+    entmax_call *call = context;
+    const csm_poll poll = csm_poll_of(&call->base.interrupt, thread);
+    for (size_t i = begin; i < end; i++) {
         const size_t at = order_of(call, i);
-        double factor = o->sample_weight ? number_of(call, &call->sample_weight, i) : 1;
+        double factor = call->options->sample_weight ? number_of(call, &call->sample_weight, i) : 1;
         if (!takes_part(call, i)) factor = 0;
-        else if (call->label) factor *= class_weight(call, (size_t)call->label[at]);
-        else if (o->weight) {
-            const csm_strided q = csm_row_of(c, &call->soft_labels, i);
-            double sum = 0, low = 0;
-            for (size_t j = 0; j < c->shape.n; j++) {
-                csm_wide qj;
-                memcpy(&qj, q.data + (ptrdiff_t)j * q.axis, c->wide_size);
-                csm_two_sum(&sum, &low, class_weight(call, j) * csm_from_wide(c, qj));
-                if (j % CSM_POLL_ELEMENTS == CSM_POLL_ELEMENTS - 1 && csm_stops(&c->interrupt, 0, CSM_POLL_ELEMENTS))
-                    return CSM_INTERRUPTED;
-            }
-            factor *= sum + low;
-        }
+        else factor *= call->label ? class_weight(call, (size_t)call->label[at]) : mass_of_row(call, i, &poll);
         call->factor[at] = factor;
     }
-    if (o->reduction == CSM_MEAN) call->divisor = csm_tree_sum(call->factor, call->rows);
     return CSM_OK;
 }
 
@@ -402,11 +407,14 @@ static csm_status compute_loss(entmax_call *call, const csm_shape *shape, double
     const int single = csm_is_single(&call->base);
     csm_status status = call->label ? read_labels(call, n) : CSM_OK;
     call->divisor = o->reduction == CSM_MEAN ? (double)rows : 1;
-    if (status == CSM_OK && call->factor) status = read_factors(call);
+    if (status == CSM_OK && call->factor)
+        status = csm_parallel(rows, CSM_PIECE_ELEMENTS / (n + 1) + 1, call->base.threads, factors_body, call,
+                              &call->base.interrupt);
     if (status != CSM_OK) return status;
+    if (call->factor && o->reduction == CSM_MEAN) call->divisor = csm_tree_sum(call->factor, rows);
     for (size_t i = 0; i < rows && n == 0; i++) /* soft labels, no class */
         call->loss[order_of(call, i)] = takes_part(call, i) ? CSM_NAN : 0;
-    if (rows > 0 && n > 0) status = run_rows(call, o->threads < 1 ? 1 : o->threads);
+    if (rows > 0 && n > 0) status = run_rows(call);
     if (status != CSM_OK) return status;
     if (o->reduction != CSM_NONE) {
         const double sum = csm_tree_sum(call->loss, rows), divisor = call->divisor;
@@ -419,7 +427,7 @@ static csm_status compute_loss(entmax_call *call, const csm_shape *shape, double
 static csm_status run_loss(entmax_call *call, const csm_shape *shape, double *loss) {
     const csm_entmax_options *o = call->options;
     const int is_reduced = o->reduction != CSM_NONE, is_hard = call->labels.data != NULL;
-    const int has_factor = o->weight || o->sample_weight || (is_hard && o->has_ignore);
+    const int has_factor = !is_hard || o->weight || o->sample_weight || o->has_ignore;
     const size_t each = (call->rows + 1) * sizeof(double);
     char *memory = csm_allocate(3 * each);
     if (!memory) return CSM_NO_MEMORY;

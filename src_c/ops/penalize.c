@@ -4,7 +4,7 @@
  *     x > 0: x / theta, else x theta;   then x - p - f c;   then, for every class, x + bias.
  *
  * Passes: none over a row that is penalised in place, unless there is a bias for all classes; else one, which copies
- * it.  Tokens are counted in a table of at least twice their number, and the logits of those seen are read one after
+ * it.  Tokens are counted in a table of at least four times their number, and the logits of those seen are read one after
  * the other, so that the reads of a row do not wait for each other.
  * Arithmetic: double, rounded once (half types: through float).  NaN stays NaN; other classes keep their bits.
  * Measured error: 0.5 ULP, and for float64 that of up to five operations in units of their largest number.
@@ -24,9 +24,14 @@ typedef struct penalize_call {
     csm_scratch scratch;
 } penalize_call;
 
+/* The classes that have been seen, and a table of their numbers: EMPTY, or the index of a class. */
+#define EMPTY UINT32_MAX
 typedef struct seen {
-    int64_t class;  /* -1: the place is empty */
-    int64_t number; /* among those seen */
+    uint32_t *table;
+    size_t size; /* a power of two */
+    int64_t *classes;
+    double *counts;
+    size_t count;
 } seen;
 
 static double parameter(const penalize_call *call, const csm_view *given, const csm_view *v, size_t row,
@@ -39,15 +44,14 @@ static char *buffer(penalize_call *call, int thread, int which, size_t size) {
     return csm_scratch_get(&call->scratch, thread, which, size);
 }
 /* The place of a class in the table: its own, or an empty one. */
-static size_t place_of(const seen *table, size_t size, int64_t class) {
-    size_t at = (size_t)((uint64_t)class * 0x9e3779b97f4a7c15u >> 20) & (size - 1);
-    while (table[at].class != class && table[at].class >= 0) at = (at + 1) & (size - 1);
+static size_t place_of(const seen *s, int64_t class) {
+    size_t at = (size_t)((uint64_t)class * 0x9e3779b97f4a7c15u >> 20) & (s->size - 1);
+    while (s->table[at] != EMPTY && s->classes[s->table[at]] != class) at = (at + 1) & (s->size - 1);
     return at;
 }
 
 /* Counts the valid tokens of a row, and lists their classes, whose logits are fetched ahead. */
-static csm_status count_tokens(penalize_call *call, size_t row, int thread, seen *table, size_t size, int64_t *classes,
-                               double *counts, size_t *found) {
+static csm_status count_tokens(penalize_call *call, size_t row, int thread, seen *s) {
     const csm_call *c = &call->base;
     const char *tokens = csm_row_data(c, &call->tokens, row);
     const csm_strided from = csm_row_of(c, &call->x, row);
@@ -59,31 +63,33 @@ static csm_status count_tokens(penalize_call *call, size_t row, int thread, seen
         if (given < 0 || (uint64_t)given > length) return CSM_BAD_OPTION;
         length = (size_t)given;
     }
-    memset(table, -1, size * sizeof *table);
-    *found = 0;
+    memset(s->table, -1, s->size * sizeof *s->table);
+    s->count = 0;
     for (size_t i = 0; i < length; i++) {
         int64_t token;
         memcpy(&token, tokens + (ptrdiff_t)i * call->tokens.axis_stride, sizeof token);
         if (csm_poll_at(&poll, i)) return CSM_INTERRUPTED;
         if (token < 0 || (uint64_t)token >= c->shape.n) continue; /* padding */
-        const size_t at = place_of(table, size, token);
-        if (table[at].class < 0) {
+        const size_t at = place_of(s, token);
+        if (s->table[at] == EMPTY) {
             PREFETCH(from.data + (ptrdiff_t)token * from.axis);
-            table[at] = (seen){token, (int64_t)*found};
-            classes[*found] = token;
-            counts[(*found)++] = 0;
+            s->table[at] = (uint32_t)s->count;
+            s->classes[s->count] = token;
+            s->counts[s->count++] = 0;
         }
-        counts[table[at].number] += 1;
+        s->counts[s->table[at]] += 1;
     }
     return CSM_OK;
 }
 
-/* Loops without branches, which the compiler vectorises: signs are not predictable. */
+/* Without a branch, which signs would mislead: a quotient by 1 and a product with 1 are exact.  Compilers make a branch
+ * of conditional expressions here. */
 static void penalize_values(double *values, size_t k, const double *counts, double repetition, double presence,
                             double frequency) {
+    const double by[] = {1, repetition}, times[] = {repetition, 1};
     for (size_t i = 0; i < k; i++) {
-        const double divided = values[i] / repetition, multiplied = values[i] * repetition;
-        values[i] = (values[i] > 0 ? divided : multiplied) - presence - frequency * counts[i];
+        const int is_positive = values[i] > 0;
+        values[i] = values[i] / by[is_positive] * times[is_positive] - presence - frequency * counts[i];
     }
 }
 
@@ -151,8 +157,7 @@ static csm_status copy_row(penalize_call *call, size_t row, int thread) {
 }
 
 /* The biases of single classes: added to the values of those that have been seen, and written for all others. */
-static csm_status add_biases(penalize_call *call, size_t row, const seen *table, size_t size, double *values,
-                             int thread) {
+static csm_status add_biases(penalize_call *call, size_t row, const seen *s, double *values, int thread) {
     const csm_call *c = &call->base;
     const csm_penalize_options *o = &call->options;
     const csm_poll poll = csm_poll_of(&call->base.interrupt, thread);
@@ -160,10 +165,10 @@ static csm_status add_biases(penalize_call *call, size_t row, const seen *table,
     char *to = (char *)call->y.data + csm_offset(&c->shape, call->y.strides, row);
     for (size_t i = 0; i < o->biases; i++) {
         const int64_t class = o->bias_classes[i];
-        const size_t at = place_of(table, size, class);
+        const size_t at = place_of(s, class);
         if (csm_poll_at(&poll, i)) return CSM_INTERRUPTED;
-        if (table[at].class >= 0) {
-            values[table[at].number] += o->bias_values[i];
+        if (s->table[at] != EMPTY) {
+            values[s->table[at]] += o->bias_values[i];
         } else {
             uint64_t x, y;
             copy_number((char *)&x, from.data + (ptrdiff_t)class * from.axis, c->itemsize);
@@ -183,32 +188,34 @@ static csm_status penalize_row(penalize_call *call, size_t row, int thread) {
     const double frequency = parameter(call, o->frequency, &call->frequency, row, 0);
     const csm_strided from = csm_row_of(c, &call->x, row);
     char *to = (char *)call->y.data + csm_offset(&c->shape, call->y.strides, row);
-    size_t size = 2, k = 0, wanted = 2 * most > 2 * CSM_BLOCK ? 2 * most : 2 * CSM_BLOCK; /* copy_row needs a block */
-    while (size < 2 * most) size *= 2;
-    seen *table = (seen *)(void *)buffer(call, thread, TABLE, size * sizeof *table);
-    int64_t *classes = (int64_t *)(void *)buffer(call, thread, CLASSES, (most + 1) * sizeof *classes);
-    double *counts = (double *)(void *)buffer(call, thread, COUNTS, (most + 1) * sizeof *counts);
+    size_t wanted = 2 * most > 2 * CSM_BLOCK ? 2 * most : 2 * CSM_BLOCK; /* copy_row needs a block */
+    seen s = {.size = 4};
+    while (s.size < 4 * most) s.size *= 2;
+    s.table = (uint32_t *)(void *)buffer(call, thread, TABLE, s.size * sizeof *s.table);
+    s.classes = (int64_t *)(void *)buffer(call, thread, CLASSES, (most + 1) * sizeof *s.classes);
+    s.counts = (double *)(void *)buffer(call, thread, COUNTS, (most + 1) * sizeof *s.counts);
     double *values = (double *)(void *)buffer(call, thread, VALUES, (most + 1) * sizeof *values);
     char *stored = buffer(call, thread, STORED, wanted * sizeof(double));
     char *wide = buffer(call, thread, WIDE, (most + 1) * sizeof(double));
-    if (!table || !classes || !counts || !values || !stored || !wide) return CSM_NO_MEMORY;
+    if (!s.table || !s.classes || !s.counts || !values || !stored || !wide || most >= EMPTY) return CSM_NO_MEMORY;
     if (!(repetition > 0 && repetition < INFINITY) || !(presence - presence == 0) || !(frequency - frequency == 0))
         return CSM_BAD_OPTION;
-    csm_status status = count_tokens(call, row, thread, table, size, classes, counts, &k);
+    csm_status status = count_tokens(call, row, thread, &s);
     if (status != CSM_OK) return status;
+    const size_t k = s.count;
     for (size_t i = 0; i < k; i++)
-        copy_number(stored + i * c->itemsize, from.data + (ptrdiff_t)classes[i] * from.axis, c->itemsize);
+        copy_number(stored + i * c->itemsize, from.data + (ptrdiff_t)s.classes[i] * from.axis, c->itemsize);
     c->table->widen[c->dtype](stored, wide, k);
     BY_TYPE(c, to_double, wide, k, values);
-    penalize_values(values, k, counts, repetition, presence, frequency);
-    for (size_t i = 0; o->bias && i < k; i++) values[i] += bias_at(call, row, classes[i]);
+    penalize_values(values, k, s.counts, repetition, presence, frequency);
+    for (size_t i = 0; o->bias && i < k; i++) values[i] += bias_at(call, row, s.classes[i]);
     status = copy_row(call, row, thread);
-    if (status == CSM_OK) status = add_biases(call, row, table, size, values, thread);
+    if (status == CSM_OK) status = add_biases(call, row, &s, values, thread);
     if (status != CSM_OK) return status;
     BY_TYPE(c, from_double, wide, k, values);
     c->table->narrow[c->dtype](wide, stored, k);
     for (size_t i = 0; i < k; i++)
-        copy_number(to + (ptrdiff_t)classes[i] * call->y.axis_stride, stored + i * c->itemsize, c->itemsize);
+        copy_number(to + (ptrdiff_t)s.classes[i] * call->y.axis_stride, stored + i * c->itemsize, c->itemsize);
     return CSM_OK;
 }
 static csm_status rows_body(void *context, size_t begin, size_t end, int thread) {

@@ -1,61 +1,17 @@
 /* log |sum b_j e^(x_j / T)| and the sign of the sum, for weights b of any sign: logsumexp(b=...).
  *
- * With m the element of the largest |b| e^(x / T):
- *     result = x_m / T + log |b_m| + log1p(R),  R = sum of the others (b_j / b_m) e^((x_j - x_m) / T)
- * Terms of R are pairs of doubles, and so is the sum of the three parts: the error is that of one rounding where
- * nothing cancels in R.  An element with b = 0 is left out, whatever it holds; a weight that is not finite makes the
- * row NaN.  A row is computed element by element (about 0.3 us each): this is no path for speed.
+ * kernel/softmax/weighted.h has the formula.  An element with b = 0 is left out, whatever it holds.  A row is computed
+ * element by element (about 0.3 us each): this is no path for speed.
  */
 #include "../core/call.h"
 #include "../core/extension.h"
-#include "../math/power.h"
+#include "../kernel/softmax/weighted.h"
 
 typedef struct weighted_call {
     csm_call base;
     csm_view x, b, result, sign, temperatures;
     const csm_weighted_sum *given;
 } weighted_call;
-
-/* x / T as a pair. */
-static csm_pair divided(double x, double t) {
-    if (t == 1) return csm_pair_of(x, 0);
-    const double q = x / t, low = fma(-q, t, x) / t;
-    return csm_pair_of(q, low - low == 0 ? low : 0);
-}
-/* a - b of two elements. */
-static csm_pair difference(csm_pair a, csm_pair b) {
-    const csm_pair d = csm_pair_add(a, csm_pair_minus(b));
-    return d.hi - d.hi == 0 && d.lo - d.lo == 0 ? d : csm_pair_of(a.hi - b.hi, 0);
-}
-
-/* An element with a weight that is not 0: x, z = x / T, b and log |b|. */
-typedef struct term {
-    double x, b;
-    csm_pair z, log;
-} term;
-static term term_of(double x, double b, double t) {
-    const term u = {x, b, divided(x, t), csm_pair_log(csm_pair_of(fabs(b), 0))};
-    return u;
-}
-/* u.z - v.z.  Beyond the range of double, two quotients of different elements are infinitely far apart. */
-static csm_pair distance(const term *u, const term *v) {
-    const csm_pair d = difference(u->z, v->z);
-    if (d.hi - d.hi == 0) return d;
-    return csm_pair_of(u->x == v->x ? 0 : u->x < v->x ? -CSM_INF : CSM_INF, 0);
-}
-/* log (|b_u| e^z_u / (|b_v| e^z_v)); -inf and inf where z_u - z_v is. */
-static csm_pair log_ratio(const term *u, const term *v) {
-    const csm_pair d = distance(u, v);
-    return d.hi - d.hi == 0 ? csm_pair_add(d, difference(u->log, v->log)) : d;
-}
-/* (b_u / b_v) e^(z_u - z_v): a product, unless a factor may leave the range of double. */
-static csm_pair ratio(const term *u, const term *v) {
-    const csm_pair d = distance(u, v);
-    if (fabs(d.hi) < 600 && fabs(u->log.hi) < 300 && fabs(v->log.hi) < 300)
-        return csm_pair_mul(csm_pair_exp(d, 0), csm_pair_div(csm_pair_of(u->b, 0), csm_pair_of(v->b, 0)));
-    const csm_pair e = csm_pair_exp(log_ratio(u, v), 0);
-    return (u->b > 0) == (v->b > 0) ? e : csm_pair_minus(e);
-}
 
 /* The elements that take part. */
 typedef struct weighted_row {
@@ -72,47 +28,23 @@ static int element(const csm_call *c, const weighted_row *row, size_t j, double 
     return 1;
 }
 
-/* Returns log |sum|; sets the sign: 1, -1, 0 or NaN. */
-static double sum_row(csm_call *c, const weighted_row *row, int thread, double *sign) {
+/* Returns log |sum|; sets the sign. */
+static double sum_row(csm_call *c, const weighted_row *from, int thread, double *sign) {
     const csm_poll poll = csm_poll_of(&c->interrupt, thread);
     const size_t n = c->shape.n;
-    double x, b, infinite = 0;
-    term top = {0};
-    *sign = CSM_NAN;
-    for (size_t j = 0; j < n && !csm_poll_at(&poll, j); j++) {
-        if (!element(c, row, j, &x, &b)) continue;
-        if (x != x || b - b != 0) return CSM_NAN;
-        if (x == CSM_INF) {
-            const double s = b > 0 ? 1 : -1;
-            if (infinite == -s) return CSM_NAN;
-            infinite = s;
-        }
-        if (!(x > -CSM_INF) || infinite != 0) continue;
-        const term u = term_of(x, b, row->t);
-        if (top.b == 0 || log_ratio(&u, &top).hi > 0) top = u;
+    csm_weighted_row row = {.is_nan = 0};
+    double x, b;
+    for (size_t j = 0; j < n && !row.is_nan && !csm_poll_at(&poll, j); j++) {
+        if (!element(c, from, j, &x, &b) || !csm_weighted_reads(&row, x, b)) continue;
+        const csm_weighted_term u = csm_weighted_term_of(x, b, from->t);
+        csm_weighted_find(&row, &u);
     }
-    *sign = infinite;
-    if (infinite != 0) return CSM_INF;
-    if (top.b == 0) return -CSM_INF;
-    csm_pair rest = {0, 0};
-    int is_left_out = 0; /* one element like the largest */
-    for (size_t j = 0; j < n && !csm_poll_at(&poll, j); j++) {
-        if (!element(c, row, j, &x, &b) || !(x > -CSM_INF)) continue;
-        if (!is_left_out && b == top.b && x == top.x) {
-            is_left_out = 1;
-            continue;
-        }
-        const term u = term_of(x, b, row->t);
-        rest = csm_pair_add(rest, ratio(&u, &top));
+    for (size_t j = 0; j < n && !csm_weighted_is_known(&row) && !csm_poll_at(&poll, j); j++) {
+        if (!element(c, from, j, &x, &b) || !csm_weighted_adds(&row, x, b)) continue;
+        const csm_weighted_term u = csm_weighted_term_of(x, b, from->t);
+        row.rest = csm_pair_add(row.rest, csm_weighted_ratio(&u, &row.top));
     }
-    const csm_pair sum = csm_pair_plus(rest, 1);
-    const double direction = top.b > 0 ? 1 : -1;
-    *sign = sum.hi > 0 ? direction : sum.hi < 0 ? -direction : 0;
-    if (sum.hi == 0) return -CSM_INF;
-    if (top.z.hi - top.z.hi != 0) return top.z.hi;
-    const csm_pair log = sum.hi > 0 ? csm_pair_log1p(rest) : csm_pair_log(csm_pair_minus(sum));
-    const csm_pair all = csm_pair_add(csm_pair_add(top.z, top.log), log);
-    return all.lo - all.lo == 0 ? all.hi + all.lo : all.hi;
+    return csm_weighted_end(&row, sign);
 }
 
 static csm_status rows_body(void *context, size_t begin, size_t end, int thread) {

@@ -71,6 +71,30 @@ def test_cross_entropy_options(gpu, dtype, n):
 
 
 @costly_dtypes
+@pytest.mark.parametrize("n", slow_from(70, [5, 70, 4500]))
+def test_softcap(gpu, dtype, n):
+    """Capped logits are not rounded, and a clip sums squares in the order of the classes, as on the CPU."""
+    shape = (6, n)
+    x = logits(shape, dtype, sigma=20)
+    x[2, 0] = -np.inf
+    x[3, 1] = np.nan
+    hard, soft = make_targets(shape, dtype)
+    upstream = np.linspace(-2, 3, 6)
+    all_options = [
+        {"softcap": 30.0},
+        {"softcap": 5.0, "temperature": 0.3, "label_smoothing": 0.1, "reduction": "none", "upstream": upstream},
+        {"softcap": 9.0, "clip_norm": 0.05, "upstream": 0.7},
+        {"softcap": 9.0, "clip_norm": 0.3, "clip_value": 0.01, "reduction": "none", "upstream": upstream},
+        {"softcap": 12.0, "temperature": np.linspace(0.5, 3, 6).round(1)[:, None], "z_loss": 0.1},
+        {"softcap": 1e-5},
+        {"softcap": 1e5},
+    ]
+    for options in all_options:
+        check_loss(gpu, x, hard, **options)
+        check_loss(gpu, x, soft, **options)
+
+
+@costly_dtypes
 @pytest.mark.parametrize(
     "options",
     [

@@ -217,12 +217,13 @@ def test_weights(dtype):
             hard = RNG.integers(0, n, len(ALPHAS))
             hard[[1, 4]], s[[2, 4]] = 1, 0
             x[[1, 2], 0] = np.nan
-            for target in (hard, soft_labels(n, dtype)):
+            soft = soft_labels(n, dtype)
+            for weight, target in ((w, hard), (w, soft), (None, (soft * 1.5).astype(soft.dtype))):
                 ignore_index = 1 if target is hard else -100
                 kept = (s != 0) & (hard != 1 if target is hard else True)
                 kept &= ~np.isnan(x.astype(float)).any(-1)
                 rows = x[kept], target[kept]
-                options = {"weight": w, "sample_weight": s[kept], "ignore_index": ignore_index}
+                options = {"weight": weight, "sample_weight": s[kept], "ignore_index": ignore_index}
                 for reduction in ("none", "sum", "mean"):
                     if target is not hard:
                         break

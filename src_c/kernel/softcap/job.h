@@ -2,12 +2,8 @@
 #ifndef CSM_SOFTCAP_JOB_H
 #define CSM_SOFTCAP_JOB_H
 
+#include "../../math/pair.h"
 #include "../../math/temperature.h"
-
-/* The caps for which the constants below are in the range of float: 2^-10 to 2^10.  Logits with another cap are
- * multiplied by a power of two first. */
-#define CSM_SOFTCAP_LEAST 0x1p-10
-#define CSM_SOFTCAP_LARGEST 0x1p10
 
 enum { CSM_SOFTCAP_TERMS_F32 = 6, CSM_SOFTCAP_TERMS_F64 = 14 };
 
@@ -16,6 +12,7 @@ typedef struct csm_softcap {
     double largest_square;   /* the largest x^2 for which tanh is a polynomial */
     double
         terms[CSM_SOFTCAP_TERMS_F64]; /* of that polynomial in x^2, the highest first; in float CSM_SOFTCAP_TERMS_F32 */
+    double exponent; /* the constants are those of c 2^-exponent */
     csm_temperature half; /* of exp(-|x| / (c / 2)) */
 } csm_softcap;
 
@@ -31,27 +28,40 @@ typedef struct csm_softcap_kernels {
     csm_capped (*cap)(const void *x, void *y, void *slope, size_t k, const csm_softcap *);
 } csm_softcap_kernels;
 
-/* Sets the constants of a cap in the range above, but for `half`.
- *
- * (tanh(u) / u - 1) / u^2 is a polynomial in u^2 up to |u| = 0.95, minimax for the relative error of tanh: 2^-25.0 in
- * float, 2^-54.5 in double.  Powers of 1 / c^2 are in its coefficients, which spares a multiplication of each x. */
-static inline void csm_softcap_set(csm_softcap *s, double cap, int is_single) {
-    static const double f32[CSM_SOFTCAP_TERMS_F32] = {-0x1.5554c94a7ddbfp-2, 0x1.10f8e83810453p-3,
-                                                      -0x1.b748c13ba33dfp-5, 0x1.5256dfb94bffbp-6,
-                                                      -0x1.ae35509b0acd1p-8, 0x1.346ea03226c74p-10};
-    static const double f64[CSM_SOFTCAP_TERMS_F64] = {
-        -0x1.555555555547bp-2,  0x1.1111111106429p-3,  -0x1.ba1ba1b4185c9p-5,  0x1.664f47a98e69fp-6,
-        -0x1.226e231f13ebap-7,  0x1.d6d1d22de00d8p-9,  -0x1.7d90375dbe7f1p-10, 0x1.34d5211b107adp-11,
-        -0x1.f069df925ab50p-13, 0x1.84004f67ebd72p-14, -0x1.17cbe996f7ba4p-15, 0x1.51047fa91ba1cp-17,
-        -0x1.1f90627f8f441p-19, 0x1.f3886891f4f42p-23};
-    const int count = is_single ? CSM_SOFTCAP_TERMS_F32 : CSM_SOFTCAP_TERMS_F64;
-    double power = 1;
-    s->cap = cap;
-    s->per_square = 1 / (cap * cap);
-    s->largest_square = 0x1.ce147ap-1 * (cap * cap);
-    for (int i = 0; i < count; i++) {
-        power *= s->per_square;
-        s->terms[count - 1 - i] = (is_single ? f32[i] : f64[i]) * power;
+/* Logits with another cap than 2^-10 to 2^10, for which the constants are in the range of float, are computed times
+ * 2^-exponent.  First what the kernel gets for a logit, then c tanh(x / c) from that and what the kernel gives. */
+INLINE double csm_softcap_scaled(const csm_softcap *s, double x, double largest) {
+    const double z = csm_times_pow2(x, -s->exponent);
+    return x - x != 0 ? x : z > largest ? largest : z < -largest ? -largest : z;
+}
+INLINE double csm_softcap_unscaled(const csm_softcap *s, double x, double z, double y) {
+    return fabs(z) < 0x1p-28 ? x : csm_times_pow2(y, s->exponent); /* x, which z may have lost, rounds to itself */
+}
+
+INLINE double csm_capped_gradient_at(const void *g, int is_single, size_t j) {
+    return is_single ? (double)((const float *)g)[j] : ((const double *)g)[j];
+}
+/* Clips the gradient of a row, in the compute type, times the slopes; it contains the factor |k|. */
+INLINE void csm_clip_capped(void *g, int is_single, size_t n, double clip_norm, double clip_value, double k) {
+    double largest = 0, square = 0, low = 0, shrink = 1;
+    for (size_t j = 0; j < n; j++) {
+        const double a = fabs(csm_capped_gradient_at(g, is_single, j));
+        if (a > largest) largest = a;
+    }
+    if (largest == 0 || !(largest < CSM_INF)) return; /* zeros, or NaN, which is in every element */
+    const double exponent = csm_take_exponent(&largest);
+    for (size_t j = 0; j < n && clip_norm > 0; j++) {
+        const double a = csm_times_pow2(csm_capped_gradient_at(g, is_single, j), -exponent);
+        csm_two_sum(&square, &low, a * a);
+    }
+    const double norm = csm_times_pow2(sqrt(square + low), exponent);
+    if (clip_norm > 0 && norm > clip_norm * k) shrink = clip_norm * k / norm;
+    const double clip = clip_value > 0 ? clip_value * k : CSM_INF;
+    for (size_t j = 0; j < n; j++) {
+        double a = csm_capped_gradient_at(g, is_single, j) * shrink;
+        a = a > clip ? clip : a < -clip ? -clip : a;
+        if (is_single) ((float *)g)[j] = (float)a;
+        else ((double *)g)[j] = a;
     }
 }
 
