@@ -200,6 +200,8 @@ def plan_losses(
 def _check_shard(offset: Any, n_classes: Any, length: int) -> tuple[int, int]:
     offset = check_count("offset", offset)
     n = offset + length if n_classes is None else check_count("n_classes", n_classes)
+    if length > n:
+        raise ValueError(f"the shard has {length} classes, so n_classes must be at least {length}, got {n}")
     if offset + length > n:
         raise ValueError(
             f"the shard has {length} classes from offset {offset} on; n_classes is {n}, so offset must be at most "

@@ -1,12 +1,10 @@
 """Functions over groups, on threads of one process: bits, protocols, errors on all ranks, collectives."""
 
-import threading
-
 import numpy as np
 import pytest
 from helpers import assert_same_bits
 from helpers.sharded_calls import Call
-from helpers.thread_group import ThreadGroup, run_on
+from helpers.thread_group import run_on, run_on_mesh
 
 import csoftmax
 from csoftmax import distributed
@@ -63,19 +61,16 @@ def test_rows_may_be_divided_as_well(reduction, n, is_soft):
     target = rng.random((21, n)) if is_soft else rng.integers(0, n, 21)
     expected = csoftmax.cross_entropy_with_grad(x, target, weight=weight, sample_weight=s, reduction=reduction)
     columns, rows = [0, n // 3, n], [slice(0, 10), slice(10, 11), slice(11, 21)]
-    by_class = [([None] * 2, threading.Barrier(2, timeout=20)) for _ in rows]
-    by_rows = [([None] * 3, threading.Barrier(3, timeout=20)) for _ in range(2)]
 
-    def work(group):
-        i, j = divmod(group.rank, 2)
-        classes, r = slice(*columns[j : j + 2]), rows[i]
+    def work(group, rows_group):
+        classes, r = slice(*columns[group.rank : group.rank + 2]), rows[rows_group.rank]
         y = target[r, classes] if is_soft else target[r]
         return distributed.cross_entropy_with_grad(
             x[r, classes], y, weight=weight[classes], sample_weight=s[r], reduction=reduction,
-            group=ThreadGroup(j, 2, by_class[i]), rows_group=ThreadGroup(i, 3, by_rows[j]),
+            group=group, rows_group=rows_group,
         )  # fmt: skip
 
-    results = run_on(6, work)
+    results = run_on_mesh(3, 2, work)
     gradient = np.concatenate([np.concatenate([r.grad for r in results[2 * i : 2 * i + 2]], 1) for i in range(3)])
     assert_same_bits(gradient, expected.grad)
     if reduction == "none":
@@ -97,6 +92,48 @@ def test_collectives_and_bytes():
     for group in groups:
         assert group.collectives == 2  # a header and the records
         assert group.sent == 64 + 8 * (1 + 7) + 64 * 128
+
+
+def strided(x, layout):
+    """The same elements in another layout."""
+    if layout == "Fortran":
+        return np.asfortranarray(x)
+    if layout == "reversed":
+        return np.ascontiguousarray(x[:, ::-1])[:, ::-1]
+    wide = np.zeros((*x.shape, 2), x.dtype)
+    wide[..., 0] = x
+    return wide[..., 0]
+
+
+@pytest.mark.parametrize("layout", ["Fortran", "reversed", "every other"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize("cut", [4096, 5000])
+def test_logits_and_soft_labels_of_any_layout(layout, dtype, cut):
+    rng = np.random.default_rng(1)
+    x, soft = rng.normal(size=(2, 9000)).astype(dtype), rng.random((2, 9000)).astype(np.float32)
+    shards = slice(0, cut), slice(cut, 9000)
+    for logits, target in ((strided(x, layout), [1, 8000]), (x, strided(soft, layout)), (strided(x, layout), soft)):
+
+        def work(group, logits=logits, target=target):
+            s = shards[group.rank]
+            own = target if isinstance(target, list) else target[:, s]
+            grad = distributed.cross_entropy_with_grad(logits[:, s], own, group=group)
+            return grad, distributed.cross_entropy_with_grad(
+                logits[:, s].T, np.transpose(own), axis=0, group=group
+            ).grad
+
+        results = run_on(2, work)
+        expected = csoftmax.cross_entropy_with_grad(x, target)
+        assert all(loss == expected.loss for (loss, _), _ in results)
+        assert_same_bits(np.concatenate([grad for (_, grad), _ in results], axis=1), expected.grad)
+        assert_same_bits(np.concatenate([grad for _, grad in results], axis=0).T, expected.grad)
+
+
+def test_soft_labels_that_are_the_same_for_all_classes():
+    x = np.random.default_rng(0).normal(size=(2, 5000))
+    soft = np.broadcast_to(1 / 5000, x.shape)
+    result = distributed.cross_entropy_with_grad(x, soft, group=distributed.SingleProcess())
+    assert_same_bits(result.grad, csoftmax.cross_entropy_with_grad(x, soft).grad)
 
 
 # Errors: the same exception on every rank, and no rank that waits for ever.
