@@ -14,7 +14,7 @@ from .._arguments.numbers import check_count, check_temperatures
 from .._arguments.places import CPU, as_float
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer, compute_dtype
-from .agreement import Agreed, describe
+from .agreement import Agreed, describe, name_of
 
 BLOCK = binding.BLOCK_ELEMENTS
 KINDS = {"softmax": "softmax", "log": "log_softmax", "loss": "loss"} | {
@@ -247,7 +247,7 @@ def plan_partial(
         raise ValueError(f"axis must be one axis for a shard, got {axis!r}")
     if where is not None:
         where = axis_last(check_where(where, x.shape), axes)
-    batch, name = batch_shape(x, axes), x.dtype.name
+    batch, name = batch_shape(x, axes), name_of(x.dtype)
     offset, n = _check_shard(offset, n_classes, x.shape[axes[0]])
     row_shape = tuple(1 if i in axes else length for i, length in enumerate(x.shape))
     given: Any = 1.0 if loss else check_temperatures(temperature, row_shape, gradient)
@@ -273,7 +273,7 @@ def _agree(
         ("kind", kind),
         ("dtype", dtype),
         ("shape of the rows", batch),
-        ("temperatures" if isinstance(temperature, str) else "temperature", temperature),
+        ("temperatures" if isinstance(temperature, tuple) else "temperature", temperature),
         ("where", has_where),
     )
     if losses is None:
