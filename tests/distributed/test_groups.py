@@ -1,5 +1,7 @@
 """Functions over groups, on threads of one process: bits, protocols, errors on all ranks, collectives."""
 
+import warnings
+
 import numpy as np
 import pytest
 from helpers import assert_same_bits
@@ -8,6 +10,7 @@ from helpers.thread_group import run_on, run_on_mesh
 
 import csoftmax
 from csoftmax import distributed
+from csoftmax._distributed import losses
 from csoftmax._distributed import merge as group_merge
 from csoftmax._distributed import rows as group_rows
 from csoftmax.distributed import DistributedError, DistributedMemoryError
@@ -92,6 +95,72 @@ def test_collectives_and_bytes():
     for group in groups:
         assert group.collectives == 2  # a header and the records
         assert group.sent == 64 + 8 * (1 + 7) + 64 * 128
+
+
+@pytest.mark.parametrize("function", [distributed.cross_entropy_with_grad, distributed.linear_cross_entropy_with_grad])
+@pytest.mark.parametrize(("weight", "s"), [(1e300, 1e300), (None, 1e308), (1e-320, 1.0), (1e-300, 1e-300)])
+def test_extreme_weights_of_a_mean(function, weight, s):
+    rng = np.random.default_rng(0)
+    x, n, target = rng.normal(size=(3, 9000)), 9000, [1, 5000, 8999]
+    options = {"sample_weight": [s, s / 2, s]}
+    weights = None if weight is None else np.where(np.arange(n) % 2 == 0, weight, weight / 2)
+    whole = {"weight": weights} | options
+    is_linear = function is distributed.linear_cross_entropy_with_grad
+    features = rng.normal(size=(3, 4))
+    w = rng.normal(size=(n, 4))
+    if is_linear:
+        expected = csoftmax.linear_cross_entropy_with_grad(features, w, target, **whole)
+    else:
+        expected = csoftmax.cross_entropy_with_grad(x, target, **whole)
+
+    def work(group):
+        shard = slice(0, 4096) if group.rank == 0 else slice(4096, n)
+        own = {"weight": None if weights is None else weights[shard]} | options
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            if is_linear:
+                return function(features, w[shard], target, group=group, **own)
+            return function(x[:, shard], target, group=group, **own)
+
+    results = run_on(2, work)
+    for result in results:
+        assert not isinstance(result, Exception), result
+        np.testing.assert_allclose(result.loss, expected.loss, rtol=1e-15)
+        if is_linear:
+            np.testing.assert_allclose(result.grad_x, expected.grad_x, rtol=1e-12)
+    name, axis = ("grad_w", 0) if is_linear else ("grad", 1)
+    gradient = np.concatenate([getattr(result, name) for result in results], axis=axis)
+    if is_linear:
+        np.testing.assert_allclose(gradient, expected.grad_w, rtol=1e-9, atol=1e-12 * abs(expected.grad_w).max())
+    else:
+        assert_same_bits(gradient, expected.grad)
+
+
+def test_gradients_that_underflow_of_shards_in_any_order(monkeypatch):
+    """Whole rows are joined by the offsets of the shards, not by their ranks."""
+    found = []
+    original = losses.find_lost
+
+    def find_lost(*arguments):
+        found.append(original(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr(losses, "find_lost", find_lost)
+    rng = np.random.default_rng(0)
+    x, weight, offsets = rng.normal(size=(2, 12288)).astype(np.float32), rng.random(12288), [8192, 0, 4096]
+    x[:, 7] = 130  # exp(-130) is 0 in float32, but not 1e12 times as much
+    options = {"reduction": "sum", "upstream": 1e12}
+    expected = csoftmax.cross_entropy_with_grad(x, [7, 9000], weight=weight, **options)
+
+    def work(group):
+        shard = slice(offsets[group.rank], offsets[group.rank] + 4096)
+        return distributed.cross_entropy_with_grad(
+            x[:, shard], [7, 9000], weight=weight[shard], offset=shard.start, group=group, **options
+        )
+
+    results = run_on(3, work)
+    assert any((lost == 1).any() for lost in found)
+    assert_same_bits(np.concatenate([results[i].grad for i in (1, 2, 0)], axis=1), expected.grad)
 
 
 def strided(x, layout):
