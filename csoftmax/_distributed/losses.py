@@ -235,11 +235,12 @@ def _write_lost(
         parts = [received[r][..., : layout.lengths[r]] for r in order]
         whole[name] = np.ascontiguousarray(np.concatenate(parts, axis=-1))
     with pending:
-        each = losses.labels, losses.sample_weight, upstream
-        labels, s, factor = (
+        each = losses.labels, losses.sample_weight, upstream, terms.temperatures
+        labels, s, factor, t = (
             None if a is None else np.ascontiguousarray(np.broadcast_to(a, terms.batch)[is_lost]) for a in each
         )
-        some = terms._replace(batch=(int(is_lost.sum()),), losses=losses._replace(labels=labels, sample_weight=s))
+        losses = losses._replace(labels=labels, sample_weight=s)
+        some = terms._replace(batch=(int(is_lost.sum()),), temperatures=t, losses=losses)
         gradient = np.empty((*some.batch, layout.n_classes), piece.x.dtype)
         arguments = some.loss_arguments(Piece(0, **whole), None, factor, chunk.merged.weight_sum, divisor, num_threads)
         binding.finish_shard_loss(terms.dtype, False, None, None, None, gradient, None, *arguments)
@@ -343,7 +344,7 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     ignore_index: SupportsIndex = -100,
     z_loss: float = 0.0,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     reduction: Literal["none", "sum", "mean"] = "mean",
     num_threads: SupportsIndex | None = None,
 ) -> Any:
@@ -409,7 +410,7 @@ def cross_entropy_with_grad(
     label_smoothing: float = 0.0,
     ignore_index: SupportsIndex = -100,
     z_loss: float = 0.0,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     reduction: Literal["none", "sum", "mean"] = "mean",
     upstream: ArrayLike = 1.0,
     clip_norm: float | None = None,
