@@ -256,7 +256,7 @@ class Header(NamedTuple):
         first = VERSION | (function & 0x7FFFFFFF) << 32
         second = self.dtype & 0xFF | self.words << 8 | int(has_error) << 40
         numbers = first, second, self.rows, self.n_classes, self.offset, self.length, self.temperature
-        return np.frombuffer(struct.pack("=6qd", *numbers) + digest, np.int64)
+        return np.frombuffer(bytearray(struct.pack("=6qd", *numbers) + digest), np.int64)  # PyTorch wants it writable
 
 
 NO_HEADER = Header("", 0, 0, 0, 0, 0, 0, 0.0, "")
@@ -346,6 +346,16 @@ def enter(group: Any, prepare: Callable[[], tuple[Header, Any]]) -> tuple[Layout
     return _tile(rows), prepared
 
 
+def fail_on_all(group: Any, error: Exception) -> NoReturn:
+    """Raise an error of this rank on all ranks that begin a call."""
+
+    def fail() -> NoReturn:
+        raise error
+
+    enter(group, fail)
+    raise AssertionError("enter raises")
+
+
 def _diagnose(group: Any, headers: NDArray[np.int64], own: Header, error: Exception | None) -> NoReturn:
     """Raise, on all ranks, for headers that tell of an error or that differ."""
     failed = headers[:, 1] >> 40 != 0
@@ -373,7 +383,9 @@ def _tile(headers: list[list[int]]) -> Layout:
     if any(given) and not all(given):
         raise ValueError(f"offset must be given on all ranks or on none; rank {given.index(False)} gives none")
     ends = itertools.accumulate(lengths)
-    offsets = tuple(row[4] for row in headers) if all(given) else tuple(e - k for e, k in zip(ends, lengths, strict=True))
+    offsets = (
+        tuple(row[4] for row in headers) if all(given) else tuple(e - k for e, k in zip(ends, lengths, strict=True))
+    )
     end = 0
     for first, length, rank in sorted(zip(offsets, lengths, range(len(lengths)), strict=True)):
         if length and first != end:

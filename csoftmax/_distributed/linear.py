@@ -12,14 +12,14 @@ from numpy.typing import ArrayLike
 from .._arguments.foreign import as_native
 from .._arguments.labels import as_label_bits, check_loss_options, check_target
 from .._arguments.layers import check_bias, check_layer, count_chunk_rows
-from .._arguments.numbers import check_count, check_reduction
+from .._arguments.numbers import check_count, check_non_negative, check_reduction
 from .._arguments.places import as_float
 from .._cpu import binding
 from .._cpu.apart import multiply
 from .._cpu.dtypes import compute_dtype
 from .._ops.linear_cross_entropy import LinearCrossEntropyResult
-from .groups import Header, as_group, enter
-from .losses import RowSums, run_loss
+from .groups import Header, Layout, as_group, fail_on_all
+from .losses import SUMS_OF, RowSums, enter_both, run_loss
 from .rows import give_result, known
 from .shard import BLOCK
 
@@ -56,11 +56,28 @@ class _Layer(NamedTuple):
             logits += self.bias
         return logits
 
+    def significant(self, grad: Any, limit: Any, panels: list[slice]) -> list[Any]:
+        """The classes of each panel whose gradient exceeds the limit of some row; NaN does."""
+        kept = [panel.start + np.flatnonzero(~(np.abs(grad[:, panel]) <= limit).all(0)) for panel in panels]
+        return [classes for classes in kept if len(classes)]
+
 
 def _prepare(
-    x: Any, w: Any, target: Any, bias: Any, n_classes: Any, offset: Any, reduction: str, options: dict[str, Any]
+    x: Any,
+    w: Any,
+    target: Any,
+    bias: Any,
+    n_classes: Any,
+    offset: Any,
+    chunk_bytes: Any,
+    filter_eps: Any,
+    reduction: str,
+    options: dict[str, Any],
 ) -> tuple[Header, _Layer]:
     check_reduction(reduction)
+    check_non_negative("filter_eps", filter_eps)
+    if chunk_bytes is not None:
+        check_count("chunk_bytes", chunk_bytes, 1, "an int or None")
     x, w, target, bias = (as_native(a, n) for a, n in ((x, "x"), (w, "w"), (target, "target"), (bias, "bias")))
     x, dtype = as_float("x", x)
     w, _ = as_float("w", w)
@@ -77,13 +94,14 @@ def _prepare(
     layer = _Layer(
         x.reshape(rows, x.shape[-1]), w, bias, given, labels is None, batch, s, upstream, checked.weight, compute
     )
-    text = f"{reduction} features={x.shape[-1]} bias={bias is not None}"
+    text = f"{reduction} features={x.shape[-1]} bias={bias is not None} chunk_bytes={chunk_bytes}"
     numbers = known("n_classes", n_classes), known("offset", offset), len(w)
     return Header("linear_cross_entropy", dtype, 0, rows, *numbers, checked.temperature, text), layer
 
 
-def _run(
+def run_linear(
     group: Any,
+    rows_group: Any,
     x: Any,
     w: Any,
     target: Any,
@@ -91,24 +109,50 @@ def _run(
     bias: Any,
     n_classes: Any,
     offset: Any,
-    chunk_bytes: Any,
     reduction: str,
     gradient: bool,
-    num_threads: Any,
+    chunk_bytes: Any = None,
+    num_threads: Any = None,
     upstream: Any = None,
+    filter_eps: Any = 0.0,
     **options: Any,
 ) -> LinearCrossEntropyResult:
+    """The loss and, with `gradient`, the gradients."""
     comm = as_group(group)
-    limit = None if chunk_bytes is None else check_count("chunk_bytes", chunk_bytes, 1, "an int or None")
+    by_rows = None if rows_group is None else as_group(rows_group)
     checks = options | {"upstream": upstream if gradient else None}
-    arguments = x, w, target, bias, n_classes, offset, reduction, checks
-    layout, layer = enter(comm, lambda: _prepare(*arguments))
+    arguments = x, w, target, bias, n_classes, offset, chunk_bytes, filter_eps, reduction, checks
+    layout, layer = enter_both(comm, by_rows, lambda: _prepare(*arguments))
+    sums = RowSums(by_rows, len(layer.x), SUMS_OF[reduction])
+    try:
+        parts = _add_chunks(
+            comm, sums, layout, layer, reduction, gradient, chunk_bytes, filter_eps, num_threads, options
+        )
+        return _finish(comm, sums, x, layer, *parts, reduction)
+    except Exception as error:
+        sums.fail(error)
+        raise
+
+
+def _add_chunks(
+    comm: Any,
+    sums: RowSums,
+    layout: Layout,
+    layer: _Layer,
+    reduction: str,
+    gradient: bool,
+    chunk_bytes: Any,
+    filter_eps: Any,
+    num_threads: Any,
+    options: dict[str, Any],
+) -> tuple[Any, float, Any]:
+    """The losses of the rows, the divisor, and the gradients or None; that of x is this rank's part."""
     first, rows = layout.offsets[comm.rank], len(layer.x)
-    step = count_chunk_rows(rows, layout.n_classes, layer.x.dtype, limit)
+    step = count_chunk_rows(rows, layout.n_classes, layer.x.dtype, chunk_bytes)
     panels = layer.panels(first)
     losses, divisor = np.zeros(rows), 1.0
     if reduction == "mean":
-        divisor = _find_divisor(comm, layer, layout.n_classes, first, options["ignore_index"])
+        divisor = _find_divisor(comm, layer, first, options["ignore_index"], sums)
     factor = np.ones(rows) if layer.upstream is None else layer.upstream
     with np.errstate(divide="ignore", invalid="ignore"):
         factor = factor / divisor if divisor else np.zeros(rows)
@@ -127,27 +171,23 @@ def _run(
         losses[some], grad = run_loss(comm, None, name, logits, layer.target[some], num_threads, **more)
         if gradient:
             part = layer.x[some].astype(layer.compute, copy=False)
-            for panel in panels:
+            limit = filter_eps * np.abs(factor[some])[:, None]
+            for panel in panels if filter_eps == 0 else layer.significant(grad, limit, panels):
                 grad_w[panel] += multiply(grad[:, panel].T, part)
                 grad_x[some] += multiply(grad[:, panel], layer.w[panel].astype(layer.compute, copy=False))
             grad_bias += grad.sum(0, dtype=np.float64)
-    return _finish(comm, x, layer, losses, divisor, reduction, (grad_x, grad_w, grad_bias) if gradient else None)
+    return losses, divisor, (grad_x, grad_w, grad_bias) if gradient else None
 
 
 def _logits_or_raise(comm: Any, layer: _Layer, rows: slice, panels: list[slice]) -> Any:
     """The logits of some rows; an error becomes that of the header that the other ranks wait for."""
     try:
         return layer.logits(rows, panels)
-    except Exception as problem:
-        error = problem
-
-    def fail() -> Any:
-        raise error
-
-    return enter(comm, fail)
+    except Exception as error:
+        fail_on_all(comm, error)
 
 
-def _find_divisor(comm: Any, layer: _Layer, n_classes: int, first: int, ignore_index: Any) -> float:
+def _find_divisor(comm: Any, layer: _Layer, first: int, ignore_index: Any, sums: RowSums) -> float:
     """The sum of the weights of the rows; class weights and soft labels are added up over the ranks in their order."""
     target = layer.target
     mass = np.zeros(len(layer.x))
@@ -165,17 +205,17 @@ def _find_divisor(comm: Any, layer: _Layer, n_classes: int, first: int, ignore_i
     for part in comm.all_gather(mass):
         total += part
     s = 1.0 if layer.sample_weight is None else layer.sample_weight
-    return RowSums(None, len(mass)).add(total * s)
+    return sums.add(total * s)
 
 
 def _finish(
-    comm: Any, like: Any, layer: _Layer, losses: Any, divisor: float, reduction: str, gradients: Any
+    comm: Any, sums: RowSums, like: Any, layer: _Layer, losses: Any, divisor: float, gradients: Any, reduction: str
 ) -> LinearCrossEntropyResult:
     """The results; the gradient of x is the sum over the shards in the order of the ranks."""
     if reduction == "none":
         loss: Any = losses.reshape(layer.batch)
     else:
-        total = RowSums(None, len(losses)).add(losses)
+        total = sums.add(losses)
         loss = np.float64(total) / np.float64(divisor) if divisor else np.float64("nan")
     loss = give_result(like, None, np.asarray(loss).astype(layer.compute)[()])
     if gradients is None:
@@ -197,6 +237,7 @@ def linear_cross_entropy(
     target: ArrayLike,
     *,
     group: Any,
+    rows_group: Any = None,
     bias: ArrayLike | None = None,
     n_classes: SupportsIndex | None = None,
     offset: SupportsIndex | None = None,
@@ -224,6 +265,8 @@ def linear_cross_entropy(
         Added to the logits of this rank's classes.
     group, n_classes, offset, num_threads
         As in `softmax`.
+    rows_group : as group, optional
+        As in `cross_entropy`: the ranks that have the same classes of w, and other rows of x.
     chunk_bytes : int, optional
         As in `csoftmax.linear_cross_entropy`, for the logits of all ranks together.
 
@@ -249,10 +292,10 @@ def linear_cross_entropy(
     >>> linear_cross_entropy([[1.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]], [1], group=SingleProcess())
     np.float64(0.6931471805599453)
     """
-    result = _run(
-        group, x, w, target, bias=bias, n_classes=n_classes, offset=offset, chunk_bytes=chunk_bytes, weight=weight,
-        sample_weight=sample_weight, label_smoothing=label_smoothing, ignore_index=ignore_index, z_loss=z_loss,
-        temperature=temperature, reduction=reduction, gradient=False, num_threads=num_threads,
+    result = run_linear(
+        group, rows_group, x, w, target, bias=bias, n_classes=n_classes, offset=offset, chunk_bytes=chunk_bytes,
+        weight=weight, sample_weight=sample_weight, label_smoothing=label_smoothing, ignore_index=ignore_index,
+        z_loss=z_loss, temperature=temperature, reduction=reduction, gradient=False, num_threads=num_threads,
     )  # fmt: skip
     return result.loss
 
@@ -263,6 +306,7 @@ def linear_cross_entropy_with_grad(
     target: ArrayLike,
     *,
     group: Any,
+    rows_group: Any = None,
     bias: ArrayLike | None = None,
     n_classes: SupportsIndex | None = None,
     offset: SupportsIndex | None = None,
@@ -275,17 +319,21 @@ def linear_cross_entropy_with_grad(
     temperature: float = 1.0,
     reduction: Literal["none", "sum", "mean"] = "mean",
     upstream: ArrayLike = 1.0,
+    clip_norm: float | None = None,
+    clip_value: float | None = None,
+    filter_eps: float = 0.0,
     num_threads: SupportsIndex | None = None,
 ) -> LinearCrossEntropyResult:
     """Cross-entropy of the logits ``x @ w.T + bias`` and its gradients, with w divided among the ranks of a group.
 
     Parameters
     ----------
-    x, w, target, group, bias, n_classes, offset, chunk_bytes, weight, sample_weight, label_smoothing, ignore_index, \
-z_loss, temperature, reduction, num_threads
+    x, w, target, group, rows_group, bias, n_classes, offset, chunk_bytes, weight, sample_weight, label_smoothing, \
+ignore_index, z_loss, temperature, reduction, num_threads
         As in `linear_cross_entropy`.
-    upstream
-        As in `csoftmax.linear_cross_entropy_with_grad`.
+    upstream, clip_norm, clip_value, filter_eps
+        As in `csoftmax.linear_cross_entropy_with_grad`, the same on all ranks. `clip_norm` takes one more collective
+        for each chunk of rows.
 
     Returns
     -------
@@ -299,7 +347,8 @@ z_loss, temperature, reduction, num_threads
 
     Notes
     -----
-    The gradient of x takes one more collective of the size of x from each rank.
+    The gradient of x takes one more collective of the size of x from each rank. With `rows_group`, the gradients of w
+    and the bias are those of this rank's rows, which are yet to be added up over the ranks of that group.
 
     Examples
     --------
@@ -308,8 +357,9 @@ z_loss, temperature, reduction, num_threads
     array([[ 0.5,  0. ],
            [-0.5,  0. ]])
     """
-    return _run(
-        group, x, w, target, bias=bias, n_classes=n_classes, offset=offset, chunk_bytes=chunk_bytes, weight=weight,
-        sample_weight=sample_weight, label_smoothing=label_smoothing, ignore_index=ignore_index, z_loss=z_loss,
-        temperature=temperature, reduction=reduction, gradient=True, upstream=upstream, num_threads=num_threads,
+    return run_linear(
+        group, rows_group, x, w, target, bias=bias, n_classes=n_classes, offset=offset, chunk_bytes=chunk_bytes,
+        weight=weight, sample_weight=sample_weight, label_smoothing=label_smoothing, ignore_index=ignore_index,
+        z_loss=z_loss, temperature=temperature, reduction=reduction, gradient=True, upstream=upstream,
+        clip_norm=clip_norm, clip_value=clip_value, filter_eps=filter_eps, num_threads=num_threads,
     )  # fmt: skip

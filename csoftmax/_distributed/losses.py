@@ -41,6 +41,8 @@ from .shard import BLOCK, Partial, Piece, Terms, plan_partial
 
 __all__ = ["cross_entropy", "cross_entropy_with_grad"]
 
+SUMS_OF = {"none": 0, "sum": 1, "mean": 2}  # over the rows
+_FAILED = -2  # in place of the level of a node: the rank cannot go on
 _NODE_CAPACITY = 192  # nodes of consecutive rows: at most 14 single rows and two for each level
 
 
@@ -51,6 +53,7 @@ class Loss(NamedTuple):
     piece: Piece
     axis: int
     out: Any | None
+    given_out: Any | None  # as an array of the caller's library
     upstream: Any | None  # float64 of the shape of the rows
     reduction: str
     gradient: bool
@@ -85,6 +88,7 @@ def prepare_loss(
     """Check a call on this rank."""
     n, first = known("n_classes", n_classes), known("offset", offset)
     check_reduction(reduction)
+    given_out = out
     arrays = ("logits", logits), ("target", target), ("upstream", upstream), ("out", out)
     logits, target, upstream, out = (as_native(a, name) for name, a in arrays)
     losses = {name: as_native(a, name) for name, a in losses.items()}
@@ -107,7 +111,7 @@ def prepare_loss(
         f"target={digest_of(checked.target)} rows={digest_of(checked.sample_weight, factor)}"
     )
     return header_of(function, terms, piece, n, first, options), Loss(
-        terms, piece, place, out, factor, reduction, gradient
+        terms, piece, place, out, given_out, factor, reduction, gradient
     )
 
 
@@ -149,8 +153,9 @@ def masses_of(chunk: Chunk) -> NDArray[np.float64]:
 class RowSums:
     """Sums over all rows, which may be divided among the ranks of another group."""
 
-    def __init__(self, rows_group: Any, rows: int):
+    def __init__(self, rows_group: Any, rows: int, sums: int = 0):
         self.group, self.first, self.rows = rows_group, 0, rows
+        self._left = sums  # that the other ranks of the group expect
         if rows_group is not None:
             counts = rows_group.all_gather(np.array([rows], np.int64))[:, 0]
             self.first, self.rows = int(counts[: rows_group.rank].sum()), int(counts.sum())
@@ -165,10 +170,24 @@ class RowSums:
         for i, ((level, index), value) in enumerate(nodes.items()):
             own[i] = level, index, np.float64(value).view(np.int64)
         nodes = {}
-        for theirs in self.group.all_gather(own):
+        self._left -= 1
+        gathered = self.group.all_gather(own)
+        self._raise_of_others(gathered, None)
+        for theirs in gathered:
             for level, index, bits in theirs[theirs[:, 0] >= 0]:
                 nodes = Nodes.merge(nodes, {(int(level), int(index)): np.int64(bits).view(np.float64)})
         return float(Nodes.total(nodes, self.rows))
+
+    def fail(self, error: Exception) -> None:
+        """Enter the collective that the other ranks of the group wait for, if any, so that all of them raise."""
+        if self.group is not None and self._left > 0:
+            self._raise_of_others(self.group.all_gather(np.full((_NODE_CAPACITY, 3), _FAILED)), error)
+
+    def _raise_of_others(self, gathered: NDArray[np.int64], error: Exception | None) -> None:
+        failed = gathered[:, 0, 0] == _FAILED
+        if failed.any():
+            self._left = 0
+            raise_on_all(self.group, error, failed)
 
 
 def find_divisor(chunks: list[Chunk], sums: RowSums) -> float:
@@ -276,10 +295,21 @@ def run_loss(
     """The loss, and the gradient or None."""
     comm = as_group(group)
     by_rows = None if rows_group is None else as_group(rows_group)
-    layout, call = _enter(comm, by_rows, lambda: prepare_loss(function, logits, target, **options))
+    layout, call = enter_both(comm, by_rows, lambda: prepare_loss(function, logits, target, **options))
     terms, piece = place_in(layout, comm, call.terms, call.piece)
     if call.reduction == "mean":
         terms, piece = _scaled(comm, terms, piece)
+    sums = RowSums(by_rows, int(np.prod(terms.batch, dtype=np.int64)), SUMS_OF[call.reduction])
+    try:
+        return _run_chunks(comm, sums, layout, call, terms, piece, logits, num_threads)
+    except Exception as error:
+        sums.fail(error)
+        raise
+
+
+def _run_chunks(
+    comm: Any, sums: RowSums, layout: Layout, call: Loss, terms: Terms, piece: Piece, logits: Any, num_threads: Any
+) -> tuple[Any, Any]:
     chunks = []
     itemsize = piece.x.itemsize + (0 if piece.soft is None else piece.soft.itemsize)
     slices = chunks_of(comm, layout, terms, itemsize)
@@ -288,7 +318,6 @@ def run_loss(
     for rows in slices:
         some, part_piece = rows_of(terms, piece, rows)
         chunks.append(Chunk(rows, some, part_piece, *merge_over(comm, layout, some, part_piece, keep, num_threads)))
-    sums = RowSums(by_rows, int(np.prod(terms.batch, dtype=np.int64)))
     divisor = find_divisor(chunks, sums) if call.reduction == "mean" else 1.0
     gradient, each = None, []
     if call.gradient:
@@ -299,7 +328,7 @@ def run_loss(
     else:
         each = [add_losses(c.part, c.merged) for c in chunks]
     losses = each[0] if len(each) == 1 else np.concatenate(each)
-    gradient = None if gradient is None else give_result(logits, options.get("out"), gradient)
+    gradient = None if gradient is None else give_result(logits, call.given_out, gradient)
     if call.reduction == "none":
         return give_result(logits, None, round_losses(terms, losses.reshape(terms.batch))), gradient
     total = sums.add(losses)
@@ -309,7 +338,7 @@ def run_loss(
         return give_result(logits, None, value.astype(terms.compute)), gradient
 
 
-def _enter(group: Any, rows_group: Any, prepare: Any) -> tuple[Layout, Loss]:
+def enter_both(group: Any, rows_group: Any, prepare: Any) -> tuple[Layout, Any]:
     """Begin a call over the classes and, in a second group, over the rows; an error of either is raised on all."""
     error, entered = None, None
     try:
