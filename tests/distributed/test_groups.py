@@ -446,3 +446,86 @@ def test_linear_layers_have_the_same_bits_for_any_number_of_ranks(reduction, is_
     for got in found[1:]:
         for a, b in zip(got, found[0], strict=True):
             assert_same_bits(np.asarray(a), np.asarray(b))
+
+
+def test_draws_with_top_k_gather_candidates():
+    """The same draws from the k largest of each shard, some of which are empty, without the rows."""
+    rng = np.random.default_rng(3)
+    for i in range(20):
+        n, dtype = int(rng.integers(1, 20000)), rng.choice([np.float32, np.float64, np.float16])
+        x = np.round(rng.normal(size=(5, n)) * 3, int(rng.integers(0, 3))).astype(dtype)
+        x[rng.random(x.shape) < 0.1] = -np.inf
+        x[:, 0] = 0
+        most = min(n, 300)
+        options = {
+            "top_k": rng.integers(1, most + 1, 5) if i % 2 else most,
+            "top_p": [None, 0.8][i % 3 == 0],
+            "min_p": [None, 0.01][i % 5 == 0],
+            "temperature": float(rng.choice([1.0, 0.5, 3.0, 0.0])),
+            "size": 20,
+            "rng": i,
+        }
+        cuts = [0, *sorted(map(int, rng.integers(0, n + 1, 2))), n, n]
+
+        def work(group, x=x, cuts=cuts, options=options):
+            draws = distributed.sample(x[:, slice(*cuts[group.rank : group.rank + 2])], group=group, **options)
+            return draws, group.sent
+
+        results = run_on(4, work)
+        for result in results:
+            assert not isinstance(result, Exception), result
+            np.testing.assert_array_equal(result[0], csoftmax.sample(x, **options))
+        if n > 8000:
+            assert results[0][1] < 5 * most * (x.itemsize + 8) + 2000
+
+
+def test_linear_layers_over_two_groups_and_with_filters():
+    """Rows and classes are divided; the loss and the divisor are those of all rows, the gradients of w are added."""
+    rng = np.random.default_rng(5)
+    x, w, target = rng.normal(size=(9, 4)), rng.normal(size=(9000, 4)), rng.integers(0, 9000, 9)
+    options = {"clip_norm": 0.3, "filter_eps": 1e-6, "label_smoothing": 0.05}
+    expected = csoftmax.linear_cross_entropy_with_grad(x, w, target, **options)
+    columns, rows = [0, 4096, 9000], [slice(0, 3), slice(3, 9)]
+
+    def work(group, rows_group, change=None):
+        classes, r = slice(*columns[group.rank : group.rank + 2]), rows[rows_group.rank]
+        given = options | (change or {})
+        return distributed.linear_cross_entropy_with_grad(
+            x[r], w[classes], target[r], group=group, rows_group=rows_group, **given
+        )
+
+    results = run_on_mesh(2, 2, work)
+    for result in results:
+        assert not isinstance(result, Exception), result
+        np.testing.assert_allclose(result.loss, expected.loss, rtol=1e-14)
+    grad_x = np.concatenate([results[0].grad_x, results[2].grad_x])
+    grad_w = np.concatenate([results[0].grad_w + results[2].grad_w, results[1].grad_w + results[3].grad_w])
+    limit = 1e-6 * np.abs(x).sum() / 9  # what the filter may leave out, twice
+    np.testing.assert_allclose(grad_x, expected.grad_x, rtol=0, atol=2e-6 / 9 * np.abs(w).sum())
+    np.testing.assert_allclose(grad_w, expected.grad_w, rtol=0, atol=2 * limit)
+    exact = csoftmax.linear_cross_entropy_with_grad(x, w, target, **options | {"filter_eps": 0.0})
+    results = run_on_mesh(2, 2, lambda *groups: work(*groups, {"filter_eps": 0.0}))
+    grad_w = np.concatenate([results[0].grad_w + results[2].grad_w, results[1].grad_w + results[3].grad_w])
+    np.testing.assert_allclose(grad_w, exact.grad_w, rtol=1e-11, atol=1e-16)
+
+
+def test_an_error_of_one_class_group_is_raised_by_the_ranks_with_other_rows(monkeypatch):
+    """It fails after the header, when the ranks with the other rows are about to add up the divisor."""
+    x, target = np.zeros((4, 5000)), np.array([0, 1, 2, 3])
+    merge_over = losses.merge_over
+
+    def fail(comm, layout, terms, *arguments):
+        if terms.batch == (3,):
+            raise MemoryError("no memory for rows")
+        return merge_over(comm, layout, terms, *arguments)
+
+    monkeypatch.setattr(losses, "merge_over", fail)
+
+    def work(group, rows_group):
+        r = [slice(0, 3), slice(3, 4)][rows_group.rank]
+        classes = [slice(0, 4096), slice(4096, 5000)][group.rank]
+        return distributed.cross_entropy(x[r, classes], target[r], group=group, rows_group=rows_group)
+
+    for rank, error in enumerate(run_on_mesh(2, 2, work)):
+        assert isinstance(error, DistributedMemoryError), (rank, error)
+        assert "no memory for rows" in str(error)

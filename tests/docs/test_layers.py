@@ -18,7 +18,8 @@ PYTHON_LAYERS = [
     {"_arguments"},
     {"_ops"},
     {"__init__"},
-    {"samplers", "geometric", "_torch", "_jax", "_distributed"},
+    {"samplers", "geometric", "_distributed"},
+    {"_torch", "_jax"},
     {"_spec", "_learn"},
     {
         "adversarial",

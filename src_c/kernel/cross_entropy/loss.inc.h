@@ -215,8 +215,8 @@ static void FN(loss_factors)(const csm_loss_call *c, const csm_loss_input *in, d
     csm_loss_factors(c, in, shrink, EXP_MANTISSA == 23, row);
 }
 
-/* The powers of a shard come from memory again, after the exchange of its sums: AHEAD is how far they are prefetched, in
- * bytes (one thread, AVX-512: (1024, 8192) 1.03 instead of 1.17 ms, (64, 50257) 0.29 instead of 0.34). */
+/* The powers of a shard come from memory again, after the exchange of its sums: AHEAD is how far they are prefetched,
+ * in bytes (one thread, AVX-512: (1024, 8192) 1.03 instead of 1.17 ms, (64, 50257) 0.29 instead of 0.34). */
 INLINE void FN(loss_write)(const REAL *e, T *y, size_t k, const csm_block *block, const csm_loss_row *row,
                            const csm_loss_terms *terms, const int scratch) {
     enum { AHEAD = 4096 };
