@@ -24,7 +24,7 @@ from .._distributed.linear import run_linear
 from .._distributed.losses import run_loss
 from .._distributed.row_sums import fail_on_both
 from .._distributed.topk import sample as sample_over
-from .operators import check_constants, check_floating, detach, multiply
+from .operators import check_constants, check_floating, detach, multiply, refuse_gradient
 
 _Result = TypeVar("_Result")
 
@@ -331,7 +331,12 @@ def apply_to_rows(
 def sample(logits: Any, dim: int, group: Any, n_classes: Any, offset: Any, **options: Any) -> Any:
     """`csoftmax.torch.sample` over ranks."""
     division = divide("logits", logits, dim, group, n_classes, offset)
-    division.check(lambda: _check_here("logits", logits))
+
+    def check() -> None:
+        _check_here("logits", logits)
+        refuse_gradient("logits", logits)
+
+    division.check(check)
     local = logits.detach() if division.mesh is None else logits.detach().to_local()
     size = options.get("size")
     after = () if size is None else tuple(size) if isinstance(size, tuple) else (size,)

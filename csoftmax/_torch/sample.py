@@ -9,7 +9,7 @@ from torch import Tensor
 import csoftmax
 
 from . import groups
-from .operators import check_floating, check_int
+from .operators import check_floating, check_int, refuse_gradient
 
 
 def sample(
@@ -26,7 +26,7 @@ def sample(
     Parameters
     ----------
     logits : torch.Tensor of shape (..., K)
-        Floating point; no gradient flows to them.
+        Floating point. No gradient flows to them: logits that require grad are refused, as by all constants.
     dim : int, default -1
         The axis of the classes.
     group, n_classes, offset
@@ -57,4 +57,5 @@ def sample(
     if groups.is_over_ranks(logits, group):
         return groups.sample(logits, dim, group, n_classes, offset, **options)
     check_floating("logits", logits)
-    return csoftmax.sample(logits.detach(), axis=check_int("dim", dim), **options)
+    refuse_gradient("logits", logits)
+    return csoftmax.sample(logits, axis=check_int("dim", dim), **options)
