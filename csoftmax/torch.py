@@ -19,6 +19,7 @@ from ._torch.losses import cross_entropy, linear_cross_entropy
 from ._torch.margins import margin_cross_entropy
 from ._torch.rankings import plackett_luce_loss
 from ._torch.rows import entmax, log_softmax, logsumexp, softmax, sparsemax
+from ._torch.sample import sample
 from ._torch.sampled import nce_loss, negative_sampling_loss, sampled_softmax_loss
 from ._torch.segments import (
     segment_cross_entropy,
@@ -42,6 +43,7 @@ __all__ = [
     "nce_loss",
     "negative_sampling_loss",
     "plackett_luce_loss",
+    "sample",
     "sampled_softmax_loss",
     "segment_cross_entropy",
     "segment_log_softmax",

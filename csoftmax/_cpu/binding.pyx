@@ -451,6 +451,9 @@ cdef extern from "xla.h" nogil:
     void csm_xla_kl_divergence()
     void csm_xla_crf()
     void csm_xla_crf_vjp()
+    void csm_xla_shard()
+    void csm_xla_merge_shards()
+    void csm_xla_finish_shard()
 
 
 cdef _numpy_name(suffix):
@@ -648,6 +651,9 @@ XLA_TARGETS = {name: _target(csm_xla_targets[i]) for name, i in OPS.items()} | {
     "kl_divergence": _target(<void *>csm_xla_kl_divergence),
     "crf": _target(<void *>csm_xla_crf),
     "crf_vjp": _target(<void *>csm_xla_crf_vjp),
+    "shard": _target(<void *>csm_xla_shard),
+    "merge_shards": _target(<void *>csm_xla_merge_shards),
+    "finish_shard": _target(<void *>csm_xla_finish_shard),
 }
 
 

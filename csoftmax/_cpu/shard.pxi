@@ -99,7 +99,7 @@ cdef class _ShardLoss:
         self.loss.labels = self.b.take(2, labels, False, False)
         self.loss.sample_weight = self.b.take(3, sample_weight, False, False)
         self.loss.upstream = self.b.take(4, upstream, False, False)
-        self.loss.temperatures = self.b.take(6, temperatures, False, False)
+        self.o.temperatures = self.b.take(6, temperatures, False, False)
         self.loss.softcap = softcap
         if weight is not None:
             self.loss.weight = <const void *><uintptr_t>weight.ctypes.data

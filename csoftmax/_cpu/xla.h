@@ -17,5 +17,8 @@ void *csm_xla_kl_divergence(xla_frame *);
 void *csm_xla_segment_cross_entropy(xla_frame *);
 void *csm_xla_crf(xla_frame *);
 void *csm_xla_crf_vjp(xla_frame *);
+void *csm_xla_shard(xla_frame *); /* xla_shards.c */
+void *csm_xla_merge_shards(xla_frame *);
+void *csm_xla_finish_shard(xla_frame *);
 
 #endif

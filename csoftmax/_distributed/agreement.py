@@ -1,12 +1,14 @@
 """What all shards of a call must have in common: named values in their normal form, compared, hashed and shown.
 
-A value is a string, a number, None or a tuple of these; of an array, its dtype, shape and digest. So a count is the
-same whether it was given as an int or as a NumPy integer, and values can travel as text.
+A value is a string, a number of Python, None or a tuple of these; of an array, its dtype, shape and digest. So a count
+is the same whether it was given as an int or as a NumPy integer, and values can travel as text.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import marshal
 from typing import Any
 
 import numpy as np
@@ -26,14 +28,27 @@ def digest_of(*arrays: Any) -> str:
     return found.hexdigest()
 
 
-def describe(a: Any) -> str | None:
+@functools.cache
+def name_of(dtype: np.dtype[Any]) -> str:
+    """The name of a dtype, which NumPy composes at each use, in 1.5 us."""
+    return dtype.name
+
+
+def describe(a: Any) -> tuple[str, tuple[int, ...], str] | None:
     """An array, or None, as a value."""
-    return None if a is None else f"{a.dtype.name} {a.shape} {digest_of(a)}"
+    return None if a is None else (name_of(a.dtype), a.shape, digest_of(a))
+
+
+def _show(value: Any) -> Any:
+    """A value as messages have it."""
+    is_array = isinstance(value, tuple) and len(value) > 0 and isinstance(value[0], str)
+    return f"{value[0]} {value[1]} {value[2]}" if is_array else value
 
 
 def hash_of(agreed: Agreed) -> bytes:
     """8 bytes that tell values apart."""
-    return hashlib.blake2b(repr(agreed).encode(), digest_size=8).digest()
+    words = marshal.dumps(agreed, 0)  # 0: depends on the values alone; a tenth of the time of repr
+    return hashlib.blake2b(words, digest_size=8).digest()
 
 
 def without_rows(agreed: Agreed) -> Agreed:
@@ -42,20 +57,20 @@ def without_rows(agreed: Agreed) -> Agreed:
 
 
 def find_difference(a: Agreed, b: Agreed) -> tuple[str, Any, Any] | None:
-    """The name of the first value that differs, with both values; None if there is none."""
+    """The name of the first value that differs, with both values as shown; None if there is none."""
     if a == b:
         return None
     others = dict(b)
     for name, value in a:
         if name not in others or others[name] != value:
-            return name, value, others.get(name)
+            return name, _show(value), _show(others.get(name))
     names = {name for name, _ in a}
-    return next((name, None, value) for name, value in b if name not in names)
+    return next((name, None, _show(value)) for name, value in b if name not in names)
 
 
 def as_text(agreed: Agreed) -> str:
     """The values as text, which `from_text` reads."""
-    return "\n".join(f"{name}={value}" for name, value in agreed)
+    return "\n".join(f"{name}={_show(value)}" for name, value in agreed)
 
 
 def from_text(text: str) -> Agreed:

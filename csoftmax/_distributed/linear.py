@@ -11,16 +11,16 @@ from numpy.typing import ArrayLike
 
 from .._arguments.foreign import as_native
 from .._arguments.labels import as_label_bits, check_loss_options, check_target, raise_bad_label
-from .._arguments.layers import check_bias, check_layer, count_chunk_rows, scale_weights
-from .._arguments.numbers import check_count, check_num_threads, check_reduction
+from .._arguments.layers import check_bias, check_layer, count_chunk_rows
+from .._arguments.numbers import check_count, check_non_negative, check_num_threads, check_reduction
 from .._arguments.places import as_float
 from .._cpu import binding
 from .._cpu.apart import multiply
 from .._cpu.dtypes import compute_dtype
 from .._ops.linear_cross_entropy import LinearCrossEntropyResult
 from .agreement import describe
-from .groups import Header, Pending, as_group, check_status, enter, fail_on_all
-from .losses import run_loss, scale_over
+from .groups import Collectives, Header, Layout, Pending, as_group, check_status, enter, fail_on_all
+from .losses import run_loss, scale_over, upstream_value
 from .row_sums import RowSums
 from .rows import give_result, known
 from .terms import BLOCK
@@ -58,22 +58,40 @@ class _Layer(NamedTuple):
             logits += self.bias
         return logits
 
+    def significant(self, grad: Any, limit: Any, panels: list[slice]) -> list[Any]:
+        """The classes of each panel whose gradient exceeds the limit of some row; NaN does."""
+        kept = [panel.start + np.flatnonzero(~(np.abs(grad[:, panel]) <= limit).all(0)) for panel in panels]
+        return [classes for classes in kept if len(classes)]
+
+
+class _Call(NamedTuple):
+    """The rest of a checked call, the same on all ranks."""
+
+    reduction: str
+    gradient: bool
+    chunk_bytes: int | None
+    filter_eps: float
+    ignore_index: int
+    num_threads: Any
+
 
 def _prepare(
-    function: str,
     x: Any,
     w: Any,
     target: Any,
     bias: Any,
     n_classes: Any,
     offset: Any,
-    chunk_bytes: Any,
     reduction: str,
+    gradient: bool,
+    chunk_bytes: Any,
+    filter_eps: Any,
     num_threads: Any,
     options: dict[str, Any],
-) -> tuple[Header, tuple[_Layer, int | None]]:
+) -> tuple[Header, tuple[Header, _Layer, _Call]]:
     check_reduction(reduction)
     check_num_threads(num_threads)
+    eps = check_non_negative("filter_eps", filter_eps)
     limit = None if chunk_bytes is None else check_count("chunk_bytes", chunk_bytes, 1, "an int or None")
     x, w, target, bias = (as_native(a, n) for a, n in ((x, "x"), (w, "w"), (target, "target"), (bias, "bias")))
     x, _ = as_float("x", x)
@@ -97,22 +115,25 @@ def _prepare(
         ("features", x.shape[-1]),
         ("bias", bias is not None),
         ("chunk_bytes", limit),
-        ("label_smoothing", checked.label_smoothing + 0.0),
-        ("z_loss", checked.z_loss + 0.0),
+        ("filter_eps", eps + 0.0),
+        *zip(("temperature", "label_smoothing", "z_loss", "clip_norm", "clip_value"), checked.factors, strict=True),
         ("ignore_index", checked.ignore_index),
         ("soft labels", labels is None),
         ("class weights", checked.weight is not None),
         ("target", describe(labels)),
         ("sample_weight", describe(s)),
-        ("upstream of each row", describe(upstream)),
+        upstream_value(reduction, options["upstream"], upstream),
     )
     numbers = known("n_classes", n_classes), known("offset", offset), len(w)
-    return Header(function, x.dtype.name, 0, rows, *numbers, checked.temperature, agreed), (layer, limit)
+    function = "linear_cross_entropy_with_grad" if gradient else "linear_cross_entropy"
+    header = Header(function, x.dtype.name, 0, rows, *numbers, checked.temperature, agreed)
+    return header, (header, layer, _Call(reduction, gradient, limit, eps, checked.ignore_index, num_threads))
 
 
 @np.errstate(all="ignore")  # overflow and NaN are results here, as in the kernels
-def _run(
+def run_linear(
     group: Any,
+    rows_group: Any,
     x: Any,
     w: Any,
     target: Any,
@@ -120,29 +141,41 @@ def _run(
     bias: Any,
     n_classes: Any,
     offset: Any,
-    chunk_bytes: Any,
     reduction: str,
     gradient: bool,
-    num_threads: Any,
+    chunk_bytes: Any = None,
+    num_threads: Any = None,
     upstream: Any = None,
+    filter_eps: Any = 0.0,
     **options: Any,
 ) -> LinearCrossEntropyResult:
+    """The loss and, with `gradient`, the gradients."""
     comm = as_group(group)
     checks = options | {"upstream": upstream if gradient else None}
-    function = "linear_cross_entropy_with_grad" if gradient else "linear_cross_entropy"
-    arguments = function, x, w, target, bias, n_classes, offset, chunk_bytes, reduction, num_threads, checks
-    layout, (layer, limit) = enter(comm, lambda: _prepare(*arguments))
+    arguments = x, w, target, bias, n_classes, offset, reduction, gradient, chunk_bytes, filter_eps, num_threads, checks
+    with RowSums(rows_group) as sums:
+        layout, (header, layer, call) = enter(comm, lambda: _prepare(*arguments))
+        sums.begin(header, layout.n_classes, layer.sample_weight)
+        if not layer.is_soft:
+            raise_bad_label(layer.target.reshape(layer.batch), layout.n_classes, call.ignore_index)
+        return _finish(sums, x, layer, call, *_add_chunks(comm, sums, layout, layer, call, options))
+
+
+def _add_chunks(
+    comm: Collectives, sums: RowSums, layout: Layout, layer: _Layer, call: _Call, options: dict[str, Any]
+) -> tuple[Any, float, Any]:
+    """The losses of the rows, the divisor, and the gradients or None."""
     first, rows = layout.offsets[comm.rank], len(layer.x)
-    if not layer.is_soft:
-        raise_bad_label(layer.target.reshape(layer.batch), layout.n_classes, int(options["ignore_index"]))
-    step = count_chunk_rows(rows, layout.n_classes, layer.x.dtype, limit)
+    step = count_chunk_rows(rows, layout.n_classes, layer.x.dtype, call.chunk_bytes)
     panels = layer.panels(first)
     losses, divisor = np.zeros(rows), 1.0
-    if reduction == "mean":
-        layer = _scaled(comm, layer)
-        divisor = _find_divisor(comm, layer, layout.n_classes, first, options["ignore_index"])
+    if call.reduction == "mean":
+        if options.get("clip_norm") is None and options.get("clip_value") is None:
+            layer = _scaled(comm, sums, layer)
+        divisor = _find_divisor(comm, layer, first, call.ignore_index, sums)
     factor = np.ones(rows) if layer.upstream is None else layer.upstream
     factor = factor / divisor if divisor else np.zeros(rows)
+    function = "linear_cross_entropy_with_grad" if call.gradient else "linear_cross_entropy"
     pending = Pending()
     with pending:
         grad_x = np.zeros(layer.x.shape, layer.compute)
@@ -157,30 +190,28 @@ def _run(
             "weight": layer.weight,
             "sample_weight": None if layer.sample_weight is None else layer.sample_weight[some],
             "origin": (begin, layer.batch),
+            "gradient": call.gradient,
         }
-        more |= {"axis": -1, "n_classes": layout.n_classes, "offset": first, "reduction": "none", "gradient": gradient}
-        more |= {"upstream": factor[some], "out": logits} if gradient else {}
-        losses[some], grad = run_loss(comm, None, function, logits, layer.target[some], num_threads, **more)
+        more |= {"axis": -1, "n_classes": layout.n_classes, "offset": first, "reduction": "none"}
+        more |= {"upstream": factor[some], "out": logits} if call.gradient else {}
+        losses[some], grad = run_loss(comm, None, function, logits, layer.target[some], call.num_threads, **more)
         with pending:
-            if gradient:
+            if call.gradient:
                 part = layer.x[some].astype(layer.compute, copy=False)
-                for panel in panels:
+                limit = call.filter_eps * np.abs(factor[some])[:, None]
+                for panel in panels if call.filter_eps == 0 else layer.significant(grad, limit, panels):
                     grad_w[panel] += multiply(grad[:, panel].T, part)
                     grad_x[some] += multiply(grad[:, panel], layer.w[panel].astype(layer.compute, copy=False))
                 grad_bias += grad.sum(0, dtype=np.float64)
-    if not gradient:
-        return _finish(x, layer, losses, divisor, reduction, None)
-    grad_x = _add_over(comm, np.zeros(layer.x.shape, layer.compute) if pending.error else grad_x, pending)
-    return _finish(x, layer, losses, divisor, reduction, (grad_x, grad_w, grad_bias))
+    if not call.gradient:
+        return losses, divisor, None
+    own = np.zeros(layer.x.shape, layer.compute) if pending.error else grad_x
+    return losses, divisor, (_add_over(comm, own, pending), grad_w, grad_bias)
 
 
-def _scaled(comm: Any, layer: _Layer) -> _Layer:
+def _scaled(comm: Collectives, sums: RowSums, layer: _Layer) -> _Layer:
     """Weights of a mean in a range in which their products and sums are."""
-    weight, s = layer.weight, layer.sample_weight
-    if weight is not None:
-        weight, s = scale_over(comm, weight, s, (len(layer.x),))
-    elif s is not None and s.size:
-        s = scale_weights(s)
+    weight, s = scale_over(comm, layer.weight, layer.sample_weight, (len(layer.x),), sums.largest_weight)
     return layer._replace(weight=weight, sample_weight=s)
 
 
@@ -195,7 +226,7 @@ def _add_over(comm: Any, own: Any, pending: Pending) -> Any:
     return sum_
 
 
-def _find_divisor(comm: Any, layer: _Layer, n_classes: int, first: int, ignore_index: Any) -> float:
+def _find_divisor(comm: Any, layer: _Layer, first: int, ignore_index: int, sums: RowSums) -> float:
     """The sum of the weights of the rows; class weights and soft labels are added up over the ranks in their order."""
     target = layer.target
     mass = np.zeros(len(layer.x))
@@ -203,8 +234,8 @@ def _find_divisor(comm: Any, layer: _Layer, n_classes: int, first: int, ignore_i
         weight = 1.0 if layer.weight is None else layer.weight
         mass = (target.astype(np.float64) * weight).sum(-1)
     else:
-        bits = as_label_bits(int(ignore_index), target)
-        is_kept = np.ones(len(mass), bool) if bits is None else target != target.dtype.type(int(ignore_index))
+        bits = as_label_bits(ignore_index, target)
+        is_kept = np.ones(len(mass), bool) if bits is None else target != target.dtype.type(ignore_index)
         is_own = is_kept & (target >= first) & (target < first + len(layer.w))
         at = np.where(is_own, target, first).astype(np.int64) - first
         weight = np.ones(len(layer.w)) if layer.weight is None else layer.weight
@@ -213,17 +244,18 @@ def _find_divisor(comm: Any, layer: _Layer, n_classes: int, first: int, ignore_i
     for part in comm.all_gather(mass):
         total += part
     s = 1.0 if layer.sample_weight is None else layer.sample_weight
-    return RowSums(None, len(mass)).add(total * s)
+    return sums.add(total * s)
 
 
 def _finish(
-    like: Any, layer: _Layer, losses: Any, divisor: float, reduction: str, gradients: Any
+    sums: RowSums, like: Any, layer: _Layer, call: _Call, losses: Any, divisor: float, gradients: Any
 ) -> LinearCrossEntropyResult:
     """The results."""
-    if reduction == "none":
+    if call.reduction == "none":
         loss: Any = losses.reshape(layer.batch)
+        sums.finish()
     else:
-        total = RowSums(None, len(losses)).add(losses)
+        total = sums.add(losses)
         loss = np.float64(total) / np.float64(divisor) if divisor else np.float64("nan")
     loss = give_result(like, None, np.asarray(loss).astype(layer.compute)[()])
     if gradients is None:
@@ -242,6 +274,7 @@ def linear_cross_entropy(
     target: ArrayLike,
     *,
     group: Any,
+    rows_group: Any = None,
     bias: ArrayLike | None = None,
     n_classes: SupportsIndex | None = None,
     offset: SupportsIndex | None = None,
@@ -269,6 +302,8 @@ def linear_cross_entropy(
         Added to the logits of this rank's classes.
     group, n_classes, offset, num_threads
         As in `softmax`.
+    rows_group : as group, optional
+        As in `cross_entropy`: the ranks that have the same classes of w, and other rows of x.
     chunk_bytes : int, optional
         As in `csoftmax.linear_cross_entropy`, for the logits of all ranks together.
 
@@ -294,10 +329,10 @@ def linear_cross_entropy(
     >>> linear_cross_entropy([[1.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]], [1], group=SingleProcess())
     np.float64(0.6931471805599453)
     """
-    result = _run(
-        group, x, w, target, bias=bias, n_classes=n_classes, offset=offset, chunk_bytes=chunk_bytes, weight=weight,
-        sample_weight=sample_weight, label_smoothing=label_smoothing, ignore_index=ignore_index, z_loss=z_loss,
-        temperature=temperature, reduction=reduction, gradient=False, num_threads=num_threads,
+    result = run_linear(
+        group, rows_group, x, w, target, bias=bias, n_classes=n_classes, offset=offset, chunk_bytes=chunk_bytes,
+        weight=weight, sample_weight=sample_weight, label_smoothing=label_smoothing, ignore_index=ignore_index,
+        z_loss=z_loss, temperature=temperature, reduction=reduction, gradient=False, num_threads=num_threads,
     )  # fmt: skip
     return result.loss
 
@@ -308,6 +343,7 @@ def linear_cross_entropy_with_grad(
     target: ArrayLike,
     *,
     group: Any,
+    rows_group: Any = None,
     bias: ArrayLike | None = None,
     n_classes: SupportsIndex | None = None,
     offset: SupportsIndex | None = None,
@@ -320,17 +356,21 @@ def linear_cross_entropy_with_grad(
     temperature: float = 1.0,
     reduction: Literal["none", "sum", "mean"] = "mean",
     upstream: ArrayLike = 1.0,
+    clip_norm: float | None = None,
+    clip_value: float | None = None,
+    filter_eps: float = 0.0,
     num_threads: SupportsIndex | None = None,
 ) -> LinearCrossEntropyResult:
     """Cross-entropy of the logits ``x @ w.T + bias`` and its gradients, with w divided among the ranks of a group.
 
     Parameters
     ----------
-    x, w, target, group, bias, n_classes, offset, chunk_bytes, weight, sample_weight, label_smoothing, ignore_index, \
-z_loss, temperature, reduction, num_threads
+    x, w, target, group, rows_group, bias, n_classes, offset, chunk_bytes, weight, sample_weight, label_smoothing, \
+ignore_index, z_loss, temperature, reduction, num_threads
         As in `linear_cross_entropy`.
-    upstream
-        As in `csoftmax.linear_cross_entropy_with_grad`.
+    upstream, clip_norm, clip_value, filter_eps
+        As in `csoftmax.linear_cross_entropy_with_grad`, the same on all ranks. `clip_norm` takes one more collective
+        for each chunk of rows.
 
     Returns
     -------
@@ -344,7 +384,8 @@ z_loss, temperature, reduction, num_threads
 
     Notes
     -----
-    The gradient of x takes one more collective of the size of x from each rank.
+    The gradient of x takes one more collective of the size of x from each rank. With `rows_group`, the gradients of w
+    and the bias are those of this rank's rows, which are yet to be added up over the ranks of that group.
 
     Examples
     --------
@@ -353,8 +394,9 @@ z_loss, temperature, reduction, num_threads
     array([[ 0.5,  0. ],
            [-0.5,  0. ]])
     """
-    return _run(
-        group, x, w, target, bias=bias, n_classes=n_classes, offset=offset, chunk_bytes=chunk_bytes, weight=weight,
-        sample_weight=sample_weight, label_smoothing=label_smoothing, ignore_index=ignore_index, z_loss=z_loss,
-        temperature=temperature, reduction=reduction, gradient=True, upstream=upstream, num_threads=num_threads,
+    return run_linear(
+        group, rows_group, x, w, target, bias=bias, n_classes=n_classes, offset=offset, chunk_bytes=chunk_bytes,
+        weight=weight, sample_weight=sample_weight, label_smoothing=label_smoothing, ignore_index=ignore_index,
+        z_loss=z_loss, temperature=temperature, reduction=reduction, gradient=True, upstream=upstream,
+        clip_norm=clip_norm, clip_value=clip_value, filter_eps=filter_eps, num_threads=num_threads,
     )  # fmt: skip

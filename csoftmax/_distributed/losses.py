@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, NamedTuple, SupportsIndex
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._arguments.foreign import as_native
 from .._arguments.labels import check_upstream
-from .._arguments.layers import scale_products
+from .._arguments.layers import scale_products, scale_weights
 from .._arguments.layouts import apart_from, axis_last, normalize_axes
 from .._arguments.numbers import check_num_threads, check_positive, check_reduction
 from .._cpu import binding
@@ -51,6 +52,7 @@ class Loss(NamedTuple):
     piece: Piece
     axis: int
     out: Any | None
+    given_out: Any | None  # as an array of the caller's library
     upstream: Any | None  # float64 of the shape of the rows
     reduction: str
     gradient: bool
@@ -88,6 +90,7 @@ def prepare_loss(
     check_num_threads(num_threads)
     n, first = known("n_classes", n_classes), known("offset", offset)
     check_reduction(reduction)
+    given_out = out
     arrays = ("logits", logits), ("target", target), ("upstream", upstream), ("out", out)
     logits, target, upstream, out = (as_native(a, name) for name, a in arrays)
     losses = {name: as_native(a, name) for name, a in losses.items()}
@@ -108,29 +111,47 @@ def prepare_loss(
         ("reduction", reduction),
         ("clip_norm", factors[3]),
         ("clip_value", factors[4]),
-        ("upstream of each row", describe(factor))
-        if reduction == "none"
-        else ("upstream", float(upstream) if gradient else None),
+        upstream_value(reduction, upstream if gradient else None, factor),
     )
     header = header_of(function, terms, piece, n, first, options)
-    return header, (header, Loss(terms, piece, place, out, factor, reduction, gradient))
+    return header, (header, Loss(terms, piece, place, out, given_out, factor, reduction, gradient))
 
 
-def scale_over(group: Collectives, weight: Any, s: Any, shape: tuple[int, ...]) -> tuple[Any, Any]:
-    """Class weights of this rank and sample weights of a mean as `scale_products` makes them from all class weights."""
-    own = np.array([weight.max(initial=0)], np.float64).view(np.int64)  # not negative: in order as integers
-    largest = group.all_reduce(own, "max").view(np.float64).astype(weight.dtype)
-    scaled, s = scale_products(np.concatenate([weight, largest]), s, shape)
-    return np.ascontiguousarray(scaled[:-1]), s
+def upstream_value(reduction: str, upstream: Any, factor: Any) -> tuple[str, Any]:
+    """`upstream`, None without a gradient, as a value that ranks must agree on; factor: that of each row, checked."""
+    if reduction == "none":
+        return "upstream of each row", describe(factor)
+    return "upstream", None if upstream is None else float(upstream)
 
 
-def _scaled(group: Collectives, terms: Terms, piece: Piece) -> tuple[Terms, Piece]:
+def scale_over(
+    group: Collectives, weight: Any, s: Any, shape: tuple[int, ...], largest_s: float | None
+) -> tuple[Any, Any]:
+    """Class weights of this rank and sample weights of a mean as `scale_products` makes them from those of all ranks.
+
+    largest_s : the largest sample weight of all rows, None if there are none
+    """
+    every = None  # the sample weights of the rows, and the largest one
+    if largest_s is not None:
+        every = np.append(np.ones(shape) if s is None else s, largest_s)
+    if weight is None:
+        every = every if every is None else scale_weights(every)
+    else:
+        own = np.array([weight.max(initial=0)], np.float64).view(np.int64)  # not negative: in order as integers
+        largest = group.all_reduce(own, "max").view(np.float64).astype(weight.dtype)
+        rows = math.prod(shape) + 1
+        scaled, every = scale_products(np.concatenate([weight, largest]), every, (rows,))
+        weight = np.ascontiguousarray(scaled[:-1])
+    return weight, s if every is None else np.ascontiguousarray(every[:-1]).reshape(shape)
+
+
+def _scaled(group: Collectives, sums: RowSums, terms: Terms, piece: Piece) -> tuple[Terms, Piece]:
     """Weights of a mean in a range in which their products and sums are."""
     losses = terms.losses
     assert losses is not None
     if not losses.has_weight or losses.factors[3] or losses.factors[4]:
         return terms, piece
-    weight, s = scale_over(group, piece.weight, losses.sample_weight, terms.batch)
+    weight, s = scale_over(group, piece.weight, losses.sample_weight, terms.batch, sums.largest_weight)
     return terms._replace(losses=losses._replace(sample_weight=s)), piece._replace(weight=weight)
 
 
@@ -240,11 +261,12 @@ def _write_lost(
         parts = [received[r][..., : layout.lengths[r]] for r in order]
         whole[name] = np.ascontiguousarray(np.concatenate(parts, axis=-1))
     with pending:
-        each = losses.labels, losses.sample_weight, upstream
-        labels, s, factor = (
+        each = losses.labels, losses.sample_weight, upstream, terms.temperatures
+        labels, s, factor, t = (
             None if a is None else np.ascontiguousarray(np.broadcast_to(a, terms.batch)[is_lost]) for a in each
         )
-        some = terms._replace(batch=(int(is_lost.sum()),), losses=losses._replace(labels=labels, sample_weight=s))
+        losses = losses._replace(labels=labels, sample_weight=s)
+        some = terms._replace(batch=(int(is_lost.sum()),), temperatures=t, losses=losses)
         gradient = np.empty((*some.batch, layout.n_classes), piece.x.dtype)
         arguments = some.loss_arguments(Piece(0, **whole), None, factor, chunk.merged.weight_sum, divisor, num_threads)
         binding.finish_shard_loss(terms.dtype, False, None, None, None, gradient, None, *arguments)
@@ -296,10 +318,10 @@ def _run_loss(
     comm: Collectives, sums: RowSums, function: str, logits: Any, target: Any, num_threads: Any, options: dict[str, Any]
 ) -> tuple[Any, Any]:
     layout, (header, call) = enter(comm, lambda: prepare_loss(function, logits, target, num_threads, **options))
-    sums.begin(header.rows, layout.n_classes, header.agreed)
+    sums.begin(header, layout.n_classes, None if call.terms.losses is None else call.terms.losses.sample_weight)
     terms, piece = place_in(layout, comm, call.terms, call.piece)
     if call.reduction == "mean":
-        terms, piece = _scaled(comm, terms, piece)
+        terms, piece = _scaled(comm, sums, terms, piece)
     chunks, pending = [], Pending()
     itemsize = piece.x.itemsize + (0 if piece.soft is None else piece.soft.itemsize)
     slices = chunks_of(comm, layout, terms, itemsize)
@@ -323,7 +345,7 @@ def _run_loss(
         each = [add_losses(c.part, c.merged) for c in chunks]
     pending.raise_error()
     losses = each[0] if len(each) == 1 else np.concatenate(each)
-    gradient = None if gradient is None else give_result(logits, options.get("out"), gradient)
+    gradient = None if gradient is None else give_result(logits, call.given_out, gradient)
     if call.reduction == "none":
         sums.finish()
         return give_result(logits, None, round_losses(terms, losses.reshape(terms.batch))), gradient
@@ -348,7 +370,7 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     ignore_index: SupportsIndex = -100,
     z_loss: float = 0.0,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     reduction: Literal["none", "sum", "mean"] = "mean",
     num_threads: SupportsIndex | None = None,
 ) -> Any:
@@ -414,7 +436,7 @@ def cross_entropy_with_grad(
     label_smoothing: float = 0.0,
     ignore_index: SupportsIndex = -100,
     z_loss: float = 0.0,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     reduction: Literal["none", "sum", "mean"] = "mean",
     upstream: ArrayLike = 1.0,
     clip_norm: float | None = None,

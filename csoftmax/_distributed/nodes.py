@@ -117,9 +117,11 @@ class Nodes:
         Raises
         ------
         ValueError
-            If rows are missing.
+            If rows are missing, or nodes have rows beyond these.
         """
         count = check_count("n", n)
+        if any((index + 1) << level > count for level, index in nodes):
+            raise ValueError(f"nodes hold rows beyond the {count} of the sum")
         if count == 0:
             return np.float64(0)
         level = LEAF_LEVEL

@@ -6,14 +6,14 @@ whose call has failed, for any reason and at any point, can tell the others in w
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .._cpu import binding
-from .agreement import Agreed, hash_of, without_rows
-from .groups import as_group, check_status, raise_disagreement
+from .agreement import hash_of, without_rows
+from .groups import Header, as_group, check_status, fail_on_all, raise_disagreement
 from .nodes import Nodes
 
 NODES = 192  # nodes of consecutive rows: at most 14 single rows and two for each level
@@ -26,6 +26,7 @@ class RowSums:
     def __init__(self, rows_group: Any, rows: int = 0):
         self.group = None if rows_group is None else as_group(rows_group)
         self.first, self.rows = 0, rows
+        self.largest_weight: float | None = None  # of all rows; None without sample weights
         self._is_over = False
 
     def __enter__(self) -> RowSums:
@@ -47,14 +48,20 @@ class RowSums:
         self._is_over = False
         return gathered[:, 1:]
 
-    def begin(self, rows: int, n_classes: int, agreed: Agreed) -> None:
-        """Compare the call with those for other rows, and count all rows."""
-        self.rows = rows
+    def begin(self, header: Header, n_classes: int, sample_weight: Any) -> None:
+        """Compare the call with those for other rows, count all rows, and find the largest of their weights."""
+        self.rows = header.rows
+        if sample_weight is not None:
+            self.largest_weight = float(sample_weight.max(initial=0))
         if self.group is None:
             return
-        common = ("n_classes", n_classes), *without_rows(agreed)
-        gathered = self._exchange(np.array([rows, np.frombuffer(hash_of(common), np.int64)[0]]))
-        counts, hashes = gathered[:, 0], gathered[:, 1]
+        common = ("n_classes", n_classes), *without_rows(header.agreed)
+        own = np.array([header.rows, 0, 0])
+        own[1] = np.frombuffer(hash_of(common), np.int64)[0]
+        own[2:].view(np.float64)[:] = -1 if self.largest_weight is None else self.largest_weight
+        gathered = self._exchange(own)
+        counts, hashes, weights = gathered[:, 0], gathered[:, 1], gathered[:, 2].copy().view(np.float64)
+        self.largest_weight = float(weights.max()) if weights.max() >= 0 else None
         if (hashes != hashes[0]).any():
             self._is_over = True
             raise_disagreement(self.group, common)
@@ -79,3 +86,10 @@ class RowSums:
         """The last exchange of a call that has added nothing since it could fail."""
         if self.group is not None:
             self._exchange(np.zeros(0, np.int64))
+
+
+def fail_on_both(group: Any, rows_group: Any, error: Exception) -> NoReturn:
+    """Raise an error of this rank on all ranks of both groups, which begin a call."""
+    with RowSums(rows_group):
+        fail_on_all(as_group(group), error)
+    raise AssertionError("an error in a header is raised on all ranks")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
@@ -46,7 +47,7 @@ def rows_of(terms: Terms, piece: Piece, rows: slice | None) -> tuple[Terms, Piec
         n: None if getattr(piece, n) is None else getattr(piece, n)[rows] for n in ("x", "y", "where", "soft")
     }
     first, shape = terms.origin or (0, terms.batch)
-    origin = first + rows.start * int(np.prod(terms.batch[1:], dtype=np.int64)), shape
+    origin = first + rows.start * math.prod(terms.batch[1:]), shape
     some = terms._replace(batch=batch, temperatures=temperatures, losses=losses, origin=origin)
     return some, piece._replace(**arrays)
 
@@ -56,7 +57,7 @@ def chunks_of(group: Any, layout: Layout, terms: Terms, itemsize: int) -> list[s
     longest = max(layout.cut_lengths)
     if not longest or not terms.batch or terms.batch[0] == 0:
         return [None]
-    by_row = longest * group.size * itemsize * int(np.prod(terms.batch[1:], dtype=np.int64))
+    by_row = longest * group.size * itemsize * math.prod(terms.batch[1:])
     count = max(1, FRAGMENT_BYTES // max(1, by_row))
     return [slice(i, i + count) for i in range(0, terms.batch[0], count)] if count < terms.batch[0] else [None]
 
@@ -98,7 +99,7 @@ def place_in(layout: Layout, group: Any, terms: Terms, piece: Piece) -> tuple[Te
 
 def header_of(function: str, terms: Terms, piece: Piece, n_classes: int, offset: int, options: Any = ()) -> Header:
     """The header of a rank; options: what ranks must agree on besides what is in terms."""
-    length, rows = piece.x.shape[-1], int(np.prod(terms.batch, dtype=np.int64))
+    length, rows = piece.x.shape[-1], math.prod(terms.batch)
     temperature = terms.temperature if terms.temperatures is None else float("nan")
     agreed = (*terms.agreed, *options)
     return Header(function, terms.name, terms.words, rows, n_classes, offset, length, temperature, agreed)

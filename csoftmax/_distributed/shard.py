@@ -172,7 +172,7 @@ def partial(
     axis : int, default -1
         Axis of the classes.
     temperature, where, num_threads
-        As in `csoftmax.softmax`; `where` and temperatures of rows are not for losses.
+        As in `csoftmax.softmax`; `where` is not for losses.
     keep : bool, default False
         Keep the powers of the elements for `finish_softmax`, which then need not compute them again (float32 and
         float64). `finish_softmax` returns their memory.

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from .._arguments.labels import as_label_bits, check_loss_options, check_target, raise_bad_label
 from .._arguments.layouts import axis_last, batch_shape, check_where, normalize_axes
-from .._arguments.numbers import check_count, check_temperatures
+from .._arguments.numbers import check_count, check_temperatures, number_and_rows
 from .._arguments.places import CPU, as_float
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer, compute_dtype
-from .agreement import Agreed, describe
+from .agreement import Agreed, describe, name_of
 
 BLOCK = binding.BLOCK_ELEMENTS
 KINDS = {"softmax": "softmax", "log": "log_softmax", "loss": "loss"} | {
@@ -123,7 +123,7 @@ class Terms(NamedTuple):
         assert losses is not None
         arrays = piece.x, losses.labels, _IGNORED, piece.soft, piece.weight, losses.sample_weight, upstream
         numbers = losses.factors, losses.words, self.n_classes, piece.first, weight_sum, divisor, row_max, num_threads
-        return *arrays, *numbers
+        return *arrays, *numbers, self.temperatures
 
     def sums(self, piece: Piece, row_max: Any, keep: bool = False, num_threads: Any = None) -> tuple[Any, Any, Any]:
         """The records of a piece that consists of whole blocks, the maxima of these, and the powers or None."""
@@ -178,15 +178,20 @@ def _words_of(is_soft: bool, has_weight: bool, label_smoothing: float) -> int:
 
 
 def plan_losses(
-    x: Any, batch: tuple[int, ...], target: Any, n_classes: int | None, options: dict[str, Any]
-) -> tuple[Losses, Any, Any]:
-    """Checked options of losses, with the class weights and the soft labels of the shard.
+    x: Any,
+    batch: tuple[int, ...],
+    row_shape: tuple[int, ...],
+    target: Any,
+    n_classes: int | None,
+    options: dict[str, Any],
+) -> tuple[Losses, Any, Any, Any]:
+    """Checked options of losses, with the class weights, the soft labels of the shard and the rows' temperatures.
 
     n_classes None: not yet known, and labels remain unchecked until `Terms.with_classes`.
     """
     compute = compute_dtype(x.dtype)
     labels, soft = check_target(target, (*batch, x.shape[-1]), batch, compute)
-    checked = check_loss_options(x.shape[-1], batch, compute, "none", **options)
+    checked = check_loss_options(x.shape[-1], batch, compute, "none", row_shape=row_shape, **options)
     numbers = labels
     if labels is not None and n_classes is not None:
         numbers = _check_labels(labels, n_classes, checked.ignore_index)
@@ -194,12 +199,14 @@ def plan_losses(
     losses = Losses(
         numbers, labels, checked.ignore_index, checked.sample_weight, checked.factors, checked.weight is not None, words
     )
-    return losses, soft, checked.weight
+    return losses, soft, checked.weight, checked.temperatures
 
 
 def _check_shard(offset: Any, n_classes: Any, length: int) -> tuple[int, int]:
     offset = check_count("offset", offset)
     n = offset + length if n_classes is None else check_count("n_classes", n_classes)
+    if length > n:
+        raise ValueError(f"the shard has {length} classes, so n_classes must be at least {length}, got {n}")
     if offset + length > n:
         raise ValueError(
             f"the shard has {length} classes from offset {offset} on; n_classes is {n}, so offset must be at most "
@@ -245,18 +252,19 @@ def plan_partial(
         raise ValueError(f"axis must be one axis for a shard, got {axis!r}")
     if where is not None:
         where = axis_last(check_where(where, x.shape), axes)
-    batch, name = batch_shape(x, axes), x.dtype.name
+    batch, name = batch_shape(x, axes), name_of(x.dtype)
     offset, n = _check_shard(offset, n_classes, x.shape[axes[0]])
     row_shape = tuple(1 if i in axes else length for i, length in enumerate(x.shape))
-    given: Any = 1.0 if loss else check_temperatures(temperature, row_shape, gradient)
-    each = None if isinstance(given, float) else np.ascontiguousarray(given).reshape(batch)
     rows = axis_last(x, axes)
     checked, soft, weight = None, None, None
     if loss:
         known = None if n_classes is None else n
-        checked, soft, weight = plan_losses(rows, batch, _target_last(target, rows, axes), known, losses or {})
-        given = checked.factors[0]
-    temperature = given if each is None else 1.0
+        given = _target_last(target, rows, axes)
+        checked, soft, weight, each = plan_losses(rows, batch, row_shape, given, known, losses or {})
+        temperature = checked.factors[0]
+    else:
+        temperature, each = number_and_rows(check_temperatures(temperature, row_shape, gradient), batch, 1.0)
+    each = None if each is None else np.array(each, order="C")
     agreed = _agree(kind, name, batch, describe(each) or temperature + 0.0, where is not None, checked, weight)
     terms = Terms(kind, dtype, name, n, batch, temperature, each, checked, agreed, where is not None)
     second = None if y is None else as_buffer(axis_last(y, axes))
@@ -271,7 +279,7 @@ def _agree(
         ("kind", kind),
         ("dtype", dtype),
         ("shape of the rows", batch),
-        ("temperatures" if isinstance(temperature, str) else "temperature", temperature),
+        ("temperatures" if isinstance(temperature, tuple) else "temperature", temperature),
         ("where", has_where),
     )
     if losses is None:

@@ -111,13 +111,20 @@ def _run(
     count = int(k)
     if count > layout.n_classes:
         raise ValueError(f"k must be at most the number of classes, {layout.n_classes}, got {count}")
+    return comm, layout, _candidates(comm, layout, local.values, local.indices, count), local, count
+
+
+def _candidates(comm: Any, layout: Layout, values: Any, indices: Any, count: int) -> tuple[Any, Any, Any, Any]:
+    """The best of all shards in the order of their indices, that order, and how many each rank has.
+
+    values, indices : the `count` best of this rank's shard, or all of it if that is less.
+    """
     counts = tuple(min(count, length) for length in layout.lengths)
-    values = np.concatenate(_gather(comm, layout, local.values, counts), axis=-1)
-    own = local.indices + layout.offsets[comm.rank]
+    values = np.concatenate(_gather(comm, layout, values, counts), axis=-1)
+    own = indices + layout.offsets[comm.rank]
     indices = np.concatenate(_gather(comm, layout, own, counts), axis=-1)
     order = np.argsort(indices, axis=-1)
-    candidates = np.take_along_axis(values, order, -1), np.take_along_axis(indices, order, -1)
-    return comm, layout, (*candidates, order, counts), local, count
+    return np.take_along_axis(values, order, -1), np.take_along_axis(indices, order, -1), order, counts
 
 
 def _finish(like: Any, local: _Local, values: Any, indices: Any) -> TopK:
@@ -285,7 +292,8 @@ def sample(
 
     Notes
     -----
-    The ranks gather the logits of the rows, some rows at a time, and all draw.
+    With `top_k` the ranks gather that many classes of each shard, otherwise the logits of the rows, some rows at a
+    time, and all draw.
 
     Examples
     --------
@@ -345,7 +353,7 @@ def _as_value(parameter: Any) -> Any:
 
 
 def _draw(comm: Any, layout: Layout, call: _Draw, num_threads: Any) -> Any:
-    """Gather some rows at a time, and draw from them."""
+    """Gather some rows at a time, or their candidates, and draw from them."""
     bits = np.ascontiguousarray(call.draws).view(np.int64)
     uniforms = comm.all_reduce(bits, "sum").view(np.float64)  # zeros but on rank 0
     batch, length = call.rows.shape[:-1], call.rows.shape[-1]
@@ -354,16 +362,31 @@ def _draw(comm: Any, layout: Layout, call: _Draw, num_threads: Any) -> Any:
     each: dict[str, Any] = {
         name: None if p is None else np.broadcast_to(p, batch).reshape(count) for name, p in call.parameters.items()
     }
-    step = max(1, GATHERED_BYTES // max(1, max(layout.lengths) * comm.size * call.rows.itemsize))
+    itemsize = call.rows.itemsize
+    largest = _largest_k(each["top_k"], layout.n_classes, itemsize)
+    longest = max(layout.lengths) if largest is None else largest
+    step = max(1, GATHERED_BYTES // max(1, longest * comm.size * (itemsize + 8 * (largest is not None))))
     indices = np.empty(uniforms.shape, np.int64)
     for begin in range(0, count, step):
         some = slice(begin, begin + step)
-        whole = np.concatenate(_gather(comm, layout, flat[some], layout.lengths), axis=-1)
         options: dict[str, Any] = {name: None if p is None else p[some] for name, p in each.items()}
-        indices[some] = whole_sample.sample(
-            whole, size=draws, uniforms=uniforms[some], num_threads=num_threads, **options
-        )
+        options |= {"size": draws, "uniforms": uniforms[some], "num_threads": num_threads}
+        if largest is None:
+            whole = np.concatenate(_gather(comm, layout, flat[some], layout.lengths), axis=-1)
+            indices[some] = whole_sample.sample(whole, **options)
+        else:
+            best = whole_topk.topk(flat[some], min(largest, length))
+            values, classes, _, _ = _candidates(comm, layout, *best, largest)
+            indices[some] = np.take_along_axis(classes, whole_sample.sample(values, **options), -1)
     return indices.reshape((*batch, *call.shape))[()]
+
+
+def _largest_k(top_k: Any, n_classes: int, itemsize: int) -> int | None:
+    """The largest top_k, if every row has one and the candidates, with their indices, are fewer bytes than the rows."""
+    if top_k is None or top_k.dtype.kind not in "iu" or not top_k.size or top_k.min() < 1:
+        return None
+    largest = int(top_k.max())
+    return largest if largest * (itemsize + 8) < n_classes * itemsize else None
 
 
 def _refuse(name: str) -> NoReturn:

@@ -23,7 +23,29 @@ def call_kernel(
 ) -> Any:
     """Call a kernel on rows along the last axis; vmap prepends axes to all arrays, or, "sequential", calls it often."""
     call = jax.ffi.ffi_call(f"csoftmax_{name}", results, vmap_method=vmap_method)
-    return call(*arrays, threads=np.int64(binding.get_threads()), **attributes)
+    found = call(*arrays, threads=np.int64(binding.get_threads()), **attributes)
+    axes = frozenset().union(*map(varying_axes, arrays))
+    return jax.tree.map(lambda result: _vary(result, axes), found) if axes else found
+
+
+def varying_axes(x: jax.Array) -> frozenset[str]:
+    """The axes of a mesh along which x differs, as far as jax.shard_map keeps track (check_vma, since JAX 0.7)."""
+    typeof = getattr(jax, "typeof", None)
+    if typeof is None:
+        return frozenset()
+    kind = typeof(x)
+    return frozenset(kind.vma if hasattr(kind, "vma") else getattr(getattr(kind, "mat", None), "varying", ()))
+
+
+def _vary(result: jax.Array, axes: frozenset[str]) -> jax.Array:
+    """The result of a kernel, which JAX takes for one that is equal on all devices."""
+    missing = tuple(sorted(axes - varying_axes(result)))
+    if not missing:
+        return result
+    if hasattr(jax.lax, "pcast"):
+        return jax.lax.pcast(result, missing, to="varying")
+    pvary: Any = vars(jax.lax)["pvary"]  # before JAX 0.9
+    return pvary(result, missing)
 
 
 def like(x: jax.Array) -> jax.ShapeDtypeStruct:

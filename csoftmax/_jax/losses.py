@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 
 from .._arguments.labels import check_softcap
 from .._arguments.numbers import check_integer
+from . import shards
 from .calls import call_kernel, check_floating, check_number, check_rows, is_equal, is_for_rows, like, mean_of
 
 
@@ -84,6 +85,7 @@ def cross_entropy(
     temperature: ArrayLike = 1.0,
     softcap: float | None = None,
     reduction: Literal["mean", "sum", "none"] = "mean",
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> jax.Array:
     """`csoftmax.cross_entropy` of labels, with a gradient that is computed with the loss in one pass.
 
@@ -104,6 +106,10 @@ def cross_entropy(
         As in `softmax`.
     reduction : {"mean", "sum", "none"}
         The mean is over the rows that are not ignored, weighted.
+    axis_name : str or tuple of str, optional
+        Within `jax.shard_map`: the axis of the mesh that shards the classes. Labels are classes of the whole rows; the
+        mean is over the rows of the device. Each device of the axis gets the loss, and the gradient of its classes, of
+        the whole rows. Without softcap and temperatures of rows.
 
     Returns
     -------
@@ -112,7 +118,7 @@ def cross_entropy(
 
     Raises
     ------
-    TypeError, ValueError
+    TypeError, ValueError, NotImplementedError
         The message names the argument, its value and what is allowed.
 
     Examples
@@ -138,7 +144,7 @@ def cross_entropy(
         ("z_loss", np.float64(check_number("z_loss", z_loss, 0, open_low=False))),
     )
     ignored = is_equal(t, ignore_index)
-    classes = z.shape[position]
+    classes = z.shape[position] * (1 if axis_name is None else shards.count_devices(axis_name))
     bad = t < 0
     if classes <= jnp.iinfo(t.dtype).max:
         bad |= t >= classes
@@ -152,7 +158,13 @@ def cross_entropy(
     each = None
     if is_for_rows(temperature):
         each = jax.lax.stop_gradient(check_rows("temperature", temperature, z, position))
-    losses = _loss(jnp.moveaxis(z, position, -1), indices, each, options)
+    rows = jnp.moveaxis(z, position, -1)
+    if axis_name is None:
+        losses = _loss(rows, indices, each, options)
+    elif each is not None or softcap is not None:
+        raise NotImplementedError("with axis_name, cross_entropy has no softcap and one temperature for all rows")
+    else:
+        losses = shards.losses_of(rows, indices, axis_name, options)
     kept = ~ignored
     if weights is not None:
         kept = weights

@@ -13,6 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from .._arguments.numbers import check_flag
+from . import shards
 from .calls import (
     call_kernel,
     check_floating,
@@ -96,6 +97,13 @@ def _append_sink(
     return jnp.concatenate([x, column], axis), mask
 
 
+def _over_shards(name: str, axis_name: Any, sink: Any, temperature: Any) -> _RowFunction:
+    """A function of rows whose classes are divided among the devices of a mesh axis."""
+    if sink is not None or is_for_rows(temperature):
+        raise NotImplementedError(f"with axis_name, {name} has no sink and one temperature for all rows")
+    return lambda x, numbers, number: shards.apply_to_rows(x, name, axis_name, number)
+
+
 def _leave_sink_out(y: jax.Array, axis: int, sink: ArrayLike | None) -> jax.Array:
     return y if sink is None else jax.lax.slice_in_dim(y, 0, y.shape[axis] - 1, axis=axis)
 
@@ -107,6 +115,7 @@ def softmax(
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
     sink: ArrayLike | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> jax.Array:
     """`csoftmax.softmax` with a gradient.
 
@@ -124,6 +133,9 @@ def softmax(
     sink : float or jax.Array, optional
         A logit that takes part in the denominator and has no output: a number, or an array of length 1 along `axis`
         that broadcasts to the rows. It gets a gradient.
+    axis_name : str or tuple of str, optional
+        Within `jax.shard_map`: the axis of the mesh that shards `axis`. Without a sink and temperatures of rows. Shards
+        that begin at multiples of 4096 exchange 96 bytes a row and device, all others the rows.
 
     Returns
     -------
@@ -132,7 +144,7 @@ def softmax(
 
     Raises
     ------
-    TypeError, ValueError
+    TypeError, ValueError, NotImplementedError
         The message names the argument, its value and what is allowed.
 
     Examples
@@ -144,7 +156,8 @@ def softmax(
     """
     x, axis = check_floating("x", x, axis)
     rows, mask = _append_sink(x, axis, where, sink)
-    y = _apply_masked(_softmax, rows, axis, check_temperature(temperature, rows, axis), mask, 0.0)
+    function = _softmax if axis_name is None else _over_shards("softmax", axis_name, sink, temperature)
+    y = _apply_masked(function, rows, axis, check_temperature(temperature, rows, axis), mask, 0.0)
     return _leave_sink_out(y, axis, sink)
 
 
@@ -155,12 +168,13 @@ def log_softmax(
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
     sink: ArrayLike | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> jax.Array:
     """`csoftmax.log_softmax` with a gradient.
 
     Parameters
     ----------
-    x, axis, temperature, where, sink
+    x, axis, temperature, where, sink, axis_name
         As in `softmax`; the result is -inf where the mask is False.
 
     Returns
@@ -170,7 +184,7 @@ def log_softmax(
 
     Raises
     ------
-    TypeError, ValueError
+    TypeError, ValueError, NotImplementedError
         The message names the argument, its value and what is allowed.
 
     Examples
@@ -182,7 +196,8 @@ def log_softmax(
     """
     x, axis = check_floating("x", x, axis)
     rows, mask = _append_sink(x, axis, where, sink)
-    y = _apply_masked(_log_softmax, rows, axis, check_temperature(temperature, rows, axis), mask, -jnp.inf)
+    function = _log_softmax if axis_name is None else _over_shards("log_softmax", axis_name, sink, temperature)
+    y = _apply_masked(function, rows, axis, check_temperature(temperature, rows, axis), mask, -jnp.inf)
     return _leave_sink_out(y, axis, sink)
 
 

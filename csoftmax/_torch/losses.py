@@ -11,6 +11,7 @@ import csoftmax
 
 from .._arguments.labels import check_softcap
 from .._arguments.numbers import check_integer
+from . import groups
 from .operators import (
     Reduction,
     as_number,
@@ -147,6 +148,9 @@ def cross_entropy(
     temperature: float | Tensor = 1.0,
     softcap: float | None = None,
     reduction: Reduction = "mean",
+    group: Any = None,
+    n_classes: int | None = None,
+    offset: int | None = None,
 ) -> Tensor:
     """`csoftmax.cross_entropy` with a gradient with respect to the logits, computed with the loss in one pass.
 
@@ -164,16 +168,27 @@ def cross_entropy(
         Weights of rows. No gradient flows to weights.
     label_smoothing, ignore_index, z_loss, temperature, softcap, reduction
         As in `csoftmax.cross_entropy`.
+    group, n_classes, offset
+        As in `csoftmax.distributed.cross_entropy`: each rank has some of the classes. A DTensor of logits says itself
+        how it is divided: one mesh dimension may shard the classes, others the rows. Plain tensors beside it are the
+        same on all ranks of the mesh. Backward has no collective.
 
     Returns
     -------
     torch.Tensor
-        The loss, float64 for float64 logits, else float32.
+        The loss, float64 for float64 logits, else float32; of a DTensor a replicated DTensor, or, without a reduction,
+        one that is placed like the rows.
 
     Raises
     ------
     TypeError, ValueError, IndexError
         As in `csoftmax.cross_entropy`.
+    DistributedError
+        With a group, on all ranks, as in `csoftmax.distributed.cross_entropy`.
+    DeviceError
+        If there is a group and the logits are on a CUDA device.
+    NotImplementedError
+        If there is a group, and a softcap or temperatures of rows.
 
     Examples
     --------
@@ -184,6 +199,12 @@ def cross_entropy(
     >>> logits.grad
     tensor([[-0.1192,  0.1192]])
     """
+    if groups.is_over_ranks(logits, group):
+        return groups.cross_entropy(
+            logits, target, dim, group, n_classes, offset, weight=weight, sample_weight=sample_weight,
+            label_smoothing=label_smoothing, ignore_index=ignore_index, z_loss=z_loss, temperature=temperature,
+            softcap=softcap, reduction=reduction,
+        )  # fmt: skip
     check_floating("logits", logits)
     check_constants(target=target, weight=weight, sample_weight=sample_weight)
     gradient = logits.requires_grad and torch.is_grad_enabled()
@@ -268,6 +289,9 @@ def linear_cross_entropy(
     temperature: float | Tensor = 1.0,
     softcap: float | None = None,
     reduction: Reduction = "mean",
+    group: Any = None,
+    n_classes: int | None = None,
+    offset: int | None = None,
 ) -> Tensor:
     """`csoftmax.linear_cross_entropy` with gradients with respect to x, w and bias, without a matrix of all logits.
 
@@ -282,16 +306,21 @@ def linear_cross_entropy(
     reduction : {"mean", "sum", "none"}
         With "none" there is no gradient, because it would have to be computed together with the loss, before the
         upstream gradients of the rows are known.
+    group, n_classes, offset
+        As in `csoftmax.distributed.linear_cross_entropy`: each rank has some of the classes, the rows of w. Or x, w and
+        bias are DTensors on one mesh, of which one dimension may shard the classes of w, others the rows of x.
 
     Returns
     -------
     torch.Tensor
-        The loss, float64 for float64 x, else float32.
+        The loss, float64 for float64 x, else float32; with DTensors placed as that of `cross_entropy`.
 
     Raises
     ------
     TypeError, ValueError, IndexError
         As in `csoftmax.linear_cross_entropy`; ValueError also if a gradient is required with ``reduction="none"``.
+    DistributedError, DeviceError, NotImplementedError
+        As in `cross_entropy`.
 
     Examples
     --------
@@ -302,6 +331,12 @@ def linear_cross_entropy(
     >>> layer.weight.grad.shape
     torch.Size([5, 3])
     """
+    if groups.is_over_ranks(x, group) or groups.is_over_ranks(w, None):
+        return groups.linear_cross_entropy(
+            x, w, target, bias, group, n_classes, offset, weight=weight, sample_weight=sample_weight,
+            label_smoothing=label_smoothing, ignore_index=ignore_index, z_loss=z_loss, temperature=temperature,
+            softcap=softcap, reduction=reduction,
+        )  # fmt: skip
     check_floating("x", x)
     check_floating("w", w)
     check_tensors(bias=bias)

@@ -15,6 +15,7 @@ from torch import Tensor
 import csoftmax
 
 from .._arguments.numbers import check_flag
+from . import groups
 from .operators import (
     as_number,
     check_floating,
@@ -193,6 +194,9 @@ def softmax(
     temperature: float | Tensor = 1.0,
     where: Tensor | None = None,
     sink: Tensor | float | None = None,
+    group: Any = None,
+    n_classes: int | None = None,
+    offset: int | None = None,
 ) -> Tensor:
     """`csoftmax.softmax` with a gradient.
 
@@ -209,16 +213,21 @@ def softmax(
     sink : torch.Tensor or float, optional
         A logit that takes part in the denominator and has no output: a number, or a tensor of length 1 along `dim` that
         broadcasts to the rows. It gets a gradient.
+    group, n_classes, offset
+        As in `csoftmax.distributed.softmax`: each rank has some of the elements along `dim`. A DTensor says itself how
+        it is divided. All ranks must enter the backward as well, which has two collectives.
 
     Returns
     -------
     torch.Tensor
-        Probabilities, of the shape and dtype of x.
+        Probabilities, of the shape and dtype of x; a DTensor like x.
 
     Raises
     ------
     TypeError, ValueError
         If x is not a floating-point tensor, T is out of its range, or another argument requires grad.
+    DistributedError, DeviceError, NotImplementedError
+        With a group, as in `cross_entropy`.
 
     Examples
     --------
@@ -229,6 +238,10 @@ def softmax(
     >>> x.grad
     tensor([-0.1966,  0.1966])
     """
+    if groups.is_over_ranks(x, group):
+        return groups.apply_to_rows(
+            "softmax", x, dim, group, n_classes, offset, temperature=temperature, where=where, sink=sink
+        )
     check_floating("x", x)
     check_tensors(where=where)
     dim = check_int("dim", dim)
@@ -244,23 +257,28 @@ def log_softmax(
     temperature: float | Tensor = 1.0,
     where: Tensor | None = None,
     sink: Tensor | float | None = None,
+    group: Any = None,
+    n_classes: int | None = None,
+    offset: int | None = None,
 ) -> Tensor:
     """`csoftmax.log_softmax` with a gradient.
 
     Parameters
     ----------
-    x, dim, temperature, where, sink
+    x, dim, temperature, where, sink, group, n_classes, offset
         As in `softmax`; the result is -inf where the mask is False.
 
     Returns
     -------
     torch.Tensor
-        Logarithms of the probabilities, of the shape and dtype of x.
+        Logarithms of the probabilities, of the shape and dtype of x; a DTensor like x.
 
     Raises
     ------
     TypeError, ValueError
         If x is not a floating-point tensor, T is out of its range, or another argument requires grad.
+    DistributedError, DeviceError, NotImplementedError
+        With a group, as in `cross_entropy`.
 
     Examples
     --------
@@ -269,6 +287,10 @@ def log_softmax(
     >>> ct.log_softmax(torch.tensor([0.0, 1.0]))
     tensor([-1.3133, -0.3133])
     """
+    if groups.is_over_ranks(x, group):
+        return groups.apply_to_rows(
+            "log_softmax", x, dim, group, n_classes, offset, temperature=temperature, where=where, sink=sink
+        )
     check_floating("x", x)
     check_tensors(where=where)
     dim = check_int("dim", dim)

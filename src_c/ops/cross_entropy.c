@@ -133,7 +133,7 @@ static size_t run_usual(csm_loss_run *own, size_t begin, size_t count, char *mem
     const csm_loss_job all = job_of(own, begin, count);
     double numbers[TOGETHER];
     csm_temperature constants[TOGETHER];
-    if (own->base.shape.n > CSM_BLOCK || !own->is_direct) return 0;
+    if (own->base.shape.n > CSM_BLOCK || !own->is_direct || own->shard) return 0;
     own->base.scales.always_transform = 0;
     csm_loss_set_temperature(&own->loss_call, 1);
     csm_loss_divide(&own->loss_call, own->divisor);
@@ -182,6 +182,7 @@ static csm_status own_body(void *context, size_t begin, size_t end, int thread) 
         status = rows_body(&own, begin, stop, thread);
         begin = stop;
     }
+    if (atomic_load(&own.has_bad_label)) atomic_store(&call->has_bad_label, 1);
     return status;
 }
 
@@ -247,7 +248,7 @@ static csm_status compute(csm_loss_run *call, const csm_shape *shape, csm_loss_o
         if (!call->gradient.data || n == 0) return CSM_OK;
         return csm_parallel(call->rows, piece, c->threads, clear_body, call, &c->interrupt);
     }
-    if (call->shard && call->shard->stage == CSM_STAGE_LOST && !call->has_lost) return CSM_OK;
+    if (call->shard && call->shard->stage == CSM_STAGE_LOST && !call->has_lost && !o->temperatures) return CSM_OK;
     if (n > 0 || call->shard) {
         csm_body body = o->temperatures ? own_body : rows_body;
         status = csm_parallel(call->rows, piece, c->threads, body, call, &c->interrupt);

@@ -305,7 +305,7 @@ static csm_status run_loss(csm_array_type type, const csm_shape *shape, const cs
     const int fits = is_whole ? shape->n == o->classes : (is_finish ? is_part : is_shard)(shape, o);
     if ((unsigned)type > CSM_BF16 || !fits || (options.softcap != 0 && !is_whole)) return CSM_BAD_OPTION;
     options.temperature = o->temperature;
-    if (!is_whole) options.temperatures = NULL;
+    options.temperatures = o->temperatures;
     options.threads = o->threads;
     options.interrupt = o->interrupt;
     options.interrupt_context = o->interrupt_context;

@@ -1,15 +1,16 @@
 """Functions over groups, on threads of one process: bits, protocols, errors on all ranks, collectives."""
 
-import threading
+import warnings
 
 import numpy as np
 import pytest
 from helpers import assert_same_bits
 from helpers.sharded_calls import Call
-from helpers.thread_group import ThreadGroup, run_on
+from helpers.thread_group import run_on, run_on_mesh
 
 import csoftmax
 from csoftmax import distributed
+from csoftmax._distributed import losses
 from csoftmax._distributed import merge as group_merge
 from csoftmax._distributed import rows as group_rows
 from csoftmax.distributed import DistributedError, DistributedMemoryError
@@ -63,19 +64,16 @@ def test_rows_may_be_divided_as_well(reduction, n, is_soft):
     target = rng.random((21, n)) if is_soft else rng.integers(0, n, 21)
     expected = csoftmax.cross_entropy_with_grad(x, target, weight=weight, sample_weight=s, reduction=reduction)
     columns, rows = [0, n // 3, n], [slice(0, 10), slice(10, 11), slice(11, 21)]
-    by_class = [([None] * 2, threading.Barrier(2, timeout=20)) for _ in rows]
-    by_rows = [([None] * 3, threading.Barrier(3, timeout=20)) for _ in range(2)]
 
-    def work(group):
-        i, j = divmod(group.rank, 2)
-        classes, r = slice(*columns[j : j + 2]), rows[i]
+    def work(group, rows_group):
+        classes, r = slice(*columns[group.rank : group.rank + 2]), rows[rows_group.rank]
         y = target[r, classes] if is_soft else target[r]
         return distributed.cross_entropy_with_grad(
             x[r, classes], y, weight=weight[classes], sample_weight=s[r], reduction=reduction,
-            group=ThreadGroup(j, 2, by_class[i]), rows_group=ThreadGroup(i, 3, by_rows[j]),
+            group=group, rows_group=rows_group,
         )  # fmt: skip
 
-    results = run_on(6, work)
+    results = run_on_mesh(3, 2, work)
     gradient = np.concatenate([np.concatenate([r.grad for r in results[2 * i : 2 * i + 2]], 1) for i in range(3)])
     assert_same_bits(gradient, expected.grad)
     if reduction == "none":
@@ -97,6 +95,114 @@ def test_collectives_and_bytes():
     for group in groups:
         assert group.collectives == 2  # a header and the records
         assert group.sent == 64 + 8 * (1 + 7) + 64 * 128
+
+
+@pytest.mark.parametrize("function", [distributed.cross_entropy_with_grad, distributed.linear_cross_entropy_with_grad])
+@pytest.mark.parametrize(("weight", "s"), [(1e300, 1e300), (None, 1e308), (1e-320, 1.0), (1e-300, 1e-300)])
+def test_extreme_weights_of_a_mean(function, weight, s):
+    rng = np.random.default_rng(0)
+    x, n, target = rng.normal(size=(3, 9000)), 9000, [1, 5000, 8999]
+    options = {"sample_weight": [s, s / 2, s]}
+    weights = None if weight is None else np.where(np.arange(n) % 2 == 0, weight, weight / 2)
+    whole = {"weight": weights} | options
+    is_linear = function is distributed.linear_cross_entropy_with_grad
+    features = rng.normal(size=(3, 4))
+    w = rng.normal(size=(n, 4))
+    if is_linear:
+        expected = csoftmax.linear_cross_entropy_with_grad(features, w, target, **whole)
+    else:
+        expected = csoftmax.cross_entropy_with_grad(x, target, **whole)
+
+    def work(group):
+        shard = slice(0, 4096) if group.rank == 0 else slice(4096, n)
+        own = {"weight": None if weights is None else weights[shard]} | options
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            if is_linear:
+                return function(features, w[shard], target, group=group, **own)
+            return function(x[:, shard], target, group=group, **own)
+
+    results = run_on(2, work)
+    for result in results:
+        assert not isinstance(result, Exception), result
+        np.testing.assert_allclose(result.loss, expected.loss, rtol=1e-15)
+        if is_linear:
+            np.testing.assert_allclose(result.grad_x, expected.grad_x, rtol=1e-12)
+    name, axis = ("grad_w", 0) if is_linear else ("grad", 1)
+    gradient = np.concatenate([getattr(result, name) for result in results], axis=axis)
+    if is_linear:
+        np.testing.assert_allclose(gradient, expected.grad_w, rtol=1e-9, atol=1e-12 * abs(expected.grad_w).max())
+    else:
+        assert_same_bits(gradient, expected.grad)
+
+
+def test_gradients_that_underflow_of_shards_in_any_order(monkeypatch):
+    """Whole rows are joined by the offsets of the shards, not by their ranks."""
+    found = []
+    original = losses.find_lost
+
+    def find_lost(*arguments):
+        found.append(original(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr(losses, "find_lost", find_lost)
+    rng = np.random.default_rng(0)
+    x, weight, offsets = rng.normal(size=(2, 12288)).astype(np.float32), rng.random(12288), [8192, 0, 4096]
+    x[:, 7] = 130  # exp(-130) is 0 in float32, but not 1e12 times as much
+    options = {"reduction": "sum", "upstream": 1e12}
+    expected = csoftmax.cross_entropy_with_grad(x, [7, 9000], weight=weight, **options)
+
+    def work(group):
+        shard = slice(offsets[group.rank], offsets[group.rank] + 4096)
+        return distributed.cross_entropy_with_grad(
+            x[:, shard], [7, 9000], weight=weight[shard], offset=shard.start, group=group, **options
+        )
+
+    results = run_on(3, work)
+    assert any((lost == 1).any() for lost in found)
+    assert_same_bits(np.concatenate([results[i].grad for i in (1, 2, 0)], axis=1), expected.grad)
+
+
+def strided(x, layout):
+    """The same elements in another layout."""
+    if layout == "Fortran":
+        return np.asfortranarray(x)
+    if layout == "reversed":
+        return np.ascontiguousarray(x[:, ::-1])[:, ::-1]
+    wide = np.zeros((*x.shape, 2), x.dtype)
+    wide[..., 0] = x
+    return wide[..., 0]
+
+
+@pytest.mark.parametrize("layout", ["Fortran", "reversed", "every other"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize("cut", [4096, 5000])
+def test_logits_and_soft_labels_of_any_layout(layout, dtype, cut):
+    rng = np.random.default_rng(1)
+    x, soft = rng.normal(size=(2, 9000)).astype(dtype), rng.random((2, 9000)).astype(np.float32)
+    shards = slice(0, cut), slice(cut, 9000)
+    for logits, target in ((strided(x, layout), [1, 8000]), (x, strided(soft, layout)), (strided(x, layout), soft)):
+
+        def work(group, logits=logits, target=target):
+            s = shards[group.rank]
+            own = target if isinstance(target, list) else target[:, s]
+            grad = distributed.cross_entropy_with_grad(logits[:, s], own, group=group)
+            return grad, distributed.cross_entropy_with_grad(
+                logits[:, s].T, np.transpose(own), axis=0, group=group
+            ).grad
+
+        results = run_on(2, work)
+        expected = csoftmax.cross_entropy_with_grad(x, target)
+        assert all(loss == expected.loss for (loss, _), _ in results)
+        assert_same_bits(np.concatenate([grad for (_, grad), _ in results], axis=1), expected.grad)
+        assert_same_bits(np.concatenate([grad for _, grad in results], axis=0).T, expected.grad)
+
+
+def test_soft_labels_that_are_the_same_for_all_classes():
+    x = np.random.default_rng(0).normal(size=(2, 5000))
+    soft = np.broadcast_to(1 / 5000, x.shape)
+    result = distributed.cross_entropy_with_grad(x, soft, group=distributed.SingleProcess())
+    assert_same_bits(result.grad, csoftmax.cross_entropy_with_grad(x, soft).grad)
 
 
 # Errors: the same exception on every rank, and no rank that waits for ever.
@@ -340,3 +446,86 @@ def test_linear_layers_have_the_same_bits_for_any_number_of_ranks(reduction, is_
     for got in found[1:]:
         for a, b in zip(got, found[0], strict=True):
             assert_same_bits(np.asarray(a), np.asarray(b))
+
+
+def test_draws_with_top_k_gather_candidates():
+    """The same draws from the k largest of each shard, some of which are empty, without the rows."""
+    rng = np.random.default_rng(3)
+    for i in range(20):
+        n, dtype = int(rng.integers(1, 20000)), rng.choice([np.float32, np.float64, np.float16])
+        x = np.round(rng.normal(size=(5, n)) * 3, int(rng.integers(0, 3))).astype(dtype)
+        x[rng.random(x.shape) < 0.1] = -np.inf
+        x[:, 0] = 0
+        most = min(n, 300)
+        options = {
+            "top_k": rng.integers(1, most + 1, 5) if i % 2 else most,
+            "top_p": [None, 0.8][i % 3 == 0],
+            "min_p": [None, 0.01][i % 5 == 0],
+            "temperature": float(rng.choice([1.0, 0.5, 3.0, 0.0])),
+            "size": 20,
+            "rng": i,
+        }
+        cuts = [0, *sorted(map(int, rng.integers(0, n + 1, 2))), n, n]
+
+        def work(group, x=x, cuts=cuts, options=options):
+            draws = distributed.sample(x[:, slice(*cuts[group.rank : group.rank + 2])], group=group, **options)
+            return draws, group.sent
+
+        results = run_on(4, work)
+        for result in results:
+            assert not isinstance(result, Exception), result
+            np.testing.assert_array_equal(result[0], csoftmax.sample(x, **options))
+        if n > 8000:
+            assert results[0][1] < 5 * most * (x.itemsize + 8) + 2000
+
+
+def test_linear_layers_over_two_groups_and_with_filters():
+    """Rows and classes are divided; the loss and the divisor are those of all rows, the gradients of w are added."""
+    rng = np.random.default_rng(5)
+    x, w, target = rng.normal(size=(9, 4)), rng.normal(size=(9000, 4)), rng.integers(0, 9000, 9)
+    options = {"clip_norm": 0.3, "filter_eps": 1e-6, "label_smoothing": 0.05}
+    expected = csoftmax.linear_cross_entropy_with_grad(x, w, target, **options)
+    columns, rows = [0, 4096, 9000], [slice(0, 3), slice(3, 9)]
+
+    def work(group, rows_group, change=None):
+        classes, r = slice(*columns[group.rank : group.rank + 2]), rows[rows_group.rank]
+        given = options | (change or {})
+        return distributed.linear_cross_entropy_with_grad(
+            x[r], w[classes], target[r], group=group, rows_group=rows_group, **given
+        )
+
+    results = run_on_mesh(2, 2, work)
+    for result in results:
+        assert not isinstance(result, Exception), result
+        np.testing.assert_allclose(result.loss, expected.loss, rtol=1e-14)
+    grad_x = np.concatenate([results[0].grad_x, results[2].grad_x])
+    grad_w = np.concatenate([results[0].grad_w + results[2].grad_w, results[1].grad_w + results[3].grad_w])
+    limit = 1e-6 * np.abs(x).sum() / 9  # what the filter may leave out, twice
+    np.testing.assert_allclose(grad_x, expected.grad_x, rtol=0, atol=2e-6 / 9 * np.abs(w).sum())
+    np.testing.assert_allclose(grad_w, expected.grad_w, rtol=0, atol=2 * limit)
+    exact = csoftmax.linear_cross_entropy_with_grad(x, w, target, **options | {"filter_eps": 0.0})
+    results = run_on_mesh(2, 2, lambda *groups: work(*groups, {"filter_eps": 0.0}))
+    grad_w = np.concatenate([results[0].grad_w + results[2].grad_w, results[1].grad_w + results[3].grad_w])
+    np.testing.assert_allclose(grad_w, exact.grad_w, rtol=1e-11, atol=1e-16)
+
+
+def test_an_error_of_one_class_group_is_raised_by_the_ranks_with_other_rows(monkeypatch):
+    """It fails after the header, when the ranks with the other rows are about to add up the divisor."""
+    x, target = np.zeros((4, 5000)), np.array([0, 1, 2, 3])
+    merge_over = losses.merge_over
+
+    def fail(comm, layout, terms, *arguments):
+        if terms.batch == (3,):
+            raise MemoryError("no memory for rows")
+        return merge_over(comm, layout, terms, *arguments)
+
+    monkeypatch.setattr(losses, "merge_over", fail)
+
+    def work(group, rows_group):
+        r = [slice(0, 3), slice(3, 4)][rows_group.rank]
+        classes = [slice(0, 4096), slice(4096, 5000)][group.rank]
+        return distributed.cross_entropy(x[r, classes], target[r], group=group, rows_group=rows_group)
+
+    for rank, error in enumerate(run_on_mesh(2, 2, work)):
+        assert isinstance(error, DistributedMemoryError), (rank, error)
+        assert "no memory for rows" in str(error)

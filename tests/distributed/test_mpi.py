@@ -1,11 +1,13 @@
 """Functions over groups on communicators of mpi4py: real processes, mixed instruction sets, a rank that is killed."""
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 from helpers.mpi import launch
 
 pytestmark = pytest.mark.mpi
@@ -58,3 +60,23 @@ def test_a_killed_rank_ends_the_job():
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode != 0
     assert time.monotonic() - start < 10
+
+
+def test_the_example(tmp_path):
+    """csoftmax's losses and gradients are those of one process; some of the usual sums are not."""
+    show = (
+        "import runpy, sys, matplotlib.pyplot as plt; plt.show = lambda: plt.savefig(sys.argv[1]); "
+        "runpy.run_path(sys.argv[2], run_name='__main__')"
+    )
+    process = launch(4, "-c", show, tmp_path / "picture.svg", ROOT / "examples" / "mpi_softmax.py")
+    try:
+        output, _ = process.communicate(timeout=LIMIT)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, output
+    differing = r"rows whose loss differs: csoftmax 0, sums in float32 (\d+)"
+    found = re.findall(rf"^(\d) processes: {differing}; gradients of csoftmax equal: True$", output, re.M)
+    assert [int(count) for count, _ in found] == [1, 2, 3, 4], output
+    assert int(found[0][1]) == 0 < max(int(rows) for _, rows in found)
+    assert (tmp_path / "picture.svg").stat().st_size > 1000

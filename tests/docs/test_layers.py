@@ -18,8 +18,8 @@ PYTHON_LAYERS = [
     {"_arguments"},
     {"_ops"},
     {"__init__"},
-    {"samplers", "geometric", "_torch", "_jax", "_distributed"},
-    {"_dask"},
+    {"samplers", "geometric", "_distributed"},
+    {"_torch", "_jax", "_dask"},
     {"_spec", "_learn"},
     {
         "adversarial",

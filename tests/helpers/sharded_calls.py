@@ -88,6 +88,8 @@ class Call:
         gradient = self.operation.endswith("_vjp")
         limits = [0.0, np.inf] if not gradient and self.operation not in ("loss", "gradient") else []
         self.temperature = float(rng.choice(TEMPERATURES + limits))
+        if rng.random() < 0.2:
+            self.temperature = rng.choice(TEMPERATURES + limits, (self.rows, 1))
         if gradient:
             forward = csoftmax.softmax if self.operation == "softmax_vjp" else csoftmax.log_softmax
             self.y = forward(self.x)

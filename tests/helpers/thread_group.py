@@ -53,3 +53,18 @@ def run_on(size, function):
     for thread in threads:
         thread.join()
     return results
+
+
+def run_on_mesh(slices, shards, function):
+    """What function(group, rows_group) returns or raises on each rank of a mesh, the ranks of a slice together.
+
+    The rows are divided among `slices`, the ranks of a rows_group, and the classes among `shards`, those of a group.
+    """
+    by_class = [([None] * shards, threading.Barrier(shards, timeout=TIMEOUT)) for _ in range(slices)]
+    by_rows = [([None] * slices, threading.Barrier(slices, timeout=TIMEOUT)) for _ in range(shards)]
+
+    def work(group):
+        i, j = divmod(group.rank, shards)
+        return function(ThreadGroup(j, shards, by_class[i]), ThreadGroup(i, slices, by_rows[j]))
+
+    return run_on(slices * shards, work)

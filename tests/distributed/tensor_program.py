@@ -1,0 +1,47 @@
+"""What each rank of test_torch_groups.py runs. Arguments: rank, number of ranks, a file for them to meet, what."""
+
+import os
+import signal
+import sys
+import time
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from tensor_calls import check_meshes
+
+import csoftmax.torch as ct
+
+
+def lose_a_rank(rank):
+    """One rank is killed between forward and backward; the others get an error from the backward."""
+    x = torch.zeros(2, 4096, requires_grad=True)
+    y = ct.log_softmax(x, group=dist.group.WORLD)
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    start = time.monotonic()
+    try:
+        y[:, 0].sum().backward()
+    except RuntimeError:
+        assert time.monotonic() - start < 20
+        return
+    raise AssertionError("no error")
+
+
+def main():
+    rank, size, meeting = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    limit = timedelta(seconds=20)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size, timeout=limit)
+    if sys.argv[4] == "lose":
+        lose_a_rank(rank)
+        print("ok", flush=True)
+        os._exit(0)  # the group cannot be left in order
+    check_meshes(size)
+    dist.barrier()
+    print("ok", flush=True)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
