@@ -372,6 +372,7 @@ cdef extern from "core/extension.h" nogil:
     void csm_set_scales(csm_scales *, double, int)
     void csm_set_entmax(csm_entmax *, double, int)
     csm_loss_call csm_loss_call_of(const cpu.csm_loss_options *, size_t, int)
+    double csm_tree_sum(const double *, size_t)
     size_t csm_records_check(const int64_t *, size_t, size_t)
     csm_softcap csm_softcap_of(double, int)
 

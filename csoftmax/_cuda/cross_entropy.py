@@ -265,7 +265,7 @@ class CrossEntropyInSteps:
         upstream = None if self.upstream is None else self.upstream[first : first + len(x)]
         arrays = capped, slope, y, upstream, self.prepared
         clips = tuple(np.float64(number) for number in self.clips)
-        launch_cross_entropy_kernel(*on, "clip", len(x), threads, 0, *arrays, *as_size(*x.shape), *clips)
+        launch_cross_entropy_kernel(*on, "clip", len(x), threads, 0, *arrays, *map(np.int64, x.shape), *clips)
 
     def _run_rows(self, x: Any, y: Any, first: int, row_losses: Any) -> None:
         import cupy
