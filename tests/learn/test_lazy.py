@@ -2,6 +2,7 @@
 
 import fractions
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 dask = pytest.importorskip("dask", reason="belongs to the extra dask")
 da = pytest.importorskip("dask.array")
 
+import csoftmax  # noqa: E402
 from csoftmax import calibration, metrics  # noqa: E402
 from csoftmax._dask.options import options  # noqa: E402
 from csoftmax._learn.parts.exact import add_exactly, round_sums  # noqa: E402
@@ -176,3 +178,10 @@ def test_exact_sums():
     for cuts in ([0, 500], [0, 1, 33, 400, 500]):
         records = [add_exactly(groups[a:b], values[a:b], 7) for a, b in itertools.pairwise(cuts)]
         assert round_sums(records[::-1], 7).tolist() == expected
+
+
+def test_state_is_never_scattered():
+    """Scattered data of a worker that is lost are gone, and no task brings them back."""
+    folder = Path(csoftmax.__file__).parent
+    for path in (*folder.glob("_dask/*.py"), *folder.glob("_learn/parts/*.py")):
+        assert ".scatter(" not in path.read_text(), path
