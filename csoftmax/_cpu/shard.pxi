@@ -80,7 +80,8 @@ cdef class _ShardLoss:
     cdef cpu.csm_loss_options loss
 
     def __init__(self, x, labels, ignore, soft, weight, sample_weight, upstream, factors, size_t words,
-                 size_t classes, size_t offset, double weight_sum, double divisor, row_max, num_threads):
+                 size_t classes, size_t offset, double weight_sum, double divisor, row_max, num_threads,
+                 temperatures=None, double softcap=0):
         self.b = _Buffers()
         self.o = _shard_options(classes, offset, factors[0], row_max, num_threads)
         self.o.words = words
@@ -98,6 +99,8 @@ cdef class _ShardLoss:
         self.loss.labels = self.b.take(2, labels, False, False)
         self.loss.sample_weight = self.b.take(3, sample_weight, False, False)
         self.loss.upstream = self.b.take(4, upstream, False, False)
+        self.loss.temperatures = self.b.take(6, temperatures, False, False)
+        self.loss.softcap = softcap
         if weight is not None:
             self.loss.weight = <const void *><uintptr_t>weight.ctypes.data
 

@@ -13,7 +13,7 @@ from dask.array.utils import meta_from_array
 
 from .._arguments.numbers import check_count
 from .._distributed.nodes import Nodes
-from .collections import Letters, begins_of, is_unknown
+from .collections import Letters, begins_of, in_one_chunk, is_unknown
 from .options import current
 
 Argument = tuple[Any, Letters]  # a lazy array, and its axes
@@ -114,7 +114,7 @@ def add_rows(values: Sequence[Any], split_every: int) -> list[Any]:
     n = first.ndim
     if n == 0:
         return [map_chunks(_add_row, (), [(a, ())], dtype=np.float64) for a in values]
-    values = [a.rechunk({i: -1 for i in range(1, n) if len(a.chunks[i]) > 1}) for a in values]
+    values = [in_one_chunk(a, range(1, n)) for a in values]
     letters = tuple(range(n))
     found, one = [(a, letters) for a in values], {0: 1}
     if any(map(is_unknown, first.chunks[0])):

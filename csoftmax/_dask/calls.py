@@ -56,7 +56,7 @@ def plan_call(
     x = as_lazy(first, x)
     axes = normalize_axes(axis, x.ndim)
     classes = axes if x.ndim else ()
-    if divides and len(classes) == 1 and options.get("device") is None and not is_cupy(x._meta):
+    if divides and len(classes) == 1 and not is_on_gpu(x, options.get("device")):
         x = align_classes(x, classes[0])
     else:
         x = in_one_chunk(x, classes)
@@ -71,6 +71,11 @@ def plan_call(
         to = (rows, chunks) if name in of_rows else (letters, x.chunks)
         others.append(lay_beside(name, a, *to, broadcasts=name != "y"))
     return Call(function, x, first, axes, tuple(names), tuple(others), {**options, **numbers, "axis": axis})
+
+
+def is_on_gpu(x: Any, device: str | None) -> bool:
+    """Whether a GPU computes the chunks."""
+    return is_cupy(x._meta) if device is None else device != "cpu"
 
 
 def try_out(call: Call, **more: Any) -> Any:

@@ -53,6 +53,18 @@ def give_frame(like: Any, a: Any) -> Any:
     return frames.from_dask_array(a, columns=columns, index=like.index)
 
 
+def rechunk(x: Any, chunks: dict[int, Any]) -> Any:
+    """The array in other chunks of some axes, by plain tasks.
+
+    With a cluster Dask may choose an exchange among all workers instead, through their disks, which starts again if one
+    of them is lost; here chunks go to their neighbours.
+    """
+    if chunks and x.ndim and not any(x.shape):  # Dask's rechunk leaves such an array as it is
+        lengths = (chunks.get(i, c) for i, c in enumerate(x.chunks))
+        return da.empty_like(x, chunks=tuple((0,) if c == -1 else c for c in lengths))
+    return x.rechunk(chunks, method="tasks") if chunks else x
+
+
 def align_classes(x: Any, axis: int) -> Any:
     """The array with the chunks of its class axis ending at multiples of 4096, the nearest to where they ended."""
     check_known(x, axis)
@@ -64,21 +76,21 @@ def align_classes(x: Any, axis: int) -> Any:
     cuts = sorted({int(e) for e in (ends + block // 2) // block * block if 0 < e < n})
     bounds = [0, *cuts, n]
     aligned = tuple(b - a for a, b in itertools.pairwise(bounds))
-    return x if aligned == chunks else x.rechunk({axis: aligned})
+    return x if aligned == chunks else rechunk(x, {axis: aligned})
 
 
 def in_one_chunk(x: Any, axes: Sequence[int]) -> Any:
     """The array with some axes in one chunk."""
     for axis in axes:
         check_known(x, axis)
-    return x.rechunk({i: -1 for i in axes if len(x.chunks[i]) > 1})
+    return rechunk(x, {i: -1 for i in axes if len(x.chunks[i]) > 1})
 
 
 def check_known(x: Any, axis: int) -> None:
-    """Refuse an axis of classes in chunks of unknown lengths."""
+    """Refuse an axis in chunks of unknown lengths, where they have to be put together."""
     if len(x.chunks[axis]) > 1 and any(map(is_unknown, x.chunks[axis])):
         raise ValueError(
-            f"axis {axis}, that of the classes, has {len(x.chunks[axis])} chunks of unknown lengths: call "
+            f"axis {axis} has {len(x.chunks[axis])} chunks of unknown lengths, where they must be known: call "
             "compute_chunk_sizes() first"
         )
 
@@ -112,7 +124,7 @@ def lay_beside(name: str, a: Any, letters: Letters, chunks: Sequence[Any], *, br
     if not fits:
         how = "does not broadcast to" if broadcasts else "must be"
         raise ValueError(f"{name} has shape {a.shape}, which {how} {shape}")
-    return (a.rechunk(new) if new else a), own
+    return rechunk(a, new), own
 
 
 def begins_of(chunks: tuple[Any, ...]) -> Any:

@@ -44,7 +44,7 @@ def cross_entropy(
         As in `csoftmax.cross_entropy`; weights may be Dask collections.
     temperature, softcap
         As in `csoftmax.cross_entropy`; temperatures of rows may be a Dask collection. With these, or with `softcap`,
-        the class axis is brought into one chunk, and the reduction must be "none".
+        the class axis is brought into one chunk.
 
     Returns
     -------
@@ -60,7 +60,7 @@ def cross_entropy(
     TypeError, ValueError
         As in `softmax`. Labels that are text are for estimators only.
     NotImplementedError
-        With `softcap`, temperatures of rows or a GPU, and a mean or sum.
+        On a GPU, for a mean or sum.
 
     Notes
     -----

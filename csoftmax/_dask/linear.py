@@ -22,7 +22,7 @@ from .._cpu.linear import CHUNK_BYTES
 from .._ops import cross_entropy as losses
 from .._ops.linear_cross_entropy import LinearCrossEntropyResult
 from .blocks import check_split_every, map_chunks, merge_chunks
-from .collections import align_classes, as_lazy, give_frame, in_one_chunk, is_unknown
+from .collections import align_classes, as_lazy, give_frame, in_one_chunk, is_unknown, rechunk
 from .losses import run_loss
 
 __all__ = ["linear_cross_entropy", "linear_cross_entropy_with_grad"]
@@ -50,7 +50,7 @@ def _split_rows(x: Any, classes: int, itemsize: int, chunk_bytes: int) -> Any:
         return x
     others = int(np.prod([max(c, default=1) for c in x.chunks[1:-1]], dtype=np.int64))
     limit = max(1, chunk_bytes // max(1, others * classes * itemsize))
-    return x.rechunk({0: tuple(n for c in x.chunks[0] for n in _pieces(c, limit))}) if max(x.chunks[0]) > limit else x
+    return rechunk(x, {0: tuple(n for c in x.chunks[0] for n in _pieces(c, limit))}) if max(x.chunks[0]) > limit else x
 
 
 def _pieces(length: int, limit: int) -> list[int]:
@@ -78,7 +78,7 @@ def _run(
     of_x, of_w = (x, (*rows, _FEATURES)), (w, (k, _FEATURES))
     arguments = [of_x, of_w]
     if bias is not None:
-        arguments.append((bias.rechunk({0: w.chunks[0]}), (k,)))
+        arguments.append((rechunk(bias, {0: w.chunks[0]}), (k,)))
     logits = map_chunks(functools.partial(_logits, compute), (*rows, k), arguments, dtype=compute, like=x)
     function = losses.cross_entropy_with_grad if gradient else losses.cross_entropy
     options |= {"axis": -1, "device": device, "split_every": split_every}
@@ -87,7 +87,7 @@ def _run(
     if not gradient:
         return LinearCrossEntropyResult(loss, None, None, None)
     if grad.chunks[k] != w.chunks[0]:  # one chunk, as some options need
-        of_w = w.rechunk({0: grad.chunks[k]}), (k, _FEATURES)
+        of_w = rechunk(w, {0: grad.chunks[k]}), (k, _FEATURES)
     of_grad = (grad, (*rows, k))
     add = functools.partial(merge_chunks, _add, split_every=arity)
     parts = map_chunks(_grad_x, (*rows, k), [of_grad, of_w], dtype=object, chunks={k: 1})
@@ -95,7 +95,7 @@ def _run(
     cast = functools.partial(_cast, dtype)
     layout: dict[str, Any] = {"dtype": dtype, "like": x, "new": {_FEATURES: width}}
     grad_x = map_chunks(cast, (*rows, _FEATURES), [(add(parts, axis=k), rows)], **layout)
-    grad_x = grad_x.rechunk(before) if before != x.chunks else grad_x
+    grad_x = rechunk(grad_x, {0: before[0]}) if before != x.chunks else grad_x
     ones = dict.fromkeys(rows, 1)
     parts = map_chunks(_grad_w, (*rows, k), [of_grad, of_x], dtype=object, chunks=ones)
     of_parts = (add(parts, axis=rows) if rows else parts), (k,)

@@ -17,7 +17,6 @@ import numpy as np
 from .._arguments.labels import as_label_bits
 from .._arguments.layouts import axis_last
 from .._arguments.numbers import check_positive, check_reduction
-from .._arguments.places import is_cupy
 from .._cpu import binding
 from .._cpu.dtypes import is_bfloat16
 from .._distributed.finish import Merged, add_losses, round_losses
@@ -25,7 +24,7 @@ from .._distributed.losses import Chunk, find_shares
 from .._distributed.shard import Partial, Piece, Terms, plan_partial
 from .._ops.cross_entropy import plan_cross_entropy
 from .blocks import Argument, add_rows, check_split_every, map_chunks, pick
-from .calls import Call, plan_call
+from .calls import Call, is_on_gpu, plan_call
 from .collections import Letters, as_lazy, begins_of, give_frame, is_number, lay_beside, row_chunks
 from .gradients import finish_gradients
 from .labels import largest_of, raise_bad_chunk, scale_chunk
@@ -137,10 +136,10 @@ def plan_loss(
     first = numbers | ones | {"device": None, "temperature": temperature, "axis": axis, "reduction": reduction}
     tried = function(tiny, labels, **first)
     dtypes = (tried.loss.dtype, tried.grad.dtype) if gradient else (tried.dtype, None)
-    if reduction != "none" and (on_rows or options["device"] is not None or is_cupy(call.x._meta)):
+    if reduction != "none" and is_on_gpu(call.x, options["device"]):
         raise NotImplementedError(
-            'softcap, temperatures of rows and GPUs are for reduction="none" with Dask arrays: the sums over rows of '
-            f"different chunks need losses that are not rounded, got reduction={reduction!r}"
+            'GPUs are for reduction="none" with Dask arrays: sums over the rows of several chunks need losses that are '
+            f"not rounded, got reduction={reduction!r}"
         )
     if not is_number(options["temperature"]):
         arrays["temperature"] = lay_beside("temperature", numbers.pop("temperature"), call.letters, call.x.chunks)
@@ -241,7 +240,8 @@ def _compute_whole(settings: Settings, names: tuple[str, ...], x: Any, *blocks: 
         rows = None if plan.gradient is None else plan.gradient.rows
         arrays = plan.logits, labels, 2**64 - 1, plan.soft, weight, s, options.upstream
         numbers = options.factors, binding.LABEL_WORDS, n, 0, float(n), float(divisor), None, plan.num_threads
-        binding.finish_shard_loss(plan.dtype, False, None, None, loss, rows, None, *arrays, *numbers)
+        more = options.temperatures, options.softcap
+        binding.finish_shard_loss(plan.dtype, False, None, None, loss, rows, None, *arrays, *numbers, *more)
         gradient = None if plan.gradient is None else plan.gradient.finish()
     return np.expand_dims(loss, axes) if axes else loss, gradient
 

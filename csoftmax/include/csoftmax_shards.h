@@ -87,8 +87,8 @@ csm_status csm_shard_squares(csm_array_type, const csm_shape *, const csm_view *
 csm_status csm_shard_lost(csm_array_type, const csm_shape *, const csm_view *x, const int64_t *records, int64_t *lost,
                           const csm_shard_options *, csm_loss_options *);
 /* loss: a double for each row, or NULL; gradient: that of the sum of the losses, divided by the divisor, or NULL.  As
- * csm_finish_rows, also of pieces of a block.  records NULL: the rows are whole; those of at most 4096 classes must be,
- * and csm_shard_losses gives only the masses of their soft labels. */
+ * csm_finish_rows, also of pieces of a block.  records NULL: the rows are whole, as those of at most 4096 classes must
+ * be, of which csm_shard_losses gives only the masses of their soft labels; softcap and temperatures of rows count. */
 csm_status csm_finish_losses(csm_array_type, const csm_shape *, const csm_view *x, int from_e, const int64_t *records,
                              const double *block_max, double *loss, const csm_view *gradient, const csm_shard_options *,
                              csm_loss_options *);

@@ -375,7 +375,7 @@ static void sum_shard(row_state *s, const csm_loss_job *job, ptrdiff_t at, size_
     r.label.e = -1;
     const int is_kept = csm_read_label_and_weight(job, at, &s->in);
     const ptrdiff_t label = place_of_label(s);
-    if (call->is_soft) add_masses(s, &r);
+    if (call->is_soft && (is_kept || call->is_direct)) add_masses(s, &r); /* rows that are left out are not packed */
     if (is_kept && row_max == row_max) {
         s->max = row_max;
         transform_row(s);

@@ -301,11 +301,11 @@ static csm_status run_loss(csm_array_type type, const csm_shape *shape, const cs
     const csm_shard_options *o = shard->options;
     csm_loss_options options = *loss_options;
     const int is_finish = shard->stage == CSM_STAGE_FINISH || shard->stage == CSM_STAGE_LOST;
-    const int fits =
-        shard->stage == CSM_STAGE_WHOLE ? shape->n == o->classes : (is_finish ? is_part : is_shard)(shape, o);
-    if ((unsigned)type > CSM_BF16 || !fits || options.softcap != 0) return CSM_BAD_OPTION;
+    const int is_whole = shard->stage == CSM_STAGE_WHOLE;
+    const int fits = is_whole ? shape->n == o->classes : (is_finish ? is_part : is_shard)(shape, o);
+    if ((unsigned)type > CSM_BF16 || !fits || (options.softcap != 0 && !is_whole)) return CSM_BAD_OPTION;
     options.temperature = o->temperature;
-    options.temperatures = NULL;
+    if (!is_whole) options.temperatures = NULL;
     options.threads = o->threads;
     options.interrupt = o->interrupt;
     options.interrupt_context = o->interrupt_context;

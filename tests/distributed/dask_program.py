@@ -26,7 +26,7 @@ def slow_part(a, seconds=0.05):
 
 
 def lazy_rows():
-    return da.from_array(X, chunks=(8, 8192)).map_blocks(slow_part, dtype=X.dtype, meta=X[:0, :0])
+    return da.from_array(X, chunks=(8, 9000)).map_blocks(slow_part, dtype=X.dtype, meta=X[:0, :0])
 
 
 def kill_one(client, delay):
