@@ -1,24 +1,24 @@
 /* Targets of XLA's foreign function interface, for csoftmax.jax: XLA's buffers into a call of the core. */
 #include "xla_frame.h"
 
-/* One number for each row, as doubles: in the buffer itself, or in `memory`, to be freed, where that has floats. */
+/* Numbers of the rows, as doubles: in the buffer itself, or in `memory`, to be freed, where that has floats. */
 typedef struct row_numbers {
     const xla_buffer *buffer;
     double *memory;
     csm_view view;
 } row_numbers;
-/* Returns 0 if the buffer has other elements; without memory `view` has no data. */
-static int row_numbers_of(const matrix *m, const xla_buffer *b, row_numbers *numbers) {
+/* Reads n numbers for each row.  Returns 0 if the buffer has other elements; without memory `view` has no data. */
+static int row_numbers_of(const matrix *m, const xla_buffer *b, size_t n, row_numbers *numbers) {
     *numbers = (row_numbers){.buffer = b};
-    if (view_of(m, b, XLA_F64, 1, &numbers->view)) return 1;
-    if (!view_of(m, b, XLA_F32, 1, &numbers->view)) return 0;
-    const size_t rows = m->shape.shape[0];
-    numbers->memory = malloc((rows | 1) * sizeof(double));
-    for (size_t i = 0; numbers->memory && i < rows; i++) numbers->memory[i] = (double)((const float *)b->data)[i];
-    numbers->view = csm_contiguous(&m->shape, 1, numbers->memory, sizeof(double));
+    if (view_of(m, b, XLA_F64, n, &numbers->view)) return 1;
+    if (!view_of(m, b, XLA_F32, n, &numbers->view)) return 0;
+    const size_t count = m->shape.shape[0] * n;
+    numbers->memory = malloc((count | 1) * sizeof(double));
+    for (size_t i = 0; numbers->memory && i < count; i++) numbers->memory[i] = (double)((const float *)b->data)[i];
+    numbers->view = csm_contiguous(&m->shape, n, numbers->memory, sizeof(double));
     return 1;
 }
-/* Brings results back to the buffer, and frees the memory. */
+/* Brings results, one for each row, back to the buffer, and frees the memory. */
 static void return_row_numbers(const matrix *m, row_numbers *numbers) {
     if (!numbers->memory) return;
     for (size_t i = 0; i < m->shape.shape[0]; i++) ((float *)numbers->buffer->data)[i] = (float)numbers->memory[i];
@@ -47,7 +47,7 @@ static void *run_softmax(xla_frame *f, csm_op op, int has_second, int reduces) {
     if (!operands_of(f, has_second, reduces, &o)) return wrong(f);
     csm_options options = csm_default_options();
     if (f->arguments.count > 1 + has_second) {
-        if (!row_numbers_of(&o.m, buffer_of(&f->arguments, 1 + has_second), &temperatures)) return wrong(f);
+        if (!row_numbers_of(&o.m, buffer_of(&f->arguments, 1 + has_second), 1, &temperatures)) return wrong(f);
         if (!temperatures.view.data) return failed_with(f, CSM_NO_MEMORY);
         options.temperatures = &temperatures.view;
     }
@@ -76,8 +76,8 @@ static void *run_entmax(xla_frame *f, int backward) {
     csm_entmax_options options = csm_default_entmax_options();
     const int has_alphas = f->arguments.count > 1 + backward, has_gradient = has_alphas && backward;
     csm_status status = CSM_OK;
-    if ((has_alphas && !row_numbers_of(&o.m, buffer_of(&f->arguments, 1 + backward), &alphas)) ||
-        (has_gradient && !row_numbers_of(&o.m, buffer_of(&f->results, 1), &gradient))) {
+    if ((has_alphas && !row_numbers_of(&o.m, buffer_of(&f->arguments, 1 + backward), 1, &alphas)) ||
+        (has_gradient && !row_numbers_of(&o.m, buffer_of(&f->results, 1), 1, &gradient))) {
         free(alphas.memory);
         return wrong(f);
     }
@@ -113,7 +113,7 @@ void *csm_xla_kl_divergence(xla_frame *f) {
     csm_divergence_options options = csm_default_divergence_options();
     row_numbers temperatures = {0};
     if (f->arguments.count > 2) {
-        if (!row_numbers_of(&m, buffer_of(&f->arguments, 2), &temperatures)) return wrong(f);
+        if (!row_numbers_of(&m, buffer_of(&f->arguments, 2), 1, &temperatures)) return wrong(f);
         if (!temperatures.view.data) return failed_with(f, CSM_NO_MEMORY);
         options.temperatures = &temperatures.view;
     }
@@ -145,7 +145,7 @@ void *csm_xla_cross_entropy(xla_frame *f) {
     if (!view_of(&m, buffer_of(&f->arguments, 1), XLA_S32, 1, &labels) ||
         !view_of(&m, buffer_of(&f->results, 0), wide ? XLA_F64 : XLA_F32, 1, &loss) ||
         (has_gradient && !view_of(&m, buffer_of(&f->results, 1), m.kind, m.shape.n, &gradient)) ||
-        (has_temperatures && !row_numbers_of(&m, buffer_of(&f->arguments, 2), &temperatures)))
+        (has_temperatures && !row_numbers_of(&m, buffer_of(&f->arguments, 2), 1, &temperatures)))
         return wrong(f);
     if (has_temperatures && !temperatures.view.data) return failed_with(f, CSM_NO_MEMORY);
     csm_loss_options options = csm_default_loss_options();
@@ -174,7 +174,7 @@ void *csm_xla_cross_entropy(xla_frame *f) {
 }
 
 /* Segments: the last two arguments are offsets (int32 or int64) and the order of the elements (the same; empty: in
- * order), which all rows share. */
+ * order), which all rows share.  A temperature for each segment of each row may come before them. */
 typedef struct ragged {
     csm_segments segments;
     int64_t *indptr; /* a copy, or NULL */
@@ -204,14 +204,24 @@ static void *run_segments(xla_frame *f, csm_op op, int has_second, int reduces) 
     if (!is_execution(f, &answer)) return answer;
     operands o;
     ragged r;
-    if (!matrix_of(f, &o.m) || !segments_of(f, o.m.shape.n, &r) ||
-        !operands_of(f, has_second, reduces ? r.segments.count : 0, &o))
+    row_numbers temperatures = {0};
+    const int has_temperatures = f->arguments.count > 3 + has_second;
+    if (!matrix_of(f, &o.m) || !segments_of(f, o.m.shape.n, &r)) return wrong(f);
+    if (!operands_of(f, has_second, reduces ? r.segments.count : 0, &o) ||
+        (has_temperatures &&
+         !row_numbers_of(&o.m, buffer_of(&f->arguments, 1 + has_second), r.segments.count, &temperatures))) {
+        free(r.indptr);
         return wrong(f);
+    }
     csm_options options = csm_default_options();
+    options.temperatures = has_temperatures ? &temperatures.view : NULL;
     read_real(f, "temperature", &options.temperature);
     options.threads = threads(f);
-    const csm_status status = csm_run_segments(op, o.m.dtype, csm_current_table(), &o.m.shape, &r.segments, &o.m.x,
-                                               has_second ? &o.second : NULL, &o.y, &options);
+    csm_status status = CSM_NO_MEMORY;
+    if (!has_temperatures || temperatures.view.data)
+        status = csm_run_segments(op, o.m.dtype, csm_current_table(), &o.m.shape, &r.segments, &o.m.x,
+                                  has_second ? &o.second : NULL, &o.y, &options);
+    free(temperatures.memory);
     free(r.indptr);
     return failed_with(f, status);
 }
@@ -222,20 +232,22 @@ static void *run_segments(xla_frame *f, csm_op op, int has_second, int reduces) 
 CSM_OPS(TARGET)
 #undef TARGET
 
-/* (x, int32 labels, -1: ignored, offsets, order) -> the loss of each segment and its gradient, as above. */
+/* (x, int32 labels, -1: ignored, and as above) -> the loss of each segment and its gradient, as of rows. */
 void *csm_xla_segment_cross_entropy(xla_frame *f) {
     void *answer;
     if (!is_execution(f, &answer)) return answer;
     matrix m;
     ragged r;
     csm_view labels, loss, gradient;
-    const int has_gradient = f->results.count > 1;
+    row_numbers temperatures = {0};
+    const int has_gradient = f->results.count > 1, has_temperatures = f->arguments.count > 4;
     if (!matrix_of(f, &m) || !segments_of(f, m.shape.n, &r)) return wrong(f);
     const int wide = m.kind == XLA_F64;
     const size_t numbers = m.shape.shape[0] * r.segments.count;
     if (!view_of(&m, buffer_of(&f->arguments, 1), XLA_S32, r.segments.count, &labels) ||
         !view_of(&m, buffer_of(&f->results, 0), wide ? XLA_F64 : XLA_F32, r.segments.count, &loss) ||
-        (has_gradient && !view_of(&m, buffer_of(&f->results, 1), m.kind, m.shape.n, &gradient))) {
+        (has_gradient && !view_of(&m, buffer_of(&f->results, 1), m.kind, m.shape.n, &gradient)) ||
+        (has_temperatures && !row_numbers_of(&m, buffer_of(&f->arguments, 2), r.segments.count, &temperatures))) {
         free(r.indptr);
         return wrong(f);
     }
@@ -244,14 +256,15 @@ void *csm_xla_segment_cross_entropy(xla_frame *f) {
     options.label_type = CSM_INT32;
     options.has_ignore = 1;
     options.ignore = (uint64_t)-1;
+    options.temperatures = has_temperatures ? &temperatures.view : NULL;
     read_real(f, "temperature", &options.temperature);
     read_real(f, "label_smoothing", &options.label_smoothing);
     read_real(f, "z_loss", &options.z_loss);
     options.reduction = CSM_NONE;
     options.threads = threads(f);
     double total, *each = malloc((numbers | 1) * sizeof(double));
-    csm_status status = each ? CSM_OK : CSM_NO_MEMORY;
-    if (each) {
+    csm_status status = CSM_NO_MEMORY;
+    if (each && (!has_temperatures || temperatures.view.data)) {
         const csm_view losses = csm_contiguous(&m.shape, r.segments.count, each, sizeof(double));
         status = csm_run_segment_loss(m.dtype, csm_current_table(), &m.shape, &r.segments, &m.x,
                                       has_gradient ? &gradient : NULL, &losses, NULL, &total, &options);
@@ -261,6 +274,7 @@ void *csm_xla_segment_cross_entropy(xla_frame *f) {
         else ((float *)loss.data)[i] = (float)each[i];
     }
     free(each);
+    free(temperatures.memory);
     free(r.indptr);
     return failed_with(f, status);
 }

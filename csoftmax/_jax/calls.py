@@ -85,18 +85,21 @@ def is_for_rows(value: Any) -> bool:
 
 def check_rows(name: str, value: Any, x: jax.Array, axis: int) -> jax.Array:
     """A number for each row, from an array of length 1 along the axis that broadcasts to x; it may be traced."""
+    return jnp.squeeze(broadcast_numbers(name, value, (*x.shape[:axis], 1, *x.shape[axis + 1 :])), axis)
+
+
+def broadcast_numbers(name: str, value: Any, shape: tuple[int, ...]) -> jax.Array:
+    """Real numbers broadcast to a shape, in float64 or float32; they may be traced."""
     given = jnp.asarray(value)
     if not jnp.issubdtype(given.dtype, jnp.floating) and not jnp.issubdtype(given.dtype, jnp.integer):
         raise TypeError(f"{name} must hold real numbers, got {given.dtype}")
-    shape = (*x.shape[:axis], 1, *x.shape[axis + 1 :])
     try:
-        rows = jnp.broadcast_to(given, shape)
+        numbers = jnp.broadcast_to(given, shape)
     except ValueError:
         raise ValueError(
             f"{name} has shape {given.shape}; allowed are a number and what broadcasts to {shape}"
         ) from None
-    wide = jnp.float64 if rows.dtype == jnp.float64 else jnp.float32
-    return jnp.squeeze(rows, axis).astype(wide)
+    return numbers.astype(jnp.float64 if numbers.dtype == jnp.float64 else jnp.float32)
 
 
 def check_temperature(temperature: Any, x: jax.Array, axis: int) -> tuple[jax.Array | None, float]:

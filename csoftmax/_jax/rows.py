@@ -212,12 +212,16 @@ def _logsumexp_backward(temperature: float, saved: Any, dy: jax.Array) -> tuple[
     p, dy = _softmax(x, temperatures, temperature), dy[..., None]
     if temperatures is None:
         return scale_softmax(p, dy, temperature), None
-    each = temperatures[..., None]
-    mantissa, exponent = jnp.frexp(each)
-    wide = dy.astype(jnp.promote_types(x.dtype, jnp.float32))
-    near = (p * (wide / each.astype(wide.dtype))).astype(x.dtype)
+    return scale_softmax_by(p, dy, temperatures[..., None]), jnp.zeros_like(temperatures)
+
+
+def scale_softmax_by(p: jax.Array, dy: jax.Array, temperatures: jax.Array) -> jax.Array:
+    """Softmax p times dy / T for an array of temperatures, which broadcasts to p."""
+    mantissa, exponent = jnp.frexp(temperatures)
+    wide = dy.astype(jnp.promote_types(p.dtype, jnp.float32))
+    near = (p * (wide / temperatures.astype(wide.dtype))).astype(p.dtype)
     far = _scale_far(p, wide, mantissa.astype(wide.dtype), exponent)
-    return jnp.where(jnp.abs(exponent) <= 60, near, far), jnp.zeros_like(temperatures)
+    return jnp.where(jnp.abs(exponent) <= 60, near, far)
 
 
 def scale_softmax(p: jax.Array, dy: jax.Array, temperature: float) -> jax.Array:

@@ -17,8 +17,19 @@ from jax.typing import ArrayLike
 
 from .._arguments.numbers import check_integer
 from .._arguments.segments import Segments, as_segments, check_num_segments, check_one_given
-from .calls import call_kernel, check_floating, check_mask, check_number, is_equal, leave_out, like, mean_of
-from .rows import scale_softmax
+from .calls import (
+    broadcast_numbers,
+    call_kernel,
+    check_floating,
+    check_mask,
+    check_number,
+    is_equal,
+    is_for_rows,
+    leave_out,
+    like,
+    mean_of,
+)
+from .rows import scale_softmax, scale_softmax_by
 
 Arrays = tuple[jax.Array, jax.Array]
 
@@ -63,21 +74,46 @@ def _call(name: str, results: Any, *arrays: jax.Array, **attributes: Any) -> Any
     return call_kernel(f"segment_{name}", results, *arrays, vmap_method="sequential", **attributes)
 
 
-def _define_segment_function(name: str) -> Callable[[jax.Array, jax.Array, jax.Array, float], jax.Array]:
+def _check_temperature(temperature: Any, x: jax.Array, axis: int, count: int) -> tuple[jax.Array | None, float]:
+    """The temperatures of `count` segments, which come last, or None; and the one for all."""
+    if not is_for_rows(temperature):
+        return None, check_number("temperature", temperature, 0)
+    if jnp.shape(temperature) == (count,):  # one for each segment, on whichever axis these are
+        temperature = jnp.reshape(jnp.asarray(temperature), [count if i == axis else 1 for i in range(x.ndim)])
+    each = broadcast_numbers("temperature", temperature, (*x.shape[:axis], count, *x.shape[axis + 1 :]))
+    return jax.lax.stop_gradient(jnp.moveaxis(each, axis, -1)), 1.0
+
+
+def _given(*arrays: jax.Array | None) -> list[jax.Array]:
+    return [a for a in arrays if a is not None]
+
+
+def _no_gradients(temperatures: jax.Array | None) -> tuple[Any, None, None]:
+    """The gradients of temperatures, offsets and order."""
+    return None if temperatures is None else jnp.zeros_like(temperatures), None, None
+
+
+# A function of elements, of temperatures of the segments or None, of offsets, order and one temperature.
+_SegmentFunction = Callable[[jax.Array, Any, jax.Array, jax.Array, float], jax.Array]
+
+
+def _define_segment_function(name: str) -> _SegmentFunction:
     """Define a function of elements along the last axis, with its gradient from dy and y."""
 
-    @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-    def elements(x: jax.Array, indptr: jax.Array, order: jax.Array, temperature: float) -> jax.Array:
-        return _call(name, like(x), x, indptr, order, temperature=np.float64(temperature))
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+    def elements(
+        x: jax.Array, temperatures: jax.Array | None, indptr: jax.Array, order: jax.Array, temperature: float
+    ) -> jax.Array:
+        return _call(name, like(x), *_given(x, temperatures, indptr, order), temperature=np.float64(temperature))
 
-    def forward(x: jax.Array, indptr: jax.Array, order: jax.Array, temperature: float) -> Any:
-        y = elements(x, indptr, order, temperature)
-        return y, (y, indptr, order)
+    def forward(x: jax.Array, temperatures: Any, indptr: jax.Array, order: jax.Array, temperature: float) -> Any:
+        y = elements(x, temperatures, indptr, order, temperature)
+        return y, (y, temperatures, indptr, order)
 
     def backward(temperature: float, saved: Any, dy: jax.Array) -> Any:
-        y, indptr, order = saved
-        dx = _call(f"{name}_vjp", like(y), dy, y, indptr, order, temperature=np.float64(temperature))
-        return dx, None, None
+        y, temperatures, *_ = saved
+        dx = _call(f"{name}_vjp", like(y), *_given(dy, *saved), temperature=np.float64(temperature))
+        return dx, *_no_gradients(temperatures)
 
     elements.defvjp(forward, backward)
     return elements
@@ -87,59 +123,82 @@ _softmax = _define_segment_function("softmax")
 _log_softmax = _define_segment_function("log_softmax")
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _logsumexp(x: jax.Array, indptr: jax.Array, order: jax.Array, temperature: float) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _logsumexp(
+    x: jax.Array, temperatures: jax.Array | None, indptr: jax.Array, order: jax.Array, temperature: float
+) -> jax.Array:
     count = indptr.shape[0] - 1
     result = jax.ShapeDtypeStruct((*x.shape[:-1], count), x.dtype)
     if count == 0:
         return jnp.zeros(result.shape, result.dtype)
-    return _call("logsumexp", result, x, indptr, order, temperature=np.float64(temperature))
+    return _call("logsumexp", result, *_given(x, temperatures, indptr, order), temperature=np.float64(temperature))
 
 
-def _of_elements(values: jax.Array, indptr: jax.Array, order: jax.Array, length: int) -> jax.Array:
-    """For each element the value of its segment, along the last axis, and 0 for those of none."""
+def _of_elements(values: jax.Array, indptr: jax.Array, order: jax.Array, length: int, absent: float = 0.0) -> jax.Array:
+    """For each element the value of its segment, along the last axis, and `absent` for those of none."""
     places = jnp.arange(length, dtype=indptr.dtype)
     segment = jnp.searchsorted(indptr, places, side="right") - 1
     segment = jnp.where((places >= indptr[0]) & (places < indptr[-1]), segment, values.shape[-1])
     if order.shape[0]:
         segment = jnp.zeros_like(segment).at[order].set(segment)
-    padded = jnp.concatenate([values, jnp.zeros((*values.shape[:-1], 1), values.dtype)], axis=-1)
+    padded = jnp.concatenate([values, jnp.full((*values.shape[:-1], 1), absent, values.dtype)], axis=-1)
     return padded[..., segment]
 
 
-def _logsumexp_forward(x: jax.Array, indptr: jax.Array, order: jax.Array, temperature: float) -> Any:
-    return _logsumexp(x, indptr, order, temperature), (x, indptr, order)
+def _logsumexp_forward(
+    x: jax.Array, temperatures: jax.Array | None, indptr: jax.Array, order: jax.Array, temperature: float
+) -> Any:
+    return _logsumexp(x, temperatures, indptr, order, temperature), (x, temperatures, indptr, order)
 
 
 def _logsumexp_backward(temperature: float, saved: Any, dy: jax.Array) -> Any:
-    x, indptr, order = saved
-    p = _softmax(x, indptr, order, temperature)
-    return scale_softmax(p, _of_elements(dy, indptr, order, x.shape[-1]), temperature), None, None
+    x, temperatures, indptr, order = saved
+    p = _softmax(x, temperatures, indptr, order, temperature)
+    dy = _of_elements(dy, indptr, order, x.shape[-1])
+    if temperatures is None:
+        dx = scale_softmax(p, dy, temperature)
+    else:
+        dx = scale_softmax_by(p, dy, _of_elements(temperatures, indptr, order, x.shape[-1], 1.0))
+    return dx, *_no_gradients(temperatures)
 
 
 _logsumexp.defvjp(_logsumexp_forward, _logsumexp_backward)
 
 
-def _compute_losses(x: jax.Array, labels: jax.Array, arrays: Arrays, options: Any, gradient: bool) -> list[jax.Array]:
+def _compute_losses(x: jax.Array, labels: jax.Array, others: Any, options: Any, gradient: bool) -> list[jax.Array]:
     results = [jax.ShapeDtypeStruct(labels.shape, jnp.promote_types(x.dtype, jnp.float32))]
     results += [like(x)] * gradient
-    return _call("cross_entropy", results, x, labels, *arrays, **dict(options))
+    return _call("cross_entropy", results, *_given(x, labels, *others), **dict(options))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _loss(x: jax.Array, labels: jax.Array, indptr: jax.Array, order: jax.Array, options: Any) -> jax.Array:
-    return _compute_losses(x, labels, (indptr, order), options, gradient=False)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _loss(
+    x: jax.Array,
+    labels: jax.Array,
+    temperatures: jax.Array | None,
+    indptr: jax.Array,
+    order: jax.Array,
+    options: Any,
+) -> jax.Array:
+    return _compute_losses(x, labels, (temperatures, indptr, order), options, gradient=False)[0]
 
 
-def _loss_forward(x: jax.Array, labels: jax.Array, indptr: jax.Array, order: jax.Array, options: Any) -> Any:
-    loss, gradient = _compute_losses(x, labels, (indptr, order), options, gradient=True)
-    return loss, (gradient, indptr, order)
+def _loss_forward(
+    x: jax.Array,
+    labels: jax.Array,
+    temperatures: jax.Array | None,
+    indptr: jax.Array,
+    order: jax.Array,
+    options: Any,
+) -> Any:
+    loss, gradient = _compute_losses(x, labels, (temperatures, indptr, order), options, gradient=True)
+    return loss, (gradient, temperatures, indptr, order)
 
 
 def _loss_backward(options: Any, saved: Any, upstream: jax.Array) -> Any:
-    gradient, indptr, order = saved
+    gradient, temperatures, indptr, order = saved
     factor = _of_elements(upstream, indptr, order, gradient.shape[-1])
-    return (gradient * factor).astype(gradient.dtype), None, None, None
+    return (gradient * factor).astype(gradient.dtype), None, *_no_gradients(temperatures)
 
 
 _loss.defvjp(_loss_forward, _loss_backward)
@@ -149,7 +208,7 @@ def _apply(
     function: Any,
     x: ArrayLike,
     axis: SupportsIndex,
-    temperature: float,
+    temperature: ArrayLike,
     where: ArrayLike | None,
     absent: float,
     given: tuple[Any, Any, Any, Segments | None],
@@ -157,8 +216,9 @@ def _apply(
     """Apply a function of the elements along an axis where the mask is True; the others become `absent`."""
     x, axis = check_floating("x", x, axis)
     arrays = _segment_arrays(*given, x.shape[axis], axis)
-    number, mask = check_number("temperature", temperature, 0), check_mask(where, x)
-    result = jnp.moveaxis(function(jnp.moveaxis(leave_out(x, mask), axis, -1), *arrays, number), -1, axis)
+    each, number = _check_temperature(temperature, x, axis, arrays[0].shape[0] - 1)
+    mask = check_mask(where, x)
+    result = jnp.moveaxis(function(jnp.moveaxis(leave_out(x, mask), axis, -1), each, *arrays, number), -1, axis)
     return result if mask is None else jnp.where(mask, result, jnp.asarray(absent, x.dtype))
 
 
@@ -170,7 +230,7 @@ def segment_softmax(
     num_segments: int | None = None,
     segments: Segments | None = None,
     axis: SupportsIndex = 0,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
 ) -> jax.Array:
     """`csoftmax.segment_softmax` with a gradient.
@@ -188,8 +248,9 @@ def segment_softmax(
         The segments, checked and sorted before.
     axis : int, default 0
         The axis of the elements.
-    temperature : float > 0, default 1.0
-        T, which cannot be traced.
+    temperature : float > 0 or array of them, default 1.0
+        T. A number cannot be traced; an array of shape (S,) has one for each segment, any other with axes broadcasts to
+        the shape of x with S along `axis`, and both can. No gradient flows to it.
     where : jax.Array of bool, broadcastable to x, optional
         Mask. Elements where it is False are left out: their result and their gradient are exactly 0.
 
@@ -221,7 +282,7 @@ def segment_log_softmax(
     num_segments: int | None = None,
     segments: Segments | None = None,
     axis: SupportsIndex = 0,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
 ) -> jax.Array:
     """`csoftmax.segment_log_softmax` with a gradient.
@@ -259,7 +320,7 @@ def segment_logsumexp(
     num_segments: int | None = None,
     segments: Segments | None = None,
     axis: SupportsIndex = 0,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
 ) -> jax.Array:
     """`csoftmax.segment_logsumexp` with a gradient.
@@ -288,8 +349,9 @@ def segment_logsumexp(
     """
     x, axis = check_floating("x", x, axis)
     arrays = _segment_arrays(indptr, segment_ids, num_segments, segments, x.shape[axis], axis)
+    each, number = _check_temperature(temperature, x, axis, arrays[0].shape[0] - 1)
     x = jnp.moveaxis(leave_out(x, check_mask(where, x)), axis, -1)
-    return jnp.moveaxis(_logsumexp(x, *arrays, check_number("temperature", temperature, 0)), -1, axis)
+    return jnp.moveaxis(_logsumexp(x, each, *arrays, number), -1, axis)
 
 
 def segment_cross_entropy(
@@ -304,7 +366,7 @@ def segment_cross_entropy(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     reduction: Literal["mean", "sum", "none"] = "mean",
 ) -> jax.Array:
     """`csoftmax.segment_cross_entropy` of labels, with a gradient that is computed with the loss.
@@ -316,8 +378,10 @@ def segment_cross_entropy(
     labels : jax.Array of int
         Which element of its segment, of the shape of x with the number of segments along `axis`. A label that is no
         element of its segment raises JAX's runtime error.
-    ignore_index, label_smoothing, z_loss, temperature
-        As in `csoftmax.segment_cross_entropy`; they cannot be traced, and the temperature is one number.
+    ignore_index, label_smoothing, z_loss
+        As in `csoftmax.segment_cross_entropy`; they cannot be traced.
+    temperature : float > 0 or array of them, default 1.0
+        As in `segment_softmax`.
     reduction : {"mean", "sum", "none"}
         The mean is over the segments that are not ignored. Over none of them it is NaN with a gradient of 0.
 
@@ -348,8 +412,9 @@ def segment_cross_entropy(
         raise TypeError(f"labels must be integers, got {target.dtype}")
     if target.shape != shape:
         raise ValueError(f"labels has shape {target.shape}; there is one for each segment, {shape}")
+    each, number = _check_temperature(temperature, x, axis, arrays[0].shape[0] - 1)
     options = (
-        ("temperature", np.float64(check_number("temperature", temperature, 0))),
+        ("temperature", np.float64(number)),
         ("label_smoothing", np.float64(check_number("label_smoothing", label_smoothing, 0, 1, open_low=False))),
         ("z_loss", np.float64(check_number("z_loss", z_loss, 0, open_low=False))),
     )
@@ -357,7 +422,7 @@ def segment_cross_entropy(
     bounds = jnp.iinfo(jnp.int32)
     is_label = (target >= 0) & (target <= bounds.max)
     codes = jnp.where(ignored, -1, jnp.where(is_label, target, bounds.min).astype(jnp.int32))
-    losses = _loss(jnp.moveaxis(x, axis, -1), jnp.moveaxis(codes, axis, -1), *arrays, options)
+    losses = _loss(jnp.moveaxis(x, axis, -1), jnp.moveaxis(codes, axis, -1), each, *arrays, options)
     losses = jnp.moveaxis(losses, -1, axis)
     if reduction == "none":
         return losses

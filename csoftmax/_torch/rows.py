@@ -106,6 +106,14 @@ def scale_softmax(p: Tensor, dy: Tensor, temperature: float) -> Tensor:
     return _scale_far(p, dy, temperature, mantissa, exponent)
 
 
+def scale_softmax_by(p: Tensor, dy: Tensor, t: Tensor) -> Tensor:
+    """Softmax p times dy / T for a tensor of temperatures in float64, which broadcasts to p."""
+    wide = torch.float64 if p.dtype == torch.float64 else torch.float32
+    near = (p.to(wide) * (dy.to(wide) / t.to(wide))).to(p.dtype)
+    mantissas, exponents = torch.frexp(t)
+    return torch.where(exponents.abs() <= 60, near, _scale_far(p, dy, t, mantissas, exponents))
+
+
 def _scale_far(p: Tensor, dy: Tensor, t: Any, mantissa: Any, exponent: Any) -> Tensor:
     """The product p dy / T for T = mantissa 2**exponent, a number or a tensor, of any magnitude."""
     if p.dtype != torch.float64:
@@ -126,13 +134,7 @@ def _compute_logsumexp_vjp(
     to: Any = like(x)
     p = csoftmax.softmax(x.detach(), axis=dim, temperature=choose_number(temperature, rows), where=where, out=to)
     dy = dy.detach().unsqueeze(dim) if x.dim() else dy.detach()
-    if rows is None:
-        return scale_softmax(p, dy, temperature)
-    t = rows.detach().double()
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    near = (p.to(wide) * (dy.to(wide) / t.to(wide))).to(x.dtype)
-    mantissas, exponents = torch.frexp(t)
-    return torch.where(exponents.abs() <= 60, near, _scale_far(p, dy, t, mantissas, exponents))
+    return scale_softmax(p, dy, temperature) if rows is None else scale_softmax_by(p, dy, rows.detach().double())
 
 
 _logsumexp_vjp = define(

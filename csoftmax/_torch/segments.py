@@ -21,17 +21,19 @@ from .operators import (
     check_constants,
     check_floating,
     check_int,
-    check_number_temperature,
+    check_temperature,
     check_tensors,
+    choose_number,
     define,
     detach,
     keep_gradients,
     like,
     loss_dtype,
     multiply,
+    number_or_rows,
     of_loss,
 )
-from .rows import scale_softmax
+from .rows import scale_softmax, scale_softmax_by
 
 
 def _sort_ids(ids: Tensor, num_segments: int) -> tuple[Tensor, Tensor]:
@@ -75,39 +77,47 @@ def segments_of(indptr: Tensor, order: Tensor | None) -> Segments:
     return hold_segments(indptr.cpu().numpy(), order.cpu().numpy(), order.numel())
 
 
-_SEGMENTS = "Tensor indptr, Tensor order, int dim, float temperature"
+_SEGMENTS = "Tensor indptr, Tensor order, int dim, float temperature, Tensor? temperatures"
+
+
+def _options_of(
+    indptr: Tensor, order: Tensor, dim: int, temperature: float, temperatures: Tensor | None
+) -> dict[str, Any]:
+    """The keywords of a call of `csoftmax` from what _SEGMENTS declares."""
+    number = choose_number(temperature, temperatures)
+    return {"segments": segments_of(indptr, order), "axis": dim, "temperature": number}
 
 
 def _define_segment_function(name: str) -> Any:
     """Define the operators of a function of `csoftmax` and of its vjp; y tells the latter what is masked."""
     function, function_vjp = getattr(csoftmax, f"segment_{name}"), getattr(csoftmax, f"segment_{name}_vjp")
 
-    def compute_vjp(dy: Tensor, y: Tensor, indptr: Tensor, order: Tensor, dim: int, temperature: float) -> Tensor:
-        options = {"segments": segments_of(indptr, order), "axis": dim, "temperature": temperature}
-        return function_vjp(dy.detach(), y.detach(), out=like(y), **options)
+    def compute_vjp(dy: Tensor, y: Tensor, *segments: Any) -> Tensor:
+        return function_vjp(dy.detach(), y.detach(), out=like(y), **_options_of(*segments))
 
-    def compute(x: Tensor, indptr: Tensor, order: Tensor, dim: int, temperature: float, where: Tensor | None) -> Tensor:
-        options = {"segments": segments_of(indptr, order), "axis": dim, "temperature": temperature}
-        return function(x.detach(), where=where, out=like(x), **options)
+    def compute(x: Tensor, *segments_and_where: Any) -> Tensor:
+        *segments, where = segments_and_where
+        return function(x.detach(), where=where, out=like(x), **_options_of(*segments))
 
     def save(ctx: Any, inputs: Any, output: Tensor) -> None:
-        _, indptr, order, ctx.dim, ctx.temperature, _ = inputs
-        ctx.save_for_backward(output, indptr, order)
+        _, indptr, order, ctx.dim, ctx.temperature, temperatures, _ = inputs
+        ctx.save_for_backward(output, indptr, order, *([] if temperatures is None else [temperatures]))
 
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return vjp(dy, *ctx.saved_tensors, ctx.dim, ctx.temperature), *[None] * 5
+        y, indptr, order, *temperatures = ctx.saved_tensors
+        return vjp(dy, y, indptr, order, ctx.dim, ctx.temperature, *(temperatures or [None])), *[None] * 6
 
     vjp = define(
         f"segment_{name}_vjp",
         f"(Tensor dy, Tensor y, {_SEGMENTS}) -> Tensor",
         compute_vjp,
-        lambda dy, y, indptr, order, dim, temperature: like(y),
+        lambda dy, y, *segments: like(y),
     )
     return define(
         f"segment_{name}",
         f"(Tensor x, {_SEGMENTS}, Tensor? where) -> Tensor",
         compute,
-        lambda x, indptr, order, dim, temperature, where: like(x),
+        lambda x, *segments_and_where: like(x),
         backward,
         save,
     )
@@ -117,12 +127,9 @@ _softmax = _define_segment_function("softmax")
 _log_softmax = _define_segment_function("log_softmax")
 
 
-def _compute_logsumexp(
-    x: Tensor, indptr: Tensor, order: Tensor, dim: int, temperature: float, where: Tensor | None
-) -> Tensor:
-    segments = segments_of(indptr, order)
-    result = csoftmax.segment_logsumexp(x.detach(), segments=segments, axis=dim, temperature=temperature, where=where)
-    return torch.as_tensor(result)
+def _compute_logsumexp(x: Tensor, *segments_and_where: Any) -> Tensor:
+    *segments, where = segments_and_where
+    return torch.as_tensor(csoftmax.segment_logsumexp(x.detach(), where=where, **_options_of(*segments)))
 
 
 def _reduced_shape(x: Tensor, indptr: Tensor, dim: int) -> list[int]:
@@ -131,50 +138,63 @@ def _reduced_shape(x: Tensor, indptr: Tensor, dim: int) -> list[int]:
     return shape
 
 
-def _fake_logsumexp(
-    x: Tensor, indptr: Tensor, order: Tensor, dim: int, temperature: float, where: Tensor | None
-) -> Tensor:
+def _fake_logsumexp(x: Tensor, indptr: Tensor, order: Tensor, dim: int, *options: Any) -> Tensor:
     return torch.empty(_reduced_shape(x, indptr, dim), dtype=x.dtype, device=x.device)
 
 
 def _compute_logsumexp_vjp(
-    dy: Tensor, x: Tensor, indptr: Tensor, order: Tensor, dim: int, temperature: float, where: Tensor | None
+    dy: Tensor,
+    x: Tensor,
+    indptr: Tensor,
+    order: Tensor,
+    dim: int,
+    temperature: float,
+    temperatures: Tensor | None,
+    where: Tensor | None,
 ) -> Tensor:
     to: Any = like(x)
-    options: dict[str, Any] = {"segments": segments_of(indptr, order), "axis": dim, "temperature": temperature}
+    options = _options_of(indptr, order, dim, temperature, temperatures)
     p = csoftmax.segment_softmax(x.detach(), where=where, out=to, **options)
-    return scale_softmax(p, _of_elements(dy.detach(), indptr, order, dim, x.shape[dim]), temperature)
+    dy = _of_elements(dy.detach(), indptr, order, dim, x.shape[dim])
+    if temperatures is None:
+        return scale_softmax(p, dy, temperature)
+    shape, t = _reduced_shape(x, indptr, dim), temperatures.detach().double()
+    if t.dim() == 1 and len(t) == shape[dim]:  # one for each segment, on whichever axis these are
+        t = t.reshape([len(t) if i == dim % x.dim() else 1 for i in range(x.dim())])
+    return scale_softmax_by(p, dy, _of_elements(t.broadcast_to(shape), indptr, order, dim, x.shape[dim], 1.0))
 
 
-def _of_elements(values: Tensor, indptr: Tensor, order: Tensor, dim: int, count: int) -> Tensor:
-    """For each element the value of its segment, and 0 for those of none."""
+def _of_elements(values: Tensor, indptr: Tensor, order: Tensor, dim: int, count: int, absent: float = 0.0) -> Tensor:
+    """For each element the value of its segment, and `absent` for those of none."""
     offsets = indptr.to(values.device, torch.int64)
     places = torch.arange(count, device=values.device)
     segment = torch.searchsorted(offsets, places, right=True) - 1
     segment = torch.where((places >= offsets[0]) & (places < offsets[-1]), segment, offsets.numel() - 1)
     if order.numel():
         segment = torch.empty_like(segment).index_copy_(0, order.to(values.device, torch.int64), segment)
-    zero = values.new_zeros([1 if i == dim % values.dim() else n for i, n in enumerate(values.shape)])
-    return torch.cat([values, zero], dim).index_select(dim, segment)
+    last = values.new_full([1 if i == dim % values.dim() else n for i, n in enumerate(values.shape)], absent)
+    return torch.cat([values, last], dim).index_select(dim, segment)
 
 
 _logsumexp_vjp = define(
     "segment_logsumexp_vjp",
     f"(Tensor dy, Tensor x, {_SEGMENTS}, Tensor? where) -> Tensor",
     _compute_logsumexp_vjp,
-    lambda dy, x, indptr, order, dim, temperature, where: like(x),
+    lambda dy, x, *segments_and_where: like(x),
 )
 
 
 def _save_logsumexp(ctx: Any, inputs: Any, output: Tensor) -> None:
-    x, indptr, order, ctx.dim, ctx.temperature, where = inputs
-    ctx.save_for_backward(x, indptr, order, *([] if where is None else [where]))
+    x, indptr, order, ctx.dim, ctx.temperature, *others = inputs
+    ctx.is_given = [t is not None for t in others]
+    ctx.save_for_backward(x, indptr, order, *[t for t in others if t is not None])
 
 
 def _differentiate_logsumexp(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    x, indptr, order, *where = ctx.saved_tensors
-    grad = _logsumexp_vjp(dy, x, indptr, order, ctx.dim, ctx.temperature, *(where or [None]))
-    return grad, *[None] * 5
+    x, indptr, order, *given = ctx.saved_tensors
+    saved = iter(given)
+    others = [next(saved) if is_given else None for is_given in ctx.is_given]
+    return _logsumexp_vjp(dy, x, indptr, order, ctx.dim, ctx.temperature, *others), *[None] * 6
 
 
 _logsumexp = define(
@@ -194,6 +214,7 @@ def _compute_loss(
     order: Tensor,
     dim: int,
     temperature: float,
+    temperatures: Tensor | None,
     sample_weight: Tensor | None,
     positives: str,
     ignore_index: int,
@@ -205,9 +226,9 @@ def _compute_loss(
     """Loss, and the gradient of its sum or mean, or an empty tensor."""
     (weight,) = detach(sample_weight)
     options: dict[str, Any] = {
-        **{"segments": segments_of(indptr, order), "axis": dim, "temperature": temperature, "sample_weight": weight},
+        **_options_of(indptr, order, dim, temperature, temperatures),
         **{"positives": positives, "ignore_index": ignore_index, "label_smoothing": label_smoothing, "z_loss": z_loss},
-        "reduction": reduction,
+        **{"sample_weight": weight, "reduction": reduction},
     }
     if not gradient:
         loss = csoftmax.segment_cross_entropy(x.detach(), target.detach(), **options)
@@ -230,12 +251,12 @@ def _save_loss(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
     keep_gradients(ctx, output[1], indptr, order)
 
 
-@of_loss(13)
+@of_loss(14)
 def _differentiate_loss(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     grad, indptr, order = ctx.saved_tensors
     if ctx.reduction == "none":
         upstream = _of_elements(upstream, indptr, order, ctx.dim, ctx.count)
-    return multiply(grad, upstream), *[None] * 12
+    return multiply(grad, upstream), *[None] * 13
 
 
 _cross_entropy = define(
@@ -257,7 +278,7 @@ def segment_softmax(
     num_segments: int | None = None,
     segments: Segments | None = None,
     dim: int = 0,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     where: Tensor | None = None,
 ) -> Tensor:
     """`csoftmax.segment_softmax` with a gradient.
@@ -274,8 +295,9 @@ def segment_softmax(
         The segments, checked and sorted before.
     dim : int, default 0
         The axis of the elements.
-    temperature : float > 0, default 1.0
-        T.
+    temperature : float > 0 or torch.Tensor of them, default 1.0
+        T; a tensor of shape (S,) has one for each segment, any other with axes broadcasts to the shape of x with S
+        along `dim`. No gradient flows to it.
     where : torch.Tensor of bool, broadcastable to x, optional
         Mask. Elements where it is False are left out: their result and their gradient are exactly 0.
 
@@ -301,7 +323,7 @@ def segment_softmax(
     check_floating("x", x)
     check_tensors(where=where)
     tensors = segment_tensors(indptr, segment_ids, num_segments, segments)
-    return _softmax(x, *tensors, check_int("dim", dim), check_number_temperature(temperature, x), where)
+    return _softmax(x, *tensors, check_int("dim", dim), *check_temperature(temperature, x), where)
 
 
 def segment_log_softmax(
@@ -312,7 +334,7 @@ def segment_log_softmax(
     num_segments: int | None = None,
     segments: Segments | None = None,
     dim: int = 0,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     where: Tensor | None = None,
 ) -> Tensor:
     """`csoftmax.segment_log_softmax` with a gradient.
@@ -342,7 +364,7 @@ def segment_log_softmax(
     check_floating("x", x)
     check_tensors(where=where)
     tensors = segment_tensors(indptr, segment_ids, num_segments, segments)
-    return _log_softmax(x, *tensors, check_int("dim", dim), check_number_temperature(temperature, x), where)
+    return _log_softmax(x, *tensors, check_int("dim", dim), *check_temperature(temperature, x), where)
 
 
 def segment_logsumexp(
@@ -353,7 +375,7 @@ def segment_logsumexp(
     num_segments: int | None = None,
     segments: Segments | None = None,
     dim: int = 0,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     where: Tensor | None = None,
 ) -> Tensor:
     """`csoftmax.segment_logsumexp` with a gradient.
@@ -383,7 +405,7 @@ def segment_logsumexp(
     check_floating("x", x)
     check_tensors(where=where)
     tensors = segment_tensors(indptr, segment_ids, num_segments, segments)
-    return _logsumexp(x, *tensors, check_int("dim", dim), check_number_temperature(temperature, x), where)
+    return _logsumexp(x, *tensors, check_int("dim", dim), *check_temperature(temperature, x), where)
 
 
 def segment_cross_entropy(
@@ -400,7 +422,7 @@ def segment_cross_entropy(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
     """`csoftmax.segment_cross_entropy` with a gradient with respect to x, computed with the loss.
@@ -410,8 +432,7 @@ def segment_cross_entropy(
     x, indptr, segment_ids, num_segments, segments, dim
         As in `segment_softmax`.
     target, sample_weight, positives, ignore_index, label_smoothing, z_loss, temperature, reduction
-        As in `csoftmax.segment_cross_entropy`, tensors in place of arrays; no gradient flows to them. The temperature
-        is one number.
+        As in `csoftmax.segment_cross_entropy`, tensors in place of arrays; no gradient flows to them.
 
     Returns
     -------
@@ -438,6 +459,6 @@ def segment_cross_entropy(
     tensors = segment_tensors(indptr, segment_ids, num_segments, segments)
     numbers = as_number("label_smoothing", label_smoothing), as_number("z_loss", z_loss)
     ignored, gradient = check_integer("ignore_index", ignore_index), x.requires_grad and torch.is_grad_enabled()
-    t = as_number("temperature", temperature)
     options = sample_weight, positives, ignored, *numbers, reduction, gradient
-    return _cross_entropy(x, target, *tensors, check_int("dim", dim), t, *options)[0]
+    t = number_or_rows("temperature", temperature)
+    return _cross_entropy(x, target, *tensors, check_int("dim", dim), *t, *options)[0]

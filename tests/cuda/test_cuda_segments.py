@@ -57,8 +57,12 @@ def test_blocks(gpu):
     """A tuple of axes: block-sparse rows."""
     x = logits((6, 2, 5), "float32", 4, 3.0)
     segments = csoftmax.Segments(segment_ids=[2, 0, 2, 1, 0, 0])
-    for name in FUNCTIONS:
-        both(gpu, name, (x,), segments, axis=(0, 2))
+    for name, shape in zip(FUNCTIONS, (x.shape, x.shape, (3, 2)), strict=True):
+        y = both(gpu, name, (x,), segments, axis=(0, 2))
+        assert y.shape == shape
+        if name == "segment_softmax":  # the bits of the joined elements of each segment, which sum to 1
+            alone = csoftmax.softmax(x[[0, 2]], axis=(0, 2))
+            assert_same_bits(y[[0, 2]], alone)
 
 
 def test_refused(gpu):

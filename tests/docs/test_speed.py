@@ -26,7 +26,18 @@ def test_page_is_written_by_the_tool():
     written = speed.PAGE.read_text(encoding="utf-8")
     assert written.startswith(speed.INTRODUCTION), f"run: {speed.TOOL}"
     quick = speed.QUICK_NOTE in written
-    assert speed.read_structure(written) == speed.make_structure(quick), f"run: {speed.TOOL}"
+    kept = speed.read_kept(written)
+    assert speed.read_structure(written.removesuffix(kept)) == speed.make_structure(quick), f"run: {speed.TOOL}"
+
+
+def test_figures_of_segments():
+    """The section that the tool keeps has date, machine and command, and each case of its benchmark."""
+    kept = speed.read_kept(speed.PAGE.read_text(encoding="utf-8"))
+    assert kept.startswith("\n## Segments\n")
+    for name in ("- date: 2", "- machine: ", "- command: `python asv_bench/segments.py --rounds "):
+        assert f"\n{name}" in kept, name
+    for case in ("sorted, 5", "sorted, zipf, 8 heads", "random ids, 10,000 segments, ids", "equal lengths, 5, dense"):
+        assert f"\n| {case} | " in kept, case
 
 
 def test_structure_names_every_case():

@@ -61,7 +61,49 @@ def test_losses(reduction):
     np.testing.assert_allclose(pull(jnp.ones_like(loss))[0], expected.grad, 1e-6, 1e-7)
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_temperatures_of_segments(name):
+    """The bits of csoftmax, for one temperature a segment and one for each segment and head; and gradients."""
+    x, dy, function = make_logits(4), make_logits(5), getattr(cj, name)
+    for t in (np.float32([0.5, 2.0, 1.25]), np.float32([[0.5, 3], [1, 0.25], [2, 1e-25]])):
+        options = {"segment_ids": IDS, "temperature": t}
+        y, pull = jax.vjp(lambda z, t: function(z, segment_ids=IDS, temperature=t), x, t)
+        assert np.array_equal(y, getattr(csoftmax, name)(x, **options))
+        dx, dt = pull(jnp.asarray(dy[: y.shape[0]]))
+        assert not np.any(dt)
+        if name == "segment_logsumexp":
+            each = np.broadcast_to(t[:, None] if t.ndim == 1 else t, (3, 2))[np.maximum(IDS, 0)]
+            weight = np.where(IDS[:, None] < 0, 0, dy[np.maximum(IDS, 0)])
+            np.testing.assert_allclose(dx, csoftmax.segment_softmax(x, **options) * (weight / each), 1e-6)
+        else:
+            np.testing.assert_array_equal(dx, getattr(csoftmax, f"{name}_vjp")(dy, np.asarray(y), **options))
+
+
+def test_traced_temperatures():
+    x, t = make_logits(6), np.float32([[1.0, 2.0, 3.0], [0.5, 1.0, 2.0]])
+    stacked = jax.vmap(lambda z, t: cj.segment_softmax(z.T, axis=1, segment_ids=IDS, temperature=t))
+    expected = csoftmax.segment_softmax(x + 1, segment_ids=IDS, temperature=t[1])
+    assert np.array_equal(jax.jit(stacked)(np.stack([x, x + 1]), t)[1].T, expected)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_temperatures_of_losses(reduction):
+    x, labels = make_logits(3), np.array([[0, 1], [-100, -100], [2, 0]])
+    for t in (np.float32([0.5, 2.0, 1.25]), np.float32([[0.5, 3], [1, 0.25], [2, 0.75]])):
+        options = {"segment_ids": IDS, "reduction": reduction, "label_smoothing": 0.1, "temperature": t}
+        loss, pull = jax.vjp(lambda z, o=options: cj.segment_cross_entropy(z, labels, **o), x)
+        expected = csoftmax.segment_cross_entropy_with_grad(x, labels, **options)
+        np.testing.assert_allclose(loss, expected.loss, 1e-6)
+        np.testing.assert_allclose(pull(jnp.ones_like(loss))[0], expected.grad, 1e-6, 1e-7)
+
+
 def test_refused():
+    with pytest.raises(ValueError, match=r"temperature has shape \(4,\); allowed are a number and what broadcasts to"):
+        cj.segment_softmax(jnp.zeros((6, 2)), segment_ids=IDS, temperature=jnp.ones(4))
+    with pytest.raises(Exception, match=r"temperature|csoftmax"):
+        jax.grad(lambda z: cj.segment_softmax(z, segment_ids=IDS, temperature=jnp.zeros(3))[0])(
+            jnp.zeros(6)
+        ).block_until_ready()
     x = jnp.zeros(6)
     with pytest.raises(TypeError, match="num_segments is needed where segment_ids are traced"):
         jax.jit(lambda ids: cj.segment_softmax(x, segment_ids=ids))(IDS)

@@ -62,6 +62,66 @@ def test_losses(reduction):
             assert torch.autograd.gradcheck(loss, (x,))
 
 
+TEMPERATURES = (  # one a segment, one a head, one for each of both
+    torch.tensor([0.5, 2.0, 1.25]),
+    torch.tensor([[0.75, 2.0]]),
+    torch.tensor([[0.5, 3.0], [1.0, 0.25], [2.0, 0.7]], dtype=torch.float64),
+)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("dim", [0, 1])
+def test_temperatures_of_segments(name, dim):
+    x = make_logits(4).detach().movedim(0, dim).contiguous().requires_grad_()
+    for t in TEMPERATURES:
+        options = {"temperature": t if t.dim() == 1 else t.movedim(0, dim)}
+        options["segment_ids"] = IDS
+
+        def finite(z, options=options):
+            y = getattr(ct, name)(z, dim=dim, **options)
+            return torch.where(torch.isfinite(y), y, torch.zeros((), dtype=y.dtype))
+
+        expected = getattr(csoftmax, name)(x.detach(), axis=dim, **options)
+        assert torch.equal(getattr(ct, name)(x, dim=dim, **options), expected)
+        assert torch.autograd.gradcheck(finite, (x,))
+
+
+@pytest.mark.parametrize("t", [1e-250, 1e250])
+def test_temperatures_beyond_the_range_of_their_reciprocals(t):
+    """The gradient of log-sum-exp is softmax times dy / T, which has the bits of a call with the one temperature."""
+    x, dy = make_logits(5), torch.tensor([[1.0, -4.0], [0.5, 2.0], [3.0, 1e-3]], dtype=torch.float64)
+    grads = [
+        torch.autograd.grad(ct.segment_logsumexp(x * t, segment_ids=IDS, temperature=given), x, dy * t)[0]
+        for given in (t, torch.full((3,), t, dtype=torch.float64))
+    ]
+    assert torch.equal(*grads)
+    assert torch.isfinite(grads[0]).all()
+    assert grads[0].count_nonzero() > 6
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_temperatures_of_losses(reduction):
+    x, target = make_logits(1), torch.tensor([[0, 1], [-100, -100], [2, 0]])
+    for t in TEMPERATURES:
+        options = {"segment_ids": IDS, "temperature": t, "reduction": reduction, "label_smoothing": 0.125}
+        loss = ct.segment_cross_entropy(x, target, **options)
+        assert torch.equal(loss, torch.as_tensor(csoftmax.segment_cross_entropy(x.detach(), target, **options)))
+        assert torch.autograd.gradcheck(lambda z, o=options: ct.segment_cross_entropy(z, target, **o), (x,))
+
+
+def test_temperatures_are_constants():
+    x, t = make_logits(), torch.ones(3, requires_grad=True)
+    for name in FUNCTIONS:
+        with pytest.raises(ValueError, match="temperature requires grad, and no gradient flows to it here"):
+            getattr(ct, name)(x, segment_ids=IDS, temperature=t)
+    for name in FUNCTIONS[:2]:
+        y = getattr(ct, name)(x, segment_ids=IDS, temperature=torch.tensor([1.0, 0.0, 1.0]))  # a limit: no gradient
+        with pytest.raises(ValueError, match="temperature must be positive and finite"):
+            y[torch.isfinite(y)].sum().backward()
+    with pytest.raises(ValueError, match=r"temperature has shape \(4,\)"):
+        ct.segment_softmax(x, segment_ids=IDS, temperature=torch.ones(4))
+
+
 def test_handed_over():
     """csoftmax itself hands a tensor that requires grad on."""
     y = csoftmax.segment_softmax(make_logits(), segment_ids=IDS)
@@ -73,7 +133,8 @@ def test_handed_over():
 def test_compile():
     def total(z, ids):
         options = {"segment_ids": ids, "num_segments": 3}
-        return ct.segment_softmax(z, **options).square().sum() + ct.segment_logsumexp(z, **options)[[0, 2]].sum()
+        total = ct.segment_softmax(z, **options).square().sum() + ct.segment_logsumexp(z, **options)[[0, 2]].sum()
+        return total + ct.segment_softmax(z, **options, temperature=TEMPERATURES[0]).square().sum()
 
     x, other = make_logits(3), make_logits(3)
     torch.compile(total, fullgraph=True, backend="aot_eager")(x, IDS).backward()
