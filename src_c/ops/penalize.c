@@ -4,8 +4,8 @@
  *     x > 0: x / theta, else x theta;   then x - p - f c;   then, for every class, x + bias.
  *
  * Passes: none over a row that is penalised in place, unless there is a bias for all classes; else one, which copies
- * it.  Tokens are counted in a table of at least four times their number, and the logits of those seen are read one after
- * the other, so that the reads of a row do not wait for each other.
+ * it.  Tokens are counted in a table of at least four times their number, and the logits of those seen are read one
+ * after the other, so that the reads of a row do not wait for each other.
  * Arithmetic: double, rounded once (half types: through float).  NaN stays NaN; other classes keep their bits.
  * Measured error: 0.5 ULP, and for float64 that of up to five operations in units of their largest number.
  * 500 tokens in each of 64 rows of 128256 floats, in place: docs/decisions/sample.md.

@@ -113,7 +113,8 @@ INLINE void csm_combine_log(const csm_block *blocks, size_t count, csm_row *row)
 }
 /* Each block's distances are to its own maximum: those to the row's are larger by the difference, times the block's sum
  * of e'.  No term is negative. */
-INLINE void csm_combine_entropy(const csm_block *blocks, size_t count, const csm_temperature *t, csm_row *row) {
+INLINE void csm_combine_entropy(const csm_block *blocks, size_t count, const csm_temperature *t, const int single,
+                                csm_row *row) {
     double far = blocks->far, low;
     csm_combine_log(blocks, count, row);
     if (count > 1) {
@@ -128,7 +129,7 @@ INLINE void csm_combine_entropy(const csm_block *blocks, size_t count, const csm
         }
         csm_exact_pair(&sum, (int64_t)row->n, &far, &low);
     }
-    row->tail = csm_entropy(row, far, t);
+    row->tail = csm_entropy(row, far, t, single);
 }
 
 /* For gradients: adds the sums of the blocks as a pair. */

@@ -331,7 +331,8 @@ INLINE size_t FN(tiny_rows)(const csm_rows_job *job, const int exact, const int 
         }
         if (row.is_nan || !keeps_axis) {
             double value = CSM_NAN;
-            if (!row.is_nan) value = entropy ? csm_entropy(&row, block.far, t) : block.max / t->t + row.tail;
+            if (!row.is_nan)
+                value = entropy ? csm_entropy(&row, block.far, t, EXP_MANTISSA == 23) : block.max / t->t + row.tail;
             FN(fill)(y, keeps_axis ? n : 1, value);
             continue;
         }

@@ -25,7 +25,7 @@ static void FN(entropy_pass1)(const void *a, const void *b, void *e, size_t k, c
 }
 
 static void FN(entropy_combine)(const csm_block *blocks, size_t count, const csm_temperature *t, csm_row *row) {
-    csm_combine_entropy(blocks, count, t, row);
+    csm_combine_entropy(blocks, count, t, EXP_MANTISSA == 23, row);
 }
 
 static void FN(log_softmax_combine)(const csm_block *blocks, size_t count, const csm_temperature *t, csm_row *row) {
@@ -143,7 +143,7 @@ INLINE size_t FN(log_rows)(const csm_rows_job *job, csm_op op) {
                           keeps_axis ? (const char *)y : NULL);
         row.max = block.max;
         csm_log_tail(block.count, block.hi, block.lo, block.top, block.top_low, &row);
-        if (entropy) row.tail = csm_entropy(&row, block.far, t);
+        if (entropy) row.tail = csm_entropy(&row, block.far, t, EXP_MANTISSA == 23);
         is_known = job->n <= EARLY_MAX_LENGTH && i + 1 < job->rows;
         if (is_known) max = FN(max)((const char *)x + job->input_step, job->n);
         if (keeps_axis) FN(log_softmax_pass2)(x, NULL, y, job->n, t, &row, &block);
