@@ -617,4 +617,5 @@ def int8_topk(
     TopK(values=array([[3., 2.]]), indices=array([[2, 0]]))
     """
     head = Int8Head(w, bias, copy=False, device=device, num_threads=num_threads)
+    head._layer = head._layer._replace(leading=None)  # which would be made for a single query
     return head.topk(x, k, where=where, exclude=exclude)
