@@ -201,6 +201,11 @@ cdef extern from "core/extension.h" nogil:
         int threads
         int (*interrupt)(void *) noexcept
         const int64_t *order
+        uint8_t *nibbles
+        float *gap
+        float *reach
+        uint8_t *part
+        int is_biased
     ctypedef struct csm_int8_search:
         size_t queries, k
         const double *x
@@ -230,6 +235,7 @@ cdef extern from "core/extension.h" nogil:
         int64_t *probed
     int CSM_INT8_GROUP, CSM_INT8_DIMS
     cpu.csm_status csm_run_int8_quantise(const csm_table *, const csm_int8_layer *, size_t, const int64_t *)
+    cpu.csm_status csm_run_int8_nibbles(const csm_table *, const csm_int8_layer *, size_t, const int64_t *)
     cpu.csm_status csm_run_int8_topk(const csm_table *, const csm_int8_layer *, const csm_int8_search *)
     cpu.csm_status csm_run_int8_lists(const csm_table *, const csm_int8_layer *, const csm_int8_search *,
                                       const csm_int8_lists *)
@@ -241,6 +247,7 @@ cdef extern from "core/extension.h" nogil:
                           int32_t *)
     void csm_run_int8_narrow_dots(const csm_table *, const uint8_t *, size_t, const int8_t *, size_t, const int32_t *,
                                   uint8_t *, int32_t *)
+    void csm_run_int8_nibble_dots(const csm_table *, const uint8_t *, size_t, const int8_t *, int32_t, int32_t *)
 
     ctypedef struct csm_hash:
         size_t hashes

@@ -28,6 +28,13 @@ cdef csm_int8_layer _layer_of(layer, num_threads) except *:
     c.threads = _threads(num_threads)
     c.interrupt = _check_signals
     c.order = <const int64_t *>_address_or_null(layer.order)
+    c.is_biased = layer.is_biased
+    c.nibbles = NULL
+    if layer.leading is not None and layer.leading.nibbles is not None:
+        c.nibbles = <uint8_t *>_address(layer.leading.nibbles)
+        c.gap = <float *>_address(layer.leading.gap)
+        c.reach = <float *>_address(layer.leading.reach)
+        c.part = <uint8_t *>_address(layer.leading.part)
     return c
 
 
@@ -42,6 +49,17 @@ def run_int8_quantise(layer, w, ids, num_threads):
     c.w_axis = w.strides[1]
     with nogil:
         status = csm_run_int8_quantise(csm_current_table(), &c, count, at)
+    _raise(status)
+
+
+def run_int8_nibbles(layer, groups, num_threads):
+    """The leading four bits of the codes of groups (int64), or None: all, and what bounds them."""
+    cdef csm_int8_layer c = _layer_of(layer, num_threads)
+    cdef const int64_t *at = <const int64_t *>_address_or_null(groups)
+    cdef size_t count = len(layer.leading.gap) if groups is None else len(groups)
+    cdef cpu.csm_status status
+    with nogil:
+        status = csm_run_int8_nibbles(csm_current_table(), &c, count, at)
     _raise(status)
 
 
@@ -151,3 +169,11 @@ def run_int8_narrow_dots(codes, x, size_t vectors, offset, scratch, out):
     cdef uint8_t *room = <uint8_t *>_address(scratch)
     cdef int32_t *to = <int32_t *>_address(out)
     csm_run_int8_narrow_dots(csm_current_table(), given, codes.size // 64, a, vectors, start, room, to)
+
+
+def run_int8_nibble_dots(nibbles, x, int32_t offset, out):
+    """The integer products of the leading four bits of one group of 16 classes, for tests."""
+    cdef const uint8_t *given = <const uint8_t *>_address(nibbles)
+    cdef const int8_t *a = <const int8_t *>_address(x)
+    cdef int32_t *to = <int32_t *>_address(out)
+    csm_run_int8_nibble_dots(csm_current_table(), given, nibbles.size // 64, a, offset, to)

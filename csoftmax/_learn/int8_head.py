@@ -55,7 +55,8 @@ class Int8Head:
         The shape of w.
     nbytes : int
         Bytes beside w: K (D + 12) and 4 K for the bias; K (2 D + 16) and 4 K with two limbs. D and K count as their
-        next multiples of 4 and 16. 8 K more with a bias, and 2 D for the scales of columns.
+        next multiples of 4 and 16. 8 K more with a bias, and 2 D for the scales of columns. The first single query
+        adds K (D / 2 + 1.5), the leading four bits of codes, with D as its next multiple of 8.
     stats : dict
         Counts of the last `topk`, `predict` or `topk_softmax`: "rescored_mean" and "rescored_max", the mean and the
         largest number of exact scores of a query; "exact_scans", the number of queries whose scores were all exact,
@@ -106,7 +107,8 @@ class Int8Head:
             raise ValueError(f"limbs must be 1 or 2, got {limbs}")
         self._bias = int8.read_bias(bias, len(weights))
         self._w = weights
-        self._layer = int8.quantise(weights, dtype, self._bias, count, self.num_threads)
+        layer = int8.quantise(weights, dtype, self._bias, count, self.num_threads)
+        self._layer = layer._replace(leading=int8.Leading())
         self.stats: dict[str, float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -410,12 +412,16 @@ class Int8Head:
         writable.residual[ids] = writable.norm[ids] = np.inf
         if writable.second_residual is not None:
             writable.second_residual[ids] = np.inf
+        groups = np.unique(ids // binding.INT8_GROUP)
+        leading = layer.leading or int8.Leading()
+        leading.forget(groups)
         single, exact = int8.make_biases(bias, layer.n_classes)
         largest = int8.find_largest(np.concatenate((writable.norm, part.norm)), single)
-        self._layer = writable._replace(bias=single, exact_bias=exact, largest=largest)
+        self._layer = writable._replace(bias=single, exact_bias=exact, largest=largest, is_biased=bias is not None)
         self._bias = bias
         self._w[ids] = new
         _write_rows(self._layer, ids, part)
+        leading.renew(self._layer, groups, self.num_threads)
 
     def add_classes(self, w: ArrayLike, bias: ArrayLike | None = None) -> Self:
         """Add classes behind the others.
@@ -449,7 +455,7 @@ class Int8Head:
                 getattr(grown, name)[: len(old)] = old
         ids = np.arange(n, n + len(new))
         binding.run_int8_quantise(grown, as_buffer(new), ids, self.num_threads)
-        self._w, self._bias, self._layer = weights, biases, int8.finish(grown, biases)
+        self._w, self._bias, self._layer = weights, biases, int8.finish(grown, biases)._replace(leading=int8.Leading())
         return self
 
     def _convert(self, name: str, given: Any, shape: tuple[int | str, int]) -> Any:
@@ -532,7 +538,7 @@ class Int8Head:
         )
         head = cls.__new__(cls)
         head.num_threads, head.stats = threads, {}
-        head._layer, head._w, head._bias = layer, weights, bias
+        head._layer, head._w, head._bias = layer._replace(leading=int8.Leading()), weights, bias
         return head
 
 
@@ -611,4 +617,5 @@ def int8_topk(
     TopK(values=array([[3., 2.]]), indices=array([[2, 0]]))
     """
     head = Int8Head(w, bias, copy=False, device=device, num_threads=num_threads)
+    head._layer = head._layer._replace(leading=None)  # which would be made for a single query
     return head.topk(x, k, where=where, exclude=exclude)

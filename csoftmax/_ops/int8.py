@@ -24,6 +24,50 @@ _OFF_BIAS = -(2.0**126)  # of src_c/ops/int8.h
 MAX_FILTERED_BIAS = 2.0**126  # with a larger one bounds of the scan overflow, and it keeps what coarse codes drop
 
 
+class Leading:
+    """The leading four bits of the codes of a layer: half as many bytes, which single queries read first.
+
+    They are made by the first such query, and take half as much memory as the codes.
+    """
+
+    def __init__(self) -> None:
+        """Begin without them."""
+        self.nibbles: NDArray[np.uint8] | None = None  # (groups, D / 8, 16, 4): two dimensions in a byte
+        self.gap, self.reach = np.zeros(0, np.float32), np.zeros(0, np.float32)  # a bound for each group
+        self.part = np.zeros(0, np.uint8)  # of the gap of its group that a class has, in 1 / 256
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what has been made."""
+        numbers = self.gap.nbytes + self.reach.nbytes + self.part.nbytes
+        return numbers + (0 if self.nibbles is None else self.nibbles.nbytes)
+
+    def __reduce__(self) -> Any:
+        """Leave everything out of copies."""
+        return Leading, ()
+
+    def make(self, layer: Layer, num_threads: Any) -> None:
+        """Make them of the layer."""
+        if self.nibbles is not None:
+            return
+        new, groups = Leading(), len(layer.codes)
+        new.gap, new.reach = np.empty(groups, np.float32), np.empty(groups, np.float32)
+        new.part = np.empty(groups * binding.INT8_GROUP, np.uint8)
+        new.nibbles = empty_codes((groups, -(-layer.n_features // 8), binding.INT8_GROUP, 4))
+        binding.run_int8_nibbles(layer._replace(leading=new), None, num_threads)
+        self.gap, self.reach, self.part, self.nibbles = new.gap, new.reach, new.part, new.nibbles
+
+    def forget(self, groups: NDArray[np.int64]) -> None:
+        """Let groups, whose codes will change, always be searched by all bits, until `renew`."""
+        if self.nibbles is not None:
+            self.gap[groups] = np.inf
+
+    def renew(self, layer: Layer, groups: NDArray[np.int64], num_threads: Any) -> None:
+        """Make them of groups whose codes have changed."""
+        if self.nibbles is not None:
+            binding.run_int8_nibbles(layer, groups, num_threads)
+
+
 class Layer(NamedTuple):
     """Codes of w with what bounds their errors; arrays of a number for each class are padded to whole groups."""
 
@@ -44,12 +88,15 @@ class Layer(NamedTuple):
     order: NDArray[np.int64] | None = None  # the row of w, which is the class, of each code; None: their own
     plain: Any = None  # with an order, the layer with the biases in the order of the classes, for exact scores
     largest: float = 0.0  # finite norm, or 0 where coarse codes must not be used: see `find_largest`
+    leading: Leading | None = None  # None: there are never any
+    is_biased: bool = True  # False: all biases are 0
 
     @property
     def nbytes(self) -> int:
         """Bytes of everything but w."""
         arrays = self.codes, self.second, self.scale, self.residual, self.second_residual, self.norm, self.bias
-        return sum(a.nbytes for a in (*arrays, self.exact_bias, self.exponent) if a is not None)
+        leading = 0 if self.leading is None else self.leading.nbytes
+        return sum(a.nbytes for a in (*arrays, self.exact_bias, self.exponent) if a is not None) + leading
 
 
 class Found(NamedTuple):
@@ -170,7 +217,9 @@ def finish(layer: Layer, bias: Any) -> Layer:
     if usual.any():  # in float64, in which the mean of the two in the middle does not overflow
         ratio = float(np.median(norm[usual].astype(np.float64)) / np.median(residual[usual].astype(np.float64)))
     largest = find_largest(norm, single)
-    return layer._replace(bias=single, exact_bias=exact, ratio=min(ratio, 1e30), largest=largest)
+    return layer._replace(
+        bias=single, exact_bias=exact, ratio=min(ratio, 1e30), largest=largest, is_biased=bias is not None
+    )
 
 
 def find_largest(norm: Any, bias: Any) -> float:
@@ -252,6 +301,8 @@ def search(layer: Layer, x: Any, k: int, mask: Any, exclude: Any, limbs: int, nu
     values, indices = np.full((n, k), -np.inf), np.zeros((n, k), np.int64)
     found, rescored = np.zeros(n, np.int64), np.zeros(n, np.int64)
     arguments = mask, indptr, excluded, values, indices, found, rescored
+    if layer.leading is not None and n == 1 and k:
+        layer.leading.make(layer, num_threads)
     if n and k:
         binding.run_int8_topk(layer, x, k, limbs, *arguments, num_threads)
     is_scan = rescored < 0

@@ -157,6 +157,13 @@ typedef struct csm_int8_layer {
     int threads;
     int (*interrupt)(void *context);
     const int64_t *order;       /* the row of w, which is the class, of each code and its numbers; NULL: their own */
+    /* The leading four bits of codes, for single queries, or NULL: 64 bytes for each group and eight dimensions.
+     * gap, reach: for each group a bound of what they leave out of a code, and of norm / scale.  part: of each class,
+     * whose own bound is (part + 1) / 256 of the gap. */
+    uint8_t *nibbles;
+    float *gap, *reach;
+    uint8_t *part;
+    int is_biased; /* 0: all biases are 0, and need not be read */
 } csm_int8_layer;
 
 /* The k best classes of each query: `found` of them, best first; rescored: the number of exact scores, or -1 where the
@@ -174,6 +181,8 @@ typedef struct csm_int8_search {
 
 /* Codes of `count` rows of layer->w, for the classes `ids` (NULL: from 0 on), which are distinct. */
 csm_status csm_run_int8_quantise(const csm_table *, const csm_int8_layer *, size_t count, const int64_t *ids);
+/* Fills nibbles, gap, reach and part of `count` groups (groups NULL: from 0 on). */
+csm_status csm_run_int8_nibbles(const csm_table *, const csm_int8_layer *, size_t count, const int64_t *groups);
 csm_status csm_run_int8_topk(const csm_table *, const csm_int8_layer *, const csm_int8_search *);
 /* Exact scores of one query for the classes `ids` (NULL: count classes from 0 on). */
 csm_status csm_run_int8_scores(const csm_table *, const csm_int8_layer *, const double *x, size_t count,
@@ -206,6 +215,9 @@ int csm_run_int8_dots(const csm_table *, int which, const uint8_t *codes, size_t
 /* The same for their leading six bits. */
 void csm_run_int8_narrow_dots(const csm_table *, const uint8_t *codes, size_t steps, const int8_t *x, size_t vectors,
                               const int32_t *offset, uint8_t *scratch, int32_t *out);
+/* The same for their leading four bits, in pairs. */
+void csm_run_int8_nibble_dots(const csm_table *, const uint8_t *nibbles, size_t lines, const int8_t *x, int32_t offset,
+                              int32_t *out);
 /* A binary tree of `classes` leaves and classes - 1 nodes, which csm_tree_trace has checked. */
 typedef struct csm_tree {
     size_t classes;

@@ -172,6 +172,7 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 #include "hashed/hashed.inc.h"
 #include "int8/int8.inc.h"
 #include "int8/coarse.inc.h"
+#include "int8/nibbles.inc.h"
 
 #define CSM_NAME_(name) #name
 #define CSM_NAME(name) CSM_NAME_(name)
@@ -236,7 +237,8 @@ static const csm_table table = {
     {crf_load_f32, crf_store_f32, crf_store_f64, crf_add_f64, crf_split, crf_maxima, crf_exponentials, crf_forward,
      crf_backward, crf_tail, crf_pairs, crf_gradients, crf_viterbi, crf_trace},
     {CSM_DTYPES(OPTIMIZER)},
-    {int8_dots, int8_dots_vnni, int8_reach, int8_bounds, int8_exact, int8_narrow, int8_narrow_dots, int8_test},
+    {int8_dots, int8_dots_vnni, int8_reach, int8_bounds, int8_exact, int8_narrow, int8_narrow_dots, int8_test,
+     int8_nibbles, int8_nibble_dots, int8_nibble_scan},
     {tree_terms, tree_sides},
     {hash_buckets, hash_scores, hash_scores_of_rows},
     {adversarial_gap, adversarial_reach, adversarial_norm},

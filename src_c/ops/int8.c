@@ -11,6 +11,10 @@
  * threshold is soon that of a fair sample, wherever a block of equal rows lies.  The result is the same for any number
  * of threads; where just about an eighth of the classes is left, whether a query is given back is not.
  *
+ * A single query, which takes as long as memory, begins with the leading four bits of the codes, half as many bytes.
+ * The groups that these leave wait until the threshold has risen; what is still above it then has full codes read.
+ * Batches may begin with six bits, which takes fewer products.  Either way the full codes decide.
+ *
  * Order: the exact score falling, NaN greatest, then the index rising.  It does not depend on the codes at all.
  * Queries are taken 64 at a time: a group of 16 classes stays in L1 for all of them, so that codes are read once.
  */
@@ -28,10 +32,19 @@ enum {
     FEW_QUERIES = 8,       /* of a scan: with fewer it takes as long as memory, and a second limb of x is free */
     KEPT_BYTES = 64 << 20, /* of all lists */
     HEAP_MOST = 256,       /* largest k whose threshold is up to date after each candidate */
-    WINDOW = 64,
-    PLAIN = 512, /* groups after which the use of a filter is judged, and for which it is left out */
-    AHEAD = 8192 /* bytes of codes between a group and the one that is prefetched */
+    WINDOW = 64, /* groups after which the use of six bits is judged; four bits are where a list of groups is full */
+    PLAIN = 8,   /* times as many groups for which a filter that is of no use is left out */
+    BLOCK = 64,  /* groups whose four bits are tested at once; one while there is no threshold, then two ... */
+    AHEAD = 8192, /* bytes of codes between a group and the one that is prefetched */
+    WAITING = 8192, /* groups that wait for their full codes */
+    WAITING_AHEAD = 4
 };
+
+/* A group that four bits do not exclude, with its largest upper bound. */
+typedef struct waiting {
+    float upper;
+    uint32_t group;
+} waiting;
 
 /* Candidates of one query in one thread. */
 typedef struct kept {
@@ -40,6 +53,8 @@ typedef struct kept {
     size_t count, capacity;
     float *best; /* the k largest lower bounds, the least of them first (a heap), where k is at most HEAP_MOST */
     size_t held; /* of them */
+    waiting *wait;
+    size_t waits;
     float threshold;
     float below; /* classes with an upper bound of at most this are dropped: all after the list was given up */
     int is_full; /* too many: all scores are needed */
@@ -65,7 +80,7 @@ typedef struct topk_call {
     csm_int8_query query[MAX_QUERIES];
     size_t number[MAX_QUERIES]; /* of each of them in this scan */
     int is_exact[MAX_QUERIES];
-    int is_filtered; /* by six bits of the codes */
+    int bits; /* of the codes by which classes are filtered: 4, 6, or 0 */
     int8_t *coarse_codes; /* of queries, for the filter */
     int32_t *coarse_offset;
     csm_int8_filter filter[MAX_QUERIES];
@@ -167,19 +182,6 @@ static csm_status make_room(topk_call *call, kept *list, int thread) {
     return CSM_OK;
 }
 
-int csm_int8_takes_part(const csm_int8_search *s, size_t query, size_t id) {
-    if (s->where && !s->where[(ptrdiff_t)query * s->where_row + (ptrdiff_t)id]) return 0;
-    if (!s->indptr) return 1;
-    int64_t low = s->indptr[query], high = s->indptr[query + 1];
-    while (low < high) {
-        const int64_t middle = low + (high - low) / 2;
-        if (s->excluded[middle] == (int64_t)id) return 0;
-        if (s->excluded[middle] < (int64_t)id) low = middle + 1;
-        else high = middle;
-    }
-    return 1;
-}
-
 /* The first memory of a list. */
 static int begin_list(const topk_call *call, kept *list) {
     const size_t k = call->search->k, wanted = 4 * k + MIN_KEPT, all = call->layer->classes;
@@ -250,8 +252,10 @@ typedef struct scanner {
     uint8_t *narrow;
     csm_int8_query query[MAX_QUERIES];
     csm_int8_filter filter[MAX_QUERIES];
-    uint16_t reached[MAX_QUERIES];
+    uint16_t reached[MAX_QUERIES > BLOCK ? MAX_QUERIES : BLOCK];
     int32_t *dots;
+    float *upper; /* of a block of groups */
+    size_t block;
 } scanner;
 
 static unsigned classes_of(const csm_int8_layer *l, size_t g) {
@@ -290,18 +294,21 @@ static csm_status refine(topk_call *call, int thread, kept *list, size_t i, size
     return keep(call, thread, list, call->number[i], g, reached, lower, upper);
 }
 
-/* Prefetches a group that comes later: hardware prefetchers stop at the ends of pages (decision heads_int8 7).  Chunks
- * are visited out of order, but are far longer than AHEAD.  Inline, because GCC drops calls of a function that has no
- * other effect. */
-INLINE void fetch_ahead(const csm_int8_layer *l, size_t g) {
-    const size_t bytes = csm_int8_steps(l) * 4 * CSM_INT8_GROUP, groups = AHEAD / bytes;
-    const size_t ahead = g + groups, first = ahead * CSM_INT8_GROUP;
-    if (groups == 0 || ahead >= csm_int8_groups(l)) return;
-    for (size_t at = 0; at < bytes; at += 64) PREFETCH(l->codes + ahead * bytes + at);
+/* Prefetches codes and numbers of a group.  Inline, because GCC drops calls of a function that has no other effect. */
+INLINE void fetch_group(const csm_int8_layer *l, size_t g) {
+    const size_t bytes = csm_int8_steps(l) * 4 * CSM_INT8_GROUP, first = g * CSM_INT8_GROUP;
+    for (size_t at = 0; at < bytes; at += 64) PREFETCH(l->codes + g * bytes + at);
     PREFETCH(l->scale + first);
     PREFETCH(l->residual + first);
     PREFETCH(l->norm + first);
     PREFETCH(l->bias + first);
+}
+
+/* Prefetches a group that comes later: hardware prefetchers stop at the ends of pages (decision heads_int8 7).  Chunks
+ * are visited out of order, but are far longer than AHEAD. */
+INLINE void fetch_ahead(const csm_int8_layer *l, size_t g) {
+    const size_t groups = AHEAD / (csm_int8_steps(l) * 4 * CSM_INT8_GROUP);
+    if (groups && g + groups < csm_int8_groups(l)) fetch_group(l, g + groups);
 }
 
 /* A group by full codes, for all queries. */
@@ -328,6 +335,12 @@ static csm_status visit_plain(scanner *s, size_t g) {
     return CSM_OK;
 }
 
+/* Leaves the filter of a thread out for a while where it has left more than a quarter. */
+static void judge(pace *p, size_t queries) {
+    if (p->hits > p->visits / 4 * queries) p->plain = PLAIN * p->visits;
+    p->visits = p->hits = 0;
+}
+
 /* A group by codes of six bits, and where these do not exclude it, by full codes. */
 static csm_status visit_narrow(scanner *s, size_t g, pace *p) {
     topk_call *call = s->call;
@@ -352,11 +365,126 @@ static csm_status visit_narrow(scanner *s, size_t g, pace *p) {
         s->open -= (size_t)list->is_full;
         p->hits++;
     }
-    if (++p->visits == WINDOW) {
-        if (p->hits > WINDOW / 4 * call->coded) p->plain = PLAIN;
-        p->visits = p->hits = 0;
+    if (++p->visits == WINDOW) judge(p, call->coded);
+    return CSM_OK;
+}
+
+/* Drops the groups that wait and are no longer above the threshold; returns how many are left. */
+static size_t drop_waiting(kept *list) {
+    size_t count = 0;
+    for (size_t j = 0; j < list->waits; j++)
+        if (list->wait[j].upper > list->below) list->wait[count++] = list->wait[j];
+    return list->waits = count;
+}
+
+/* Refines the groups that wait and are still above the threshold. */
+static csm_status refine_waiting(topk_call *call, int thread, kept *list, size_t i) {
+    pace *p = &call->paces[thread];
+    for (size_t j = 0; j < list->waits && !list->is_full; j++) {
+        const waiting *w = list->wait + j;
+        if (j + WAITING_AHEAD < list->waits && w[WAITING_AHEAD].upper > list->below)
+            fetch_group(call->layer, w[WAITING_AHEAD].group);
+        if (!(w->upper > list->below)) continue;
+        p->hits++;
+        csm_status status = refine(call, thread, list, i, w->group);
+        if (status != CSM_OK) return status;
+        if (csm_stops(&call->interrupt, thread, call->layer->dims)) break;
+    }
+    list->waits = 0;
+    return CSM_OK;
+}
+
+/* A group that four bits do not exclude.  It waits for a higher threshold, which excludes most; it is refined at once
+ * where it is likely to raise the threshold, which is if the bound of one of its classes without what four bits leave
+ * out is above it. */
+static csm_status visit_found(scanner *s, size_t g, unsigned bits, const float *upper, pace *p) {
+    topk_call *call = s->call;
+    const csm_int8_layer *l = call->layer;
+    const csm_int8_filter *f = s->filter;
+    const float *scale = l->scale + g * CSM_INT8_GROUP;
+    const float gap = l->gap[g] * f->constant, spread = gap + l->reach[g] * f->norm;
+    kept *list = &s->lists[call->number[0]];
+    float most = -INFINITY;
+    int is_likely = 0;
+    for (; bits; bits &= bits - 1) { /* usually one */
+        const unsigned c = CSM_LOWEST_BIT(bits);
+        const float left = (float)(255 - l->part[g * CSM_INT8_GROUP + c]) / 256;
+        const float own = upper[c] - gap * left * scale[c]; /* the rounding is within the slack of the bound */
+        is_likely |= !(upper[c] - spread * scale[c] <= list->below) || own != own;
+        most = own > most ? own : most;
+    }
+    csm_status status = CSM_OK;
+    if (is_likely) {
+        p->hits++;
+        status = refine(call, s->thread, list, 0, g);
+    } else if (most > list->below) { /* the threshold may have risen since the test */
+        if (!list->wait && !(list->wait = csm_allocate(WAITING * sizeof *list->wait))) return CSM_NO_MEMORY;
+        list->wait[list->waits++] = (waiting){most, (uint32_t)g};
+        if (list->waits == WAITING && drop_waiting(list) > WAITING / 2) {
+            status = refine_waiting(call, s->thread, list, 0);
+            judge(p, 1);
+        }
+    }
+    s->query->below = s->filter->below = list->below;
+    s->open = !list->is_full;
+    return status;
+}
+
+/* Some groups from *g on, before `end`, by their leading four bits. */
+static csm_status visit_nibbles(scanner *s, size_t *g, size_t end, pace *p) {
+    topk_call *call = s->call;
+    const csm_int8_layer *l = call->layer;
+    if (p->plain) {
+        p->plain--;
+        return visit_plain(s, (*g)++);
+    }
+    const size_t lines = csm_int8_lines(l), begin = *g, count = s->block < end - begin ? s->block : end - begin;
+    const csm_int8_scan scan = {
+        .nibbles = l->nibbles,
+        .scale = l->scale,
+        .bias = l->is_biased ? l->bias : NULL,
+        .gap = l->gap,
+        .reach = l->reach,
+        .lines = lines,
+        .groups = csm_int8_groups(l),
+        .ahead = AHEAD / (lines * 4 * CSM_INT8_GROUP),
+        .x = call->coarse_codes,
+        .offset = *call->coarse_offset,
+        .filter = *s->filter,
+    };
+    call->table->int8.nibble_scan(&scan, begin, count, s->upper, s->reached);
+    *g = begin + count;
+    p->visits += count;
+    s->block = 2 * s->block < BLOCK ? 2 * s->block : BLOCK;
+    for (size_t i = 0; i < count && s->open; i++) {
+        const unsigned bits = s->reached[i] ? s->reached[i] & classes_of(l, begin + i) : 0;
+        if (!bits) continue;
+        csm_status status = visit_found(s, begin + i, bits, s->upper + i * CSM_INT8_GROUP, p);
+        if (status != CSM_OK) return status;
     }
     return CSM_OK;
+}
+
+/* The groups from *g on, before `end`: one, or some. */
+static csm_status visit_groups(scanner *s, size_t *g, size_t end) {
+    topk_call *call = s->call;
+    if (call->bits == 4) return visit_nibbles(s, g, end, &call->paces[s->thread]);
+    return call->bits == 6 ? visit_narrow(s, (*g)++, &call->paces[s->thread]) : visit_plain(s, (*g)++);
+}
+
+/* Refines what waits in the lists of threads, from the highest threshold of all of them: k lower bounds reach it. */
+static csm_status waiting_body(void *context, size_t begin, size_t end, int thread) {
+    topk_call *call = context;
+    csm_status status = CSM_OK;
+    for (size_t t = begin; t < end && status == CSM_OK; t++) status = refine_waiting(call, thread, &call->lists[t], 0);
+    return status;
+}
+static csm_status finish_waiting(topk_call *call) {
+    float threshold = -INFINITY;
+    for (int t = 0; t < call->threads; t++)
+        threshold = call->lists[t].threshold > threshold ? call->lists[t].threshold : threshold;
+    for (int t = 0; t < call->threads; t++) raise_threshold(&call->lists[t], threshold);
+    return csm_parallel((size_t)call->threads, 1, call->threads, waiting_body, call, &call->interrupt);
 }
 
 static csm_status scan_body(void *context, size_t begin, size_t end, int thread) {
@@ -368,9 +496,12 @@ static csm_status scan_body(void *context, size_t begin, size_t end, int thread)
     s.lists = call->lists + (size_t)thread * call->queries;
     const size_t codes = csm_int8_steps(l) * 4 * CSM_INT8_GROUP;
     const size_t dots = CSM_INT8_GROUP * (2 * MAX_QUERIES + CSM_INT8_VECTORS) * sizeof(int32_t);
-    s.narrow = (uint8_t *)csm_scratch_get(&call->scratch, thread, 2, codes + dots); /* 64 bytes a step */
+    const size_t upper = call->bits == 4 ? BLOCK * CSM_INT8_GROUP * sizeof(float) : 0;
+    s.narrow = (uint8_t *)csm_scratch_get(&call->scratch, thread, 2, codes + dots + upper); /* 64 bytes a step */
     if (!s.narrow) return CSM_NO_MEMORY;
     s.dots = (int32_t *)(void *)(s.narrow + codes);
+    s.upper = (float *)(void *)(s.narrow + codes + dots);
+    s.block = s.lists[0].held ? BLOCK : 1;
     s.open = 0;
     for (size_t i = 0; i < call->coded; i++) {
         s.open += !s.lists[call->number[i]].is_full;
@@ -378,24 +509,18 @@ static csm_status scan_body(void *context, size_t begin, size_t end, int thread)
         s.filter[i] = call->filter[i];
         s.query[i].below = s.filter[i].below = s.lists[call->number[i]].below;
     }
-    for (size_t visit = begin, g = 0, chunk_end = begin; visit < end && s.open; visit++, g++) {
-        if (visit == chunk_end) { /* not for each group, because of the divisions */
-            g = group_at(call, visit);
-            chunk_end = (visit / call->chunk + 1) * call->chunk;
+    for (size_t first = begin, stop; first < end && s.open; first = stop) { /* chunk by chunk */
+        stop = (first / call->chunk + 1) * call->chunk;
+        stop = stop < end ? stop : end;
+        size_t g = group_at(call, first);
+        for (const size_t last = g + (stop - first); g < last && s.open;) {
+            const size_t from = g;
+            const csm_status status = visit_groups(&s, &g, last);
+            if (status != CSM_OK) return status;
+            if (csm_stops(&call->interrupt, thread, (g - from) * l->dims * call->vectors)) return CSM_OK;
         }
-        const csm_status status = call->is_filtered ? visit_narrow(&s, g, &call->paces[thread]) : visit_plain(&s, g);
-        if (status != CSM_OK) return status;
-        if (csm_stops(&call->interrupt, thread, l->dims * call->vectors)) return CSM_OK; /* csm_parallel reports it */
     }
-    return CSM_OK;
-}
-
-int csm_int8_compare(const void *left, const void *right) {
-    const csm_int8_scored *a = left, *b = right;
-    const int a_nan = a->score != a->score, b_nan = b->score != b->score;
-    if (a_nan != b_nan) return b_nan - a_nan;
-    if (!a_nan && a->score != b->score) return a->score < b->score ? 1 : -1;
-    return a->id < b->id ? -1 : a->id > b->id;
+    return CSM_OK; /* csm_parallel reports an interrupt */
 }
 
 /* The candidates of all threads in one list, those below the threshold of the whole left out. */
@@ -463,13 +588,20 @@ static csm_status finish_body(void *context, size_t begin, size_t end, int threa
     return CSM_OK;
 }
 
+/* The bits of the codes by which the classes of this scan are filtered. */
+static int bits_for(const topk_call *call) {
+    const csm_int8_layer *l = call->layer;
+    if (l->dims > CSM_INT8_COARSE_DIMS) return 0;
+    if (l->nibbles && call->queries == 1 && call->search->k <= HEAP_MOST) return 4;
+    return call->queries >= MIN_FILTERED && !csm_int8_has_vnni(call->table) ? 6 : 0;
+}
+
 /* Codes of the queries of this scan. */
 static void code_queries(topk_call *call, double *scaled) {
     const csm_int8_layer *l = call->layer;
     const csm_int8_search *s = call->search;
     const int wanted = s->limbs ? s->limbs : call->queries < FEW_QUERIES ? CSM_INT8_SCAN_LIMBS : 0;
-    int is_filtered =
-        call->queries >= MIN_FILTERED && l->dims <= CSM_INT8_COARSE_DIMS && !csm_int8_has_vnni(call->table);
+    int bits = bits_for(call);
     call->vectors = call->coded = 0;
     for (size_t q = 0; q < call->queries; q++) {
         const csm_int8_codes c = csm_int8_code(l, s->x + (call->first + q) * l->dims, wanted, call->vectors,
@@ -487,10 +619,11 @@ static void code_queries(topk_call *call, double *scaled) {
             .is_wide = (double)l->dims * (CSM_INT8_SECOND + 1) * 127 * CSM_INT8_LIMIT >= 0x1p31,
         };
         call->vectors += (size_t)c.limbs;
-        is_filtered = is_filtered && csm_int8_filter_of(l, &c, scaled, call->coded - 1, call->coarse_codes,
-                                                        call->coarse_offset, &call->filter[call->coded - 1]);
+        if (bits && !csm_int8_filter_of(l, &c, scaled, bits, call->coded - 1, call->coarse_codes, call->coarse_offset,
+                                        &call->filter[call->coded - 1]))
+            bits = 0;
     }
-    call->is_filtered = is_filtered;
+    call->bits = bits;
 }
 
 static csm_status scan(topk_call *call, double *scaled, int threads) {
@@ -510,6 +643,7 @@ static csm_status scan(topk_call *call, double *scaled, int threads) {
         if (call->vectors)
             status = csm_parallel(csm_int8_groups(l), 2 * CSM_PIECE_ELEMENTS / cost + 1, threads, scan_body, call,
                                   &call->interrupt);
+        if (status == CSM_OK && call->bits == 4) status = finish_waiting(call);
         const int finishing = call->queries < (size_t)threads ? (int)call->queries : threads;
         if (status == CSM_OK) status = csm_parallel(call->queries, 1, finishing, finish_body, call, &call->interrupt);
         csm_scratch_end(&call->scratch);
@@ -517,6 +651,7 @@ static csm_status scan(topk_call *call, double *scaled, int threads) {
     for (size_t i = 0; i < count; i++) {
         csm_release(call->lists[i].lower);
         csm_release(call->lists[i].best);
+        csm_release(call->lists[i].wait);
     }
     csm_release(call->lists);
     return status;
@@ -534,7 +669,7 @@ csm_status csm_run_int8_topk(const csm_table *table, const csm_int8_layer *l, co
     const int threads = csm_threads_for(work, csm_int8_groups(l), l->threads < 1 ? 1 : l->threads);
     const size_t list = (4 * s->k + MIN_KEPT) * 12 * (size_t)threads, most = KEPT_BYTES / list;
     const size_t step = most < 1 ? 1 : most < block ? most : block;
-    const size_t coded = csm_rounded(csm_int8_steps(l) * 4 * (2 * step + CSM_INT8_VECTORS));
+    const size_t coded = csm_rounded(csm_int8_lines(l) * 8 * (2 * step + CSM_INT8_VECTORS));
     const size_t offsets = csm_rounded((2 * step + CSM_INT8_VECTORS) * sizeof(int32_t));
     const size_t both = 2 * (coded + offsets); /* of the scan and of the filter, which takes at most as much */
     char *memory = csm_allocate(both + csm_rounded(l->dims * sizeof(double)));

@@ -70,10 +70,14 @@ static inline size_t csm_int8_groups(const csm_int8_layer *l) {
 void csm_int8_dots(const csm_table *, const uint8_t *codes, size_t steps, const int8_t *x, size_t vectors,
                    const int32_t *offset, int32_t *out);
 
+/* Pairs of steps: lines of 64 bytes of the leading four bits. */
+static inline size_t csm_int8_lines(const csm_int8_layer *l) { return (l->dims + 7) / 8; }
+
 /* Coarse codes of a query that csm_int8_code() has coded and scaled, as number `vector`, and its filter but for the
- * threshold.  codes: zeros before, blocks as those of csm_int8_code().
+ * threshold, for the leading 6 or 4 bits of the codes of weights.  codes: zeros before, blocks as those of
+ * csm_int8_code(), of an even number of steps for 4 bits.
  * Returns 0 where products are so large that the filter must not be used. */
-int csm_int8_filter_of(const csm_int8_layer *, const csm_int8_codes *, const double *scaled, size_t vector,
+int csm_int8_filter_of(const csm_int8_layer *, const csm_int8_codes *, const double *scaled, int bits, size_t vector,
                        int8_t *codes, int32_t *offset, csm_int8_filter *);
 /* Whether csm_int8_dots() multiplies by VNNI. */
 int csm_int8_has_vnni(const csm_table *);

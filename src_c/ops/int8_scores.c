@@ -10,6 +10,27 @@
  */
 #include "int8.h"
 
+int csm_int8_takes_part(const csm_int8_search *s, size_t query, size_t id) {
+    if (s->where && !s->where[(ptrdiff_t)query * s->where_row + (ptrdiff_t)id]) return 0;
+    if (!s->indptr) return 1;
+    int64_t low = s->indptr[query], high = s->indptr[query + 1];
+    while (low < high) {
+        const int64_t middle = low + (high - low) / 2;
+        if (s->excluded[middle] == (int64_t)id) return 0;
+        if (s->excluded[middle] < (int64_t)id) low = middle + 1;
+        else high = middle;
+    }
+    return 1;
+}
+
+int csm_int8_compare(const void *left, const void *right) {
+    const csm_int8_scored *a = left, *b = right;
+    const int a_nan = a->score != a->score, b_nan = b->score != b->score;
+    if (a_nan != b_nan) return b_nan - a_nan;
+    if (!a_nan && a->score != b->score) return a->score < b->score ? 1 : -1;
+    return a->id < b->id ? -1 : a->id > b->id;
+}
+
 typedef struct scores_call {
     const csm_table *table;
     const csm_int8_layer *layer;

@@ -60,6 +60,33 @@ typedef struct results {
     int64_t indices[QUERIES * BEST], found[QUERIES], rescored[QUERIES];
 } results;
 
+/* Queries one by one, which begin with four bits of the codes: the answers of the batch. */
+static void test_single(const csm_table *t, csm_int8_layer *l, const csm_int8_search *batch) {
+    static uint8_t nibbles[MOST * (WIDTH + 2)], part[MOST];
+    static float gap[MOST / 16], reach[MOST / 16];
+    l->nibbles = nibbles;
+    l->gap = gap;
+    l->reach = reach;
+    l->part = part;
+    l->is_biased = 1;
+    int status = csm_run_int8_nibbles(t, l, (l->classes + 15) / 16, NULL);
+    for (size_t q = 0; q < QUERIES && !status; q++) {
+        double values[BEST] = {0};
+        int64_t indices[BEST] = {0}, found, rescored;
+        csm_int8_search s = {.queries = 1, .k = batch->k, .x = batch->x + q * l->dims, .values = values};
+        s.indices = indices;
+        s.found = &found;
+        s.rescored = &rescored;
+        status = csm_run_int8_topk(t, l, &s) || found != batch->found[q] ||
+                 memcmp(values, batch->values + q * s.k, s.k * sizeof(double)) != 0 ||
+                 memcmp(indices, batch->indices + q * s.k, s.k * sizeof(int64_t)) != 0;
+    }
+    if (status) {
+        printf("FAILED int8 %s: single queries of %zu x %zu\n", csm_isa(), l->classes, l->dims);
+        exit(1);
+    }
+}
+
 static void compute(const float *w, const double *x, size_t classes, size_t dims, int limbs, int threads, results *r) {
     static int16_t exponent[WIDTH];
     memset(r, 0, sizeof *r);
@@ -91,6 +118,7 @@ static void compute(const float *w, const double *x, size_t classes, size_t dims
         printf("FAILED int8 %s: status\n", csm_isa());
         exit(1);
     }
+    test_single(t, &l, &s);
     for (size_t j = 0; j < classes; j++)
         if (!(r->exact[j] >= r->scores[j] - r->bounds[j] && r->exact[j] <= r->scores[j] + r->bounds[j])) {
             printf("FAILED int8 %s: class %zu is outside of its bounds\n", csm_isa(), j);

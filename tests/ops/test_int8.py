@@ -210,6 +210,49 @@ def test_integers_of_coarse_kernels(isa):
         assert (out[:vectors] == expected).all(), (isa, steps, vectors, kind)
 
 
+def test_integers_of_leading_bits(isa):
+    """The same for four bits, with features of 127, for which eight pairs of products nearly fill 16 bits."""
+    rng = np.random.default_rng(2)
+    for lines, kind, sign in itertools.product((1, 2, 3, 4, 5, 17), (0, 255, None), (-1, 1, None)):
+        shape = (2 * lines, 16, 4)
+        u = rng.integers(0, 256, shape) if kind is None else np.full(shape, kind)
+        a = rng.integers(-127, 128, (2 * lines, 4)) if sign is None else np.full((2 * lines, 4), 127 * sign)
+        x = np.zeros((2 * lines, 4, 4), np.int8)
+        x[:, 0] = a
+        nibbles = (u[::2] // 16 + u[1::2] // 16 * 16).astype(np.uint8)
+        out = np.zeros(16, np.int32)
+        binding.run_int8_nibble_dots(nibbles, x, int(-241 * a.sum()), out)
+        assert (out == np.einsum("ncb,nb->c", 32 * (u // 16) - 241, a)).all(), (isa, lines, kind, sign)
+
+
+@pytest.mark.parametrize("d", [1, 4, 5, 12, 40])
+def test_leading_bits(isa, d):
+    """The leading four bits of all codes, and bounds of what they leave out that hold for each class."""
+    rng = np.random.default_rng(d)
+    w = rng.standard_normal((70, d)).astype(np.float32)
+    w[5], w[6, 0], w[7] = 0, np.nan, w[7] * np.float32(1e-42)
+    head = Int8Head(w, num_threads=3)
+    head.predict(w[0])
+    layer, leading = head._layer, head._layer.leading
+    codes = np.zeros((5, 2 * leading.nibbles.shape[1], 16, 4), int)
+    codes[:, : layer.codes.shape[1]] = layer.codes
+    if layer.codes.shape[1] % 2:
+        codes[:, -1] = layer.codes[:, -1]
+    assert (leading.nibbles & 15 == codes[:, ::2] // 16).all()
+    assert (leading.nibbles >> 4 == codes[:, 1::2] // 16).all()
+    rows = layer.codes.transpose(0, 2, 1, 3).reshape(80, -1)[:70, :d].astype(int)
+    left = np.sqrt(((rows % 16 - 7.5) ** 2).sum(axis=1))
+    usual = np.flatnonzero(layer.scale[:70])
+    scale, residual, norm = (a[usual].astype(np.float64) for a in (layer.scale, layer.residual, layer.norm))
+    gap, reach = (a[usual // 16].astype(np.float64) for a in (leading.gap, leading.reach))
+    assert len(usual) == 68
+    assert (scale * gap * ((leading.part[usual] + 1.0) / 256) >= scale * left[usual] + residual).all()
+    assert (scale * reach >= norm).all()
+    assert np.isinf(leading.gap[0])
+    assert np.isinf(leading.reach[0])
+    assert np.isfinite(leading.gap[1:]).all()
+
+
 def test_filters_change_nothing(isa):
     """Coarse codes drop only what full codes would drop: answer and number of exact scores are those without them."""
     rng = np.random.default_rng(7)
@@ -237,6 +280,8 @@ def test_filters_and_large_biases(isa):
         assert (head._layer.largest > 0) == (value in (-np.inf, -(2.0**126)))
         plain._layer = plain._layer._replace(largest=0.0)
         assert head.topk(x, 1).indices.tobytes() == plain.topk(x, 1).indices.tobytes()
+        assert head.stats == plain.stats
+        assert head.topk(x[:1], 1).indices.tobytes() == plain.topk(x[:1], 1).indices.tobytes()
         assert head.stats == plain.stats
         head.update([500], w[500:501], [0.0])
         assert head._layer.largest == Int8Head(w)._layer.largest
@@ -408,9 +453,11 @@ def test_update_and_add_classes():
     """The same results as a new layer has, whatever was there before."""
     rng = np.random.default_rng(7)
     w, x, bias = (rng.standard_normal(s).astype(np.float32) for s in ((70, 9), (3, 9), 70))
-    for limbs, copy in itertools.product((1, 2), (False, True)):
+    for limbs, copy, is_searched in itertools.product((1, 2), (False, True), (False, True)):
         own, biases = w.copy(), bias.copy()
         head = Int8Head(own, biases, limbs=limbs, copy=copy)
+        if is_searched:
+            head.predict(x[0])
         rows, new = np.array([69, 3, 16]), rng.standard_normal((3, 9)).astype(np.float32)
         head.update(rows, new * 5, [1.0, np.pi, -np.inf])
         expected, changed = w.copy(), bias.astype(np.float64)
@@ -420,11 +467,20 @@ def test_update_and_add_classes():
         fresh = int8.quantise(expected, 0, changed, limbs, None, head._layer.exponent)
         for name in ("codes", "second", "scale", "residual", "second_residual", "norm", "bias", "exact_bias"):
             np.testing.assert_array_equal(getattr(head._layer, name), getattr(fresh, name))
+        assert (head._layer.leading.nibbles is not None) == is_searched
+        assert_exact(head, x[:1], expected, changed, 9)
+        other = Int8Head(expected, changed, limbs=limbs)
+        other._layer = other._layer._replace(**{name: getattr(fresh, name) for name in ("codes", "scale", "residual")})
+        other._layer = other._layer._replace(norm=fresh.norm)
+        other.predict(x[0])
+        for name in ("nibbles", "gap", "reach", "part"):
+            np.testing.assert_array_equal(*(getattr(h._layer.leading, name) for h in (head, other)))
         assert head.add_classes(new, [0.5, 0.25, 9.0]) is head
         assert head.add_classes(new[:0]) is head
         expected, changed = np.concatenate((expected, new)), np.concatenate((changed, [0.5, 0.25, 9.0]))
         assert head.n_classes == 73
         assert_exact(head, x, expected, changed, 9)
+        assert_exact(head, x[:1], expected, changed, 9)
         for error, message, call in (
             (IndexError, "rows", lambda: head.update([73], new[:1])),  # noqa: B023
             (ValueError, "distinct", lambda: head.update([1, 1], new[:2])),  # noqa: B023
@@ -449,12 +505,14 @@ def test_a_copy_shares_nothing_and_stays_whole():
     for dtype, limbs in zip(DTYPES, (1, 2, 1, 2), strict=True):
         w, x, bias = (rng.standard_normal(s).astype(np.float32).astype(dtype) for s in ((37, 9), (3, 9), 37))
         head = Int8Head(w, bias, limbs=limbs)
+        head.predict(x[0])
         for duplicate in (shallow_copy, deepcopy, lambda h: pickle.loads(pickle.dumps(h))):
             other = duplicate(head)
             other.update([3, 36], 5 * w[:2], [1.0, 2.0])
             changed, biases = w.copy(), bias.astype(np.float64)
             changed[[3, 36]], biases[[3, 36]] = 5 * w[:2], [1.0, 2.0]
             assert_exact(other, x, changed, biases, 9)
+            assert_exact(other, x[:1], changed, biases, 9)
             assert_exact(head, x, w, bias, 9)
 
 
@@ -507,6 +565,7 @@ def test_an_interrupted_update_leaves_a_right_layer(monkeypatch):
     rng = np.random.default_rng(8)
     w, x = (rng.standard_normal(s).astype(np.float32) for s in ((70, 9), (3, 9)))
     head = Int8Head(w)
+    head.predict(x[0])
 
     def stop(*_):
         raise KeyboardInterrupt
@@ -519,6 +578,7 @@ def test_an_interrupted_update_leaves_a_right_layer(monkeypatch):
     expected = w.copy()
     expected[[5, 6]] = 10 * x[:2]
     assert_exact(head, x, expected, None, 4)
+    assert_exact(head, x[:1], expected, None, 4)
 
 
 def test_statistics():

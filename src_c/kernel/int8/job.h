@@ -13,7 +13,8 @@ enum {
     CSM_INT8_DIMS = 1 << 18, /* most features: 127 * 63 * 2^18 < 2^31 */
     CSM_INT8_SUMS = 8, /* pairs of coarse products that 16 bits hold */
     CSM_INT8_NARROW_LIMIT = 31, /* of the codes of features that are multiplied by 6 bits */
-    CSM_INT8_COARSE_DIMS = 1 << 16 /* most features for them */
+    CSM_INT8_NIBBLE_LIMIT = 127, /* the same for 4 bits */
+    CSM_INT8_COARSE_DIMS = 1 << 16 /* most features for both */
 };
 
 /* How a query turns integers into scores and bounds, and which scores it keeps. */
@@ -36,9 +37,21 @@ typedef struct csm_int8_group {
 typedef struct csm_int8_filter {
     float factor, constant; /* score = (integer * factor + constant) * scale[class] + bias */
     float residual;  /* bound = residual[class] * this ... */
-    float norm;      /* ... + norm[class] * this */
+    float norm;      /* ... + norm[class] * this.  Of four bits all is
+                        (integer * factor + gap[group] * constant + reach[group] * norm) * scale[class] + bias */
     float below;     /* as above */
 } csm_int8_filter;
+
+/* A scan of the leading four bits by one query. */
+typedef struct csm_int8_scan {
+    const uint8_t *nibbles;
+    const float *scale, *bias; /* of classes; bias NULL: 0 */
+    const float *gap, *reach;  /* of groups */
+    size_t lines, groups, ahead; /* ahead: groups between one and that which is prefetched */
+    const int8_t *x; /* four dimensions, then 12 bytes that are not read */
+    int32_t offset;
+    csm_int8_filter filter;
+} csm_int8_scan;
 
 typedef struct csm_int8_kernels {
     /* out[v][class] = sum of q x over the group's codes, for v < vectors.  x: blocks of CSM_INT8_VECTORS vectors, of
@@ -60,6 +73,14 @@ typedef struct csm_int8_kernels {
                         int32_t *out);
     /* For each query, a bit for each class of the group whose upper bound from coarse integers exceeds `below`. */
     void (*test)(const csm_int8_filter *, size_t count, const csm_int8_group *, const int32_t *dots, uint16_t *reached);
+    /* The leading four bits of the codes of a group, and for each class the sum of the squares of twice what they leave
+     * out, relative to their middle; the last step counts twice if the number of steps is odd. */
+    void (*nibbles)(const uint8_t *codes, size_t steps, uint8_t *to, uint32_t *left);
+    /* Products of the leading four bits with one vector, `lines` of 64 bytes for eight dimensions each. */
+    void (*nibble_dots)(const uint8_t *nibbles, size_t lines, const int8_t *x, int32_t offset, int32_t *out);
+    /* Upper bounds of the classes of `count` groups from their leading four bits, and a bit for each class whose bound
+     * exceeds `below`. */
+    void (*nibble_scan)(const csm_int8_scan *, size_t begin, size_t count, float *upper, uint16_t *reached);
 } csm_int8_kernels;
 
 #endif
