@@ -197,19 +197,28 @@ class _TorchGroup:
         self.group, self.size, self.rank = group, dist.get_world_size(group), dist.get_rank(group)
         if dist.get_backend(group) == "nccl":
             raise DeviceError("group has the backend nccl, which has no arrays on the CPU: use gloo or mpi")
+        self.function = "?"  # that of the call
+
+    def _run(self, collective: Any, *arguments: Any, **options: Any) -> None:
+        """Enter a collective; its error, as after the loss of a rank, tells in which call it was."""
+        try:
+            collective(*arguments, group=self.group, **options)
+        except RuntimeError as error:
+            error.add_note(f"in csoftmax.distributed.{self.function} on rank {self.rank} of {self.size}")
+            raise
 
     def all_gather(self, a: NDArray[Any]) -> NDArray[Any]:
         a = np.ascontiguousarray(a)
         result = np.empty((self.size, *a.shape), a.dtype)
         parts = list(self.torch.from_numpy(result.reshape(self.size, -1)))
-        self.torch.distributed.all_gather(parts, self.torch.from_numpy(a.reshape(-1)), group=self.group)
+        self._run(self.torch.distributed.all_gather, parts, self.torch.from_numpy(a.reshape(-1)))
         return result
 
     def all_reduce(self, a: NDArray[Any], op: str) -> NDArray[Any]:
         ops = self.torch.distributed.ReduceOp
         result = np.array(a, order="C")
         tensor = self.torch.from_numpy(result.reshape(-1))
-        self.torch.distributed.all_reduce(tensor, op=ops.MAX if op == "max" else ops.SUM, group=self.group)
+        self._run(self.torch.distributed.all_reduce, tensor, op=ops.MAX if op == "max" else ops.SUM)
         return result
 
 
@@ -339,6 +348,8 @@ def enter(group: Any, prepare: Callable[[], tuple[Header, Any]]) -> tuple[Layout
         header, prepared = prepare()
     except Exception as problem:  # re-raised, here or on every rank
         error = problem
+    if isinstance(group, _TorchGroup):
+        group.function = header.function or "?"
     headers = group.all_gather(header.encode(error is not None))
     rows = headers.tolist()
     if any(row[:4] != rows[0][:4] or row[6:] != rows[0][6:] for row in rows) or rows[0][1] >> 40:
