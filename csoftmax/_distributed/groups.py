@@ -8,7 +8,6 @@ other decisions rest on data that is equal on all ranks, so that no rank waits f
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import itertools
 import struct
@@ -278,6 +277,11 @@ class Layout:
     n_classes: int
     offsets: tuple[int, ...]
     lengths: tuple[int, ...]
+    cut_lengths: tuple[int, ...] = ()  # of each rank: the number of its classes in blocks divided among ranks
+
+    def __post_init__(self) -> None:
+        cut = (sum(b - a for a, b in self.cut_intervals(rank)) for rank in range(len(self.offsets)))
+        object.__setattr__(self, "cut_lengths", tuple(cut))
 
     def cut_intervals(self, rank: int) -> list[tuple[int, int]]:
         """The classes of a rank in blocks divided among ranks: [first, stop) before and after its whole blocks."""
@@ -287,11 +291,6 @@ class Layout:
             return [(first, stop)] if stop > first else []
         begin, end = whole_blocks(first, stop, n)
         return [(a, b) for a, b in ((first, begin), (end, stop)) if b > a]
-
-    @functools.cached_property
-    def cut_lengths(self) -> tuple[int, ...]:
-        """The number of these classes, of each rank."""
-        return tuple(sum(b - a for a, b in self.cut_intervals(rank)) for rank in range(len(self.offsets)))
 
 
 def raise_on_all(group: Any, error: Exception | None, failed: NDArray[np.bool_]) -> NoReturn:

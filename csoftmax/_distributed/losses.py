@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, NamedTuple, SupportsIndex
 
 import numpy as np
@@ -299,7 +300,7 @@ def run_loss(
     terms, piece = place_in(layout, comm, call.terms, call.piece)
     if call.reduction == "mean":
         terms, piece = _scaled(comm, terms, piece)
-    sums = RowSums(by_rows, int(np.prod(terms.batch, dtype=np.int64)), SUMS_OF[call.reduction])
+    sums = RowSums(by_rows, math.prod(terms.batch), SUMS_OF[call.reduction])
     try:
         return _run_chunks(comm, sums, layout, call, terms, piece, logits, num_threads)
     except Exception as error:

@@ -9,6 +9,7 @@ Both give the same bits. Elements of blocks that are divided among ranks travel 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -130,7 +131,7 @@ def _exchange_fragments(
     group: Any, layout: Layout, terms: Terms, arrays: list[tuple[str, Any, tuple[int, ...]]], part: Partial, to: Partial
 ) -> None:
     """Gather the elements of divided blocks, and add these blocks to the merged sums."""
-    per_class = sum(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for _, dtype, shape in arrays)
+    per_class = sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in arrays)
     own = np.zeros(per_class * max(layout.cut_lengths), np.uint8)
     pieces = sorted((p for found in part.fragments.values() for p in found), key=lambda p: p.first)
     pieces = pieces or ([part.whole] if part.whole is not None else [])
@@ -143,7 +144,7 @@ def _exchange_fragments(
         for a, b in layout.cut_intervals(rank):
             found = {}
             for name, dtype, shape in arrays:
-                size = int(np.prod(shape, dtype=np.int64)) * (b - a) * dtype.itemsize
+                size = math.prod(shape) * (b - a) * dtype.itemsize
                 found[name] = received[at : at + size].copy().view(dtype).reshape(*shape, b - a)
                 at += size
             to.fragments.setdefault(a // BLOCK, []).append(Piece(a, **found))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
@@ -52,7 +53,7 @@ def chunks_of(group: Any, layout: Layout, terms: Terms, itemsize: int) -> list[s
     longest = max(layout.cut_lengths)
     if not longest or not terms.batch or terms.batch[0] == 0:
         return [None]
-    by_row = longest * group.size * itemsize * int(np.prod(terms.batch[1:], dtype=np.int64))
+    by_row = longest * group.size * itemsize * math.prod(terms.batch[1:])
     count = max(1, FRAGMENT_BYTES // max(1, by_row))
     return [slice(i, i + count) for i in range(0, terms.batch[0], count)] if count < terms.batch[0] else [None]
 
@@ -89,7 +90,7 @@ def place_in(layout: Layout, group: Any, terms: Terms, piece: Piece) -> tuple[Te
 
 def header_of(function: str, terms: Terms, piece: Piece, n_classes: int, offset: int, options: str = "") -> Header:
     """The header of a rank."""
-    length, rows = piece.x.shape[-1], int(np.prod(terms.batch, dtype=np.int64))
+    length, rows = piece.x.shape[-1], math.prod(terms.batch)
     temperature = terms.temperature if terms.temperatures is None else float("nan")
     return Header(function, terms.dtype, terms.words, rows, n_classes, offset, length, temperature, options)
 
@@ -109,7 +110,7 @@ def place_result(terms: Terms, piece: Piece, axis: int, out: Any, powers: Any = 
         result = out
     else:
         memory = binding.empty(piece.x.shape, terms.storage) if powers is None else powers
-        result = np.moveaxis(memory, -1, axis)
+        result = memory if axis == memory.ndim - 1 else np.moveaxis(memory, -1, axis)
     return result, as_buffer(axis_last(result, (axis,)))
 
 

@@ -25,6 +25,7 @@ KINDS = {"softmax": "softmax", "log": "log_softmax", "loss": "loss"} | {
     name: name for name in ("softmax_vjp", "log_softmax_vjp")
 }
 NO_LABEL = np.iinfo(np.int64).max  # of a row whose label is no class: no shard owns it
+_NAMES = {code: name for name, code in binding.DTYPES.items()}
 _IGNORED = 2**64 - 1  # the bits of -1, which stands for every ignored label
 
 _Kind = Literal["softmax", "log", "loss", "softmax_vjp", "log_softmax_vjp"]
@@ -336,7 +337,7 @@ def plan_partial(
         raise ValueError(f"axis must be one axis for a shard, got {axis!r}")
     if where is not None:
         where = axis_last(check_where(where, x.shape), axes)
-    batch, name = batch_shape(x, axes), x.dtype.name
+    batch = batch_shape(x, axes)
     offset, n = _check_shard(offset, n_classes, x.shape[axes[0]])
     row_shape = tuple(1 if i in axes else length for i, length in enumerate(x.shape))
     given: Any = 1.0 if loss else check_temperatures(temperature, row_shape, gradient)
@@ -347,7 +348,7 @@ def plan_partial(
         known = None if n_classes is None else n
         checked, soft, weight = plan_losses(rows, batch, _target_last(target, rows, axes), known, losses or {})
         given = checked.factors[0]
-    terms = Terms(kind, dtype, name, n, batch, given if each is None else 1.0, each, checked)
+    terms = Terms(kind, dtype, _NAMES[dtype], n, batch, given if each is None else 1.0, each, checked)
     second = None if y is None else as_buffer(axis_last(y, axes))
     return terms, Piece(offset, as_buffer(rows), second, where, soft, weight)
 
