@@ -17,6 +17,8 @@ from .places import as_array
 
 def as_number(name: str, given: Any) -> float:
     """A real number as a float."""
+    if type(given) is float:
+        return given
     dtype = getattr(given, "dtype", None)
     not_real = dtype is not None and getattr(dtype, "kind", "f") not in "iuf" and not is_bfloat16(dtype)
     if not_real or isinstance(given, (bool, str, bytes, bytearray, list, tuple)) or np.ndim(given) != 0:

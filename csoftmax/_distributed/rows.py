@@ -126,7 +126,7 @@ def place_result(terms: Terms, piece: Piece, axis: int, out: Any, powers: Any = 
         result = out
     else:
         memory = binding.empty(piece.x.shape, terms.storage) if powers is None else powers
-        result = np.moveaxis(memory, -1, axis)
+        result = memory if axis == memory.ndim - 1 else np.moveaxis(memory, -1, axis)
     return result, as_buffer(axis_last(result, (axis,)))
 
 

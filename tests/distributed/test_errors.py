@@ -258,10 +258,9 @@ def test_an_error_of_the_engine_names_the_call():
                 raise RuntimeError("connection closed by peer")
             return super().all_gather(a)
 
-    with pytest.raises(
-        RuntimeError, match=r"^csoftmax\.distributed\.softmax: a collective of rank 0 of 1 failed: conn"
-    ):
+    with pytest.raises(RuntimeError, match="connection closed by peer") as caught:
         distributed.softmax(np.zeros((1, 5)), group=Broken())
+    assert caught.value.__notes__ == ["in csoftmax.distributed.softmax on rank 0 of 1"]
 
 
 # Errors name the row and the class of the call.
