@@ -5,8 +5,8 @@
 Each rank holds a part of the classes; the group has the gloo backend, each rank one thread. Megatron's algorithm (its
 unfused path, here in PyTorch's functions) has three all-reduces of floats, so that its losses depend on the number of
 ranks; the hashes of the row losses show that. "dtensor" is PyTorch's cross-entropy within loss_parallel, whose shards
-must be equal: there the classes are rounded up. Calls take turns, 25 of each, after a barrier; of each rank's median and
-least time the largest of all ranks is printed.
+must be equal: there the classes are rounded up. Calls take turns, 25 of each, after a barrier; of the medians and the
+least times of all ranks the largest are printed.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ def work(rank: int, ranks: int, rows: int, classes: int, meeting: str) -> None:
                 hashlib.sha256(np.ascontiguousarray(losses[name]).tobytes()).hexdigest()[:8] if name in losses else "-"
             )
             print(
-                f"{ranks} ranks ({rows}, {classes}) {name:9} {median:8.2f} ms, least {least:8.2f}  row losses {digest}  "
-                f"load {os.getloadavg()[0]:.1f}"
+                f"{ranks} ranks ({rows}, {classes}) {name:9} {median:8.2f} ms, least {least:8.2f}  "
+                f"row losses {digest}  load {os.getloadavg()[0]:.1f}"
             )
     dist.destroy_process_group()
 
