@@ -280,7 +280,7 @@ def _agree(
         ("kind", kind),
         ("dtype", dtype),
         ("shape of the rows", batch),
-        ("temperatures" if isinstance(temperature, tuple) else "temperature", temperature),
+        ("temperature", temperature),
         ("where", has_where),
     )
     if losses is None:

@@ -358,7 +358,7 @@ def test_ranks_with_other_temperatures_of_rows_all_raise():
     temperatures = [[[1.0], [2.0]], [[1.0], [3.0]]]
     for result in run_on(2, lambda group: distributed.softmax(x, group=group, temperature=temperatures[group.rank])):
         with pytest.raises(
-            ValueError, match=r"ranks disagree on temperatures: float64 \(2,\) .* on rank 0 and float64"
+            ValueError, match=r"ranks disagree on the temperature: float64 \(2,\) .* on rank 0 and float64"
         ):
             raise result
 
