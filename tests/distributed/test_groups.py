@@ -252,6 +252,31 @@ def test_soft_labels_that_are_the_same_for_all_classes():
     assert_same_bits(result.grad, csoftmax.cross_entropy_with_grad(x, soft).grad)
 
 
+@pytest.mark.parametrize("n", [100, 9000])
+@pytest.mark.parametrize("s", [[1e300, 1.0, 2.0, 1e300], [1.0, 2.0, 1e-200, 1e200]])
+def test_slices_may_have_temperatures_and_extreme_weights(n, s):
+    """The weights of all slices have one scale."""
+    rng = np.random.default_rng(n)
+    x, target, t = rng.normal(size=(4, n)), rng.integers(0, n, 4), rng.uniform(0.5, 2, (4, 1))
+    weight, s = rng.random(n) * 1e200, np.array(s)
+    columns, rows = [0, n // 2, n], [slice(0, 1), slice(1, 4)]
+
+    def work(group, rows_group):
+        classes, r = slice(*columns[group.rank : group.rank + 2]), rows[rows_group.rank]
+        return distributed.cross_entropy_with_grad(
+            x[r, classes], target[r], weight=weight[classes], sample_weight=s[r], temperature=t[r],
+            group=group, rows_group=rows_group,
+        )  # fmt: skip
+
+    results = run_on_mesh(2, 2, work)
+    expected = csoftmax.cross_entropy_with_grad(x, target, weight=weight, sample_weight=s, temperature=t)
+    for result in results:
+        assert not isinstance(result, Exception), result
+        assert result.loss == expected.loss
+    gradient = np.concatenate([np.concatenate([r.grad for r in results[2 * i : 2 * i + 2]], 1) for i in range(2)])
+    assert_same_bits(gradient, expected.grad)
+
+
 COLLECTIVES = [
     (distributed.softmax, {}, 2),
     (distributed.cross_entropy_with_grad, {}, 2),
