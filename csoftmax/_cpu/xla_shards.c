@@ -1,8 +1,8 @@
 /* Targets of XLA for shards of the classes, within jax.shard_map: sums, their merge, results.
  *
- * Records, maxima and offsets travel as arrays of uint32, pairs of which are 64 bits: JAX has no wider types by default.
- * Every target gets the attributes kind (csm_shard_kind), classes (of the whole row), temperature, label_smoothing and
- * z_loss.  Arguments, for rows of the shard (merge_shards: for all records, shards first):
+ * Records, maxima and offsets travel as arrays of uint32, pairs of which are 64 bits: JAX has no wider types by
+ * default.  Every target gets the attributes kind (csm_shard_kind), classes (of the whole row), temperature,
+ * label_smoothing and z_loss.  Arguments, for rows of the shard (merge_shards: for all records, shards first):
  *
  *   shard         x, second, offset, row_max, records, block_max -> records, block_max
  *   merge_shards  the records of all shards, second -> records, row_max

@@ -16,7 +16,7 @@ import numpy as np
 Agreed = tuple[tuple[str, Any], ...]
 
 # What ranks with other rows have for themselves.
-OF_ROWS = frozenset({"shape of the rows", "temperatures", "target", "sample_weight", "upstream of each row"})
+OF_ROWS = frozenset({"shape of the rows", "target", "sample_weight", "upstream of each row"})
 _WITH_ARTICLE = frozenset({"function", "dtype", "shape of the rows", "temperature"})
 
 
@@ -39,10 +39,13 @@ def describe(a: Any) -> tuple[str, tuple[int, ...], str] | None:
     return None if a is None else (name_of(a.dtype), a.shape, digest_of(a))
 
 
+def _is_array(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) > 0 and isinstance(value[0], str)
+
+
 def _show(value: Any) -> Any:
     """A value as messages have it."""
-    is_array = isinstance(value, tuple) and len(value) > 0 and isinstance(value[0], str)
-    return f"{value[0]} {value[1]} {value[2]}" if is_array else value
+    return f"{value[0]} {value[1]} {value[2]}" if _is_array(value) else value
 
 
 def hash_of(agreed: Agreed) -> bytes:
@@ -53,7 +56,8 @@ def hash_of(agreed: Agreed) -> bytes:
 
 def without_rows(agreed: Agreed) -> Agreed:
     """The values that ranks with other rows must have in common as well."""
-    return tuple(item for item in agreed if item[0] not in OF_ROWS)
+    common = (item for item in agreed if item[0] not in OF_ROWS)
+    return tuple((name, "one of each row" if _is_array(value) else value) for name, value in common)
 
 
 def find_difference(a: Agreed, b: Agreed) -> tuple[str, Any, Any] | None:

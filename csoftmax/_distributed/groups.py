@@ -8,7 +8,6 @@ other decisions rest on data that is equal on all ranks, so that no rank waits f
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import struct
 import sys
@@ -192,8 +191,9 @@ class Collectives:
             words = words.view(np.uint8)
         try:
             received = self._gather(words)
-        except RuntimeError as error:
-            raise self._describe(error) from error
+        except RuntimeError as error:  # as after the loss of a rank
+            error.add_note(self._describe())
+            raise
         return received.view(sent.dtype).reshape(self.size, *sent.shape)
 
     def all_reduce(self, a: NDArray[np.int64], op: str) -> NDArray[np.int64]:
@@ -202,11 +202,12 @@ class Collectives:
         try:
             return self._reduce(sent.reshape(-1), op).reshape(sent.shape)
         except RuntimeError as error:
-            raise self._describe(error) from error
+            error.add_note(self._describe())
+            raise
 
-    def _describe(self, error: Exception) -> RuntimeError:
-        called = f"csoftmax.distributed.{self.function}" if self.function else "csoftmax.distributed"
-        return RuntimeError(f"{called}: a collective of rank {self.rank} of {self.size} failed: {error}")
+    def _describe(self) -> str:
+        """In which call an error of the engine was."""
+        return f"in csoftmax.distributed.{self.function or '?'} on rank {self.rank} of {self.size}"
 
     def _gather(self, words: NDArray[Any]) -> NDArray[Any]:
         """Words of all ranks, of shape (size, words)."""
@@ -342,6 +343,11 @@ class Layout:
     n_classes: int
     offsets: tuple[int, ...]
     lengths: tuple[int, ...]
+    cut_lengths: tuple[int, ...] = ()  # of each rank: the number of its classes in blocks divided among ranks
+
+    def __post_init__(self) -> None:
+        cut = (sum(b - a for a, b in self.cut_intervals(rank)) for rank in range(len(self.offsets)))
+        object.__setattr__(self, "cut_lengths", tuple(cut))
 
     def cut_intervals(self, rank: int) -> list[tuple[int, int]]:
         """The classes of a rank in blocks divided among ranks: [first, stop) before and after its whole blocks."""
@@ -351,11 +357,6 @@ class Layout:
             return [(first, stop)] if stop > first else []
         begin, end = whole_blocks(first, stop, n)
         return [(a, b) for a, b in ((first, begin), (end, stop)) if b > a]
-
-    @functools.cached_property
-    def cut_lengths(self) -> tuple[int, ...]:
-        """The number of these classes, of each rank."""
-        return tuple(sum(b - a for a, b in self.cut_intervals(rank)) for rank in range(len(self.offsets)))
 
 
 def raise_on_all(group: Any, error: Exception | None, failed: NDArray[np.bool_]) -> NoReturn:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, Literal, NamedTuple, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,8 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 from .._arguments.foreign import as_native, give_like, is_foreign, tell_written
 from .._arguments.layouts import apart_from, axis_last, check_out, normalize_axes
 from .._arguments.numbers import check_count, check_flag, check_num_threads
+from .._arguments.places import CPU
+from .._arguments.sinks import check_sink
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
+from .agreement import describe
 from .finish import (
     KIND_OF,
     Merged,
@@ -25,6 +28,7 @@ from .finish import (
 from .groups import UNKNOWN, Collectives, Header, Layout, Pending, as_group, enter
 from .merge import exchange
 from .shard import Partial, sum_piece
+from .sinks import add_sink, drop_sink
 from .terms import Piece, Terms, plan_partial
 
 __all__ = ["log_softmax", "log_softmax_vjp", "logsumexp", "softmax", "softmax_vjp"]
@@ -113,6 +117,7 @@ class _Rows(NamedTuple):
     axis: int
     out: Any | None
     keepdims: bool
+    sink: Any | None  # of each row
 
 
 def place_result(terms: Terms, piece: Piece, axis: int, out: Any, powers: Any = None) -> tuple[Any, Any]:
@@ -121,7 +126,7 @@ def place_result(terms: Terms, piece: Piece, axis: int, out: Any, powers: Any = 
         result = out
     else:
         memory = binding.empty(piece.x.shape, terms.storage) if powers is None else powers
-        result = np.moveaxis(memory, -1, axis)
+        result = memory if axis == memory.ndim - 1 else np.moveaxis(memory, -1, axis)
     return result, as_buffer(axis_last(result, (axis,)))
 
 
@@ -136,8 +141,10 @@ def check_result(terms: Terms, piece: Piece, axis: int, out: Any) -> None:
 
 def _prepare(
     name: str, x: Any, y: Any, axis: Any, n_classes: Any, offset: Any, temperature: Any, where: Any, out: Any,
-    keepdims: Any, num_threads: Any,
+    keepdims: Any, sink: Any, num_threads: Any, unused: dict[str, Any] | None,
 ) -> tuple[Header, _Rows]:  # fmt: skip
+    if unused is not None and (unused["b"] is not None or unused["return_sign"] is not False):
+        raise NotImplementedError("logsumexp over shards has no b and no return_sign; csoftmax.logsumexp has")
     keeps = check_flag("keepdims", keepdims)
     check_num_threads(num_threads)
     n, first = known("n_classes", n_classes), known("offset", offset)
@@ -152,7 +159,12 @@ def _prepare(
     if out is not None:
         apart = (None if a is None else apart_from(a, as_buffer(axis_last(out, (place,)))) for a in piece[1:4])
         piece = Piece(piece.first, *apart)
-    return header_of(name, terms, piece, n, first), _Rows(terms, piece, place, out, keeps)
+    if sink is None:
+        return header_of(name, terms, piece, n, first), _Rows(terms, piece, place, out, keeps, None)
+    row_shape = (*terms.batch[:place], 1, *terms.batch[place:])
+    of_rows = check_sink(as_native(sink, "sink"), row_shape, terms.storage, CPU).reshape(terms.batch)
+    options = (("sink", describe(of_rows)),)
+    return header_of(name, terms, piece, n, first, options), _Rows(terms, piece, place, out, keeps, of_rows)
 
 
 def _run(
@@ -168,12 +180,17 @@ def _run(
     where: Any,
     out: Any = None,
     keepdims: Any = False,
+    sink: Any = None,
     num_threads: Any,
+    unused: dict[str, Any] | None = None,
 ) -> Any:
     comm = as_group(group)
-    arguments = x, y, axis, n_classes, offset, temperature, where, out, keepdims, num_threads
+    arguments = x, y, axis, n_classes, offset, temperature, where, out, keepdims, sink, num_threads, unused
     layout, call = enter(comm, lambda: _prepare(name, *arguments))
     terms, piece = place_in(layout, comm, call.terms, call.piece)
+    if call.sink is not None:
+        layout, terms, piece = add_sink(layout, comm.rank, terms, piece, call.sink)
+        call = call._replace(out=None)
     chunks = chunks_of(comm, layout, terms, piece.x.itemsize * (1 if y is None else 2))
     is_cut = layout.cut_lengths[comm.rank] > 0
     keep = name == "softmax" and out is None and chunks == [None] and not is_cut and piece.x.dtype == terms.compute
@@ -203,6 +220,9 @@ def _run(
     if name == "logsumexp":
         result = as_scalar_or_rows(terms, sums[0] if len(sums) == 1 else np.concatenate(sums))
         result = np.expand_dims(result, call.axis) if call.keepdims else result
+    elif call.sink is not None:
+        native = None if out is None else as_native(out, "out")
+        result = drop_sink(result, call.axis, call.piece.x.shape[-1], native)
     return give_result(x, out, result)
 
 
@@ -221,6 +241,7 @@ def softmax(
     group: Any,
     n_classes: SupportsIndex | None = None,
     offset: SupportsIndex | None = None,
+    sink: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
@@ -243,8 +264,8 @@ def softmax(
     offset : int, optional
         Number of this rank's first class; by default the shards follow each other in the order of the ranks. Given on
         all ranks or on none.
-    temperature, where, num_threads
-        As in `csoftmax.softmax`.
+    sink, temperature, where, num_threads
+        As in `csoftmax.softmax`; `sink` is the same on all ranks.
     out : ndarray of the shape and dtype of x, optional
         Array that receives the result. It may be `x`.
 
@@ -278,7 +299,7 @@ def softmax(
     """
     return _run(
         "softmax", group, x, axis=axis, n_classes=n_classes, offset=offset, temperature=temperature, where=where,
-        out=out, num_threads=num_threads,
+        sink=sink, out=out, num_threads=num_threads,
     )  # fmt: skip
 
 
@@ -289,6 +310,7 @@ def log_softmax(
     group: Any,
     n_classes: SupportsIndex | None = None,
     offset: SupportsIndex | None = None,
+    sink: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
@@ -298,7 +320,7 @@ def log_softmax(
 
     Parameters
     ----------
-    x, axis, group, n_classes, offset, temperature, where, out, num_threads
+    x, axis, group, n_classes, offset, sink, temperature, where, out, num_threads
         As in `softmax`.
 
     Returns
@@ -320,7 +342,7 @@ def log_softmax(
     """
     return _run(
         "log_softmax", group, x, axis=axis, n_classes=n_classes, offset=offset, temperature=temperature, where=where,
-        out=out, num_threads=num_threads,
+        sink=sink, out=out, num_threads=num_threads,
     )  # fmt: skip
 
 
@@ -331,6 +353,9 @@ def logsumexp(
     group: Any,
     n_classes: SupportsIndex | None = None,
     offset: SupportsIndex | None = None,
+    b: None = None,
+    sink: ArrayLike | None = None,
+    return_sign: Literal[False] = False,
     keepdims: bool = False,
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
@@ -340,8 +365,10 @@ def logsumexp(
 
     Parameters
     ----------
-    x, axis, group, n_classes, offset, temperature, where, num_threads
+    x, axis, group, n_classes, offset, sink, temperature, where, num_threads
         As in `softmax`.
+    b, return_sign
+        Not over shards: only the defaults are allowed.
     keepdims : bool, default False
         If True, the axis stays in the result with length 1.
 
@@ -352,6 +379,8 @@ def logsumexp(
 
     Raises
     ------
+    NotImplementedError
+        If b or return_sign is given.
     TypeError, ValueError, MemoryError, DistributedError
         As in `softmax`.
 
@@ -363,7 +392,7 @@ def logsumexp(
     """
     return _run(
         "logsumexp", group, x, axis=axis, n_classes=n_classes, offset=offset, temperature=temperature, where=where,
-        keepdims=keepdims, num_threads=num_threads,
+        sink=sink, keepdims=keepdims, num_threads=num_threads, unused={"b": b, "return_sign": return_sign},
     )  # fmt: skip
 
 

@@ -14,13 +14,14 @@ from .._arguments.numbers import check_count, check_temperatures, number_and_row
 from .._arguments.places import CPU, as_float
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer, compute_dtype
-from .agreement import Agreed, describe, name_of
+from .agreement import Agreed, describe
 
 BLOCK = binding.BLOCK_ELEMENTS
 KINDS = {"softmax": "softmax", "log": "log_softmax", "loss": "loss"} | {
     name: name for name in ("softmax_vjp", "log_softmax_vjp")
 }
 NO_LABEL = np.iinfo(np.int64).max  # of a row whose label is no class: no shard owns it
+_NAMES = {code: name for name, code in binding.DTYPES.items()}
 _IGNORED = 2**64 - 1  # the bits of -1, which stands for every ignored label
 
 
@@ -252,7 +253,7 @@ def plan_partial(
         raise ValueError(f"axis must be one axis for a shard, got {axis!r}")
     if where is not None:
         where = axis_last(check_where(where, x.shape), axes)
-    batch, name = batch_shape(x, axes), name_of(x.dtype)
+    batch, name = batch_shape(x, axes), _NAMES[dtype]
     offset, n = _check_shard(offset, n_classes, x.shape[axes[0]])
     row_shape = tuple(1 if i in axes else length for i, length in enumerate(x.shape))
     rows = axis_last(x, axes)
@@ -279,7 +280,7 @@ def _agree(
         ("kind", kind),
         ("dtype", dtype),
         ("shape of the rows", batch),
-        ("temperatures" if isinstance(temperature, tuple) else "temperature", temperature),
+        ("temperature", temperature),
         ("where", has_where),
     )
     if losses is None:

@@ -369,15 +369,22 @@ def _draw(comm: Any, layout: Layout, call: _Draw, num_threads: Any) -> Any:
     indices = np.empty(uniforms.shape, np.int64)
     for begin in range(0, count, step):
         some = slice(begin, begin + step)
-        options: dict[str, Any] = {name: None if p is None else p[some] for name, p in each.items()}
-        options |= {"size": draws, "uniforms": uniforms[some], "num_threads": num_threads}
+        shape = batch if step >= count else (len(range(count)[some]),)  # which errors name rows by
+        options: dict[str, Any] = {name: None if p is None else p[some].reshape(shape) for name, p in each.items()}
+        options |= {"size": draws, "uniforms": uniforms[some].reshape(*shape, draws), "num_threads": num_threads}
         if largest is None:
-            whole = np.concatenate(_gather(comm, layout, flat[some], layout.lengths), axis=-1)
-            indices[some] = whole_sample.sample(whole, **options)
+            values, classes = np.concatenate(_gather(comm, layout, flat[some], layout.lengths), axis=-1), None
         else:
             best = whole_topk.topk(flat[some], min(largest, length))
             values, classes, _, _ = _candidates(comm, layout, *best, largest)
-            indices[some] = np.take_along_axis(classes, whole_sample.sample(values, **options), -1)
+        try:
+            drawn = whole_sample.sample(values.reshape(*shape, values.shape[-1]), **options)
+        except ValueError as error:
+            if step >= count:
+                raise
+            raise ValueError(f"of the rows from {begin} on, counted in C order: {error}") from error
+        drawn = drawn.reshape(len(values), draws)
+        indices[some] = drawn if classes is None else np.take_along_axis(classes, drawn, -1)
     return indices.reshape((*batch, *call.shape))[()]
 
 

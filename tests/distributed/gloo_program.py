@@ -56,15 +56,15 @@ def lose_a_rank(group, rank):
     if rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     start = time.monotonic()
-    message = f"^csoftmax.distributed.softmax: a collective of rank {rank} of 3 failed: "
 
-    def call_until_it_fails():
+    def call_often():
         for _ in range(10):
             distributed.softmax(x, group=group)
 
-    with pytest.raises(RuntimeError, match=message):
-        call_until_it_fails()
+    with pytest.raises(RuntimeError) as caught:
+        call_often()
     assert time.monotonic() - start < 20
+    assert caught.value.__notes__ == [f"in csoftmax.distributed.softmax on rank {rank} of 3"]
 
 
 def main():

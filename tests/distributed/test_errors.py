@@ -7,7 +7,7 @@ from helpers.thread_group import run_on, run_on_mesh
 
 import csoftmax
 from csoftmax import distributed
-from csoftmax._distributed import losses
+from csoftmax._distributed import losses, topk
 from csoftmax._distributed import rows as group_rows
 from csoftmax.distributed import DistributedError, SingleProcess
 
@@ -258,10 +258,9 @@ def test_an_error_of_the_engine_names_the_call():
                 raise RuntimeError("connection closed by peer")
             return super().all_gather(a)
 
-    with pytest.raises(
-        RuntimeError, match=r"^csoftmax\.distributed\.softmax: a collective of rank 0 of 1 failed: conn"
-    ):
+    with pytest.raises(RuntimeError, match="connection closed by peer") as caught:
         distributed.softmax(np.zeros((1, 5)), group=Broken())
+    assert caught.value.__notes__ == ["in csoftmax.distributed.softmax on rank 0 of 1"]
 
 
 # Errors name the row and the class of the call.
@@ -309,3 +308,29 @@ def test_soft_labels_of_whole_rows_name_the_class_of_the_call(n):
     )):  # fmt: skip
         with pytest.raises((ValueError, DistributedError), match=rf"has nan at \(1, {n - 3}\)"):
             raise result
+
+
+@pytest.mark.parametrize(("limit", "message"), [
+    (1 << 28, r"^logits have no mass to draw from in row \(2, 1\): it holds NaN$"),
+    (1 << 12, r"^of the rows from 7 on, counted in C order: logits have no mass to draw from in row \(0\): it holds"),
+])  # fmt: skip
+def test_errors_of_draws_name_the_row_of_the_call(limit, message, monkeypatch):
+    monkeypatch.setattr(topk, "GATHERED_BYTES", limit)
+    x = np.zeros((4, 3, 400))
+    x[2, 1, 300] = np.nan
+    check_all_raise(
+        run_on(2, lambda g: distributed.sample(np.split(x, 2, axis=2)[g.rank], group=g)), ValueError, message
+    )
+
+
+def test_draws_of_a_single_row_without_a_shape():
+    x = np.array([0.0, 50.0, 0.0, -50.0])
+    for size, expected in ((None, 1), (0, []), (2, [1, 1]), ((2, 1), [[1], [1]])):
+        for options in ({}, {"top_k": 1}):
+            results = run_on(2, lambda g, size=size, more=options: distributed.sample(
+                np.split(x, 2)[g.rank], size=size, rng=0, group=g, **more
+            ))  # fmt: skip
+            whole = csoftmax.sample(x, size=size, rng=0, **options)
+            for result in results:
+                assert type(result) is type(whole)
+                assert np.asarray(result).tolist() == expected

@@ -163,6 +163,53 @@ def test_gradients_that_underflow_of_shards_in_any_order(monkeypatch):
     assert_same_bits(np.concatenate([results[i].grad for i in (1, 2, 0)], axis=1), expected.grad)
 
 
+@pytest.mark.parametrize("cuts", [
+    [0, 30, 100], [0, 4096, 4096], [0, 2000, 4095], [0, 4096, 8192], [0, 5000, 9000], [0, 0, 8192], [0, 0, 0],
+    [0, 8192, 8192],
+])  # fmt: skip
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("masks", [False, True])
+def test_sinks(cuts, dtype, masks):
+    rng = np.random.default_rng(cuts[-1])
+    x, sink = rng.normal(size=(3, cuts[-1])).astype(dtype) * 4, rng.normal(size=(3, 1))
+    where = rng.random(x.shape) < [[0.5], [0.0], [0.01]] if masks else None
+    options = {"sink": sink, "temperature": [[1.0], [0.5], [3.0]]}
+
+    def work(group):
+        s = slice(*cuts[group.rank : group.rank + 2])
+        own = options | {"group": group, "where": None if where is None else where[:, s]}
+        out = x[:, s].copy()
+        lse = distributed.logsumexp(x[:, s], keepdims=True, **own)
+        result = distributed.softmax(out, out=out, **own)
+        assert result is out
+        own["where"] = None if where is None else where[:, s].T
+        own |= {"sink": sink.T, "temperature": np.transpose(options["temperature"])}
+        return out, distributed.log_softmax(x[:, s].T, 0, **own).T, lse
+
+    results = run_on(2, work)
+    whole = options | {"where": where}
+    for result in results:
+        assert not isinstance(result, Exception), result
+        assert_same_bits(result[2], csoftmax.logsumexp(x, -1, keepdims=True, **whole))
+    for i, function in enumerate((csoftmax.softmax, csoftmax.log_softmax)):
+        assert_same_bits(np.concatenate([r[i] for r in results], axis=1), function(x, -1, **whole))
+
+
+def test_ranks_with_other_sinks_all_raise():
+    for result in run_on(2, lambda group: distributed.softmax(np.zeros((2, 5)), sink=group.rank, group=group)):
+        with pytest.raises(
+            ValueError, match=r"ranks disagree on sink: float64 \(2,\) \w+ on rank 0 and float64 \(2,\)"
+        ):
+            raise result
+
+
+@pytest.mark.parametrize("options", [{"b": [1.0, 2.0]}, {"return_sign": True}])
+def test_weighted_sums_over_shards_are_not_implemented(options):
+    for result in run_on(2, lambda group: distributed.logsumexp(np.zeros((1, 2)), group=group, **options)):
+        with pytest.raises(NotImplementedError, match="logsumexp over shards has no b and no return_sign"):
+            raise result
+
+
 def strided(x, layout):
     """The same elements in another layout."""
     if layout == "Fortran":
@@ -203,6 +250,88 @@ def test_soft_labels_that_are_the_same_for_all_classes():
     soft = np.broadcast_to(1 / 5000, x.shape)
     result = distributed.cross_entropy_with_grad(x, soft, group=distributed.SingleProcess())
     assert_same_bits(result.grad, csoftmax.cross_entropy_with_grad(x, soft).grad)
+
+
+@pytest.mark.parametrize("n", [100, 9000])
+@pytest.mark.parametrize("s", [[1e300, 1.0, 2.0, 1e300], [1.0, 2.0, 1e-200, 1e200]])
+def test_slices_may_have_temperatures_and_extreme_weights(n, s):
+    """The weights of all slices have one scale."""
+    rng = np.random.default_rng(n)
+    x, target, t = rng.normal(size=(4, n)), rng.integers(0, n, 4), rng.uniform(0.5, 2, (4, 1))
+    weight, s = rng.random(n) * 1e200, np.array(s)
+    columns, rows = [0, n // 2, n], [slice(0, 1), slice(1, 4)]
+
+    def work(group, rows_group):
+        classes, r = slice(*columns[group.rank : group.rank + 2]), rows[rows_group.rank]
+        return distributed.cross_entropy_with_grad(
+            x[r, classes], target[r], weight=weight[classes], sample_weight=s[r], temperature=t[r],
+            group=group, rows_group=rows_group,
+        )  # fmt: skip
+
+    results = run_on_mesh(2, 2, work)
+    expected = csoftmax.cross_entropy_with_grad(x, target, weight=weight, sample_weight=s, temperature=t)
+    for result in results:
+        assert not isinstance(result, Exception), result
+        assert result.loss == expected.loss
+    gradient = np.concatenate([np.concatenate([r.grad for r in results[2 * i : 2 * i + 2]], 1) for i in range(2)])
+    assert_same_bits(gradient, expected.grad)
+
+
+COLLECTIVES = [
+    (distributed.softmax, {}, 2),
+    (distributed.cross_entropy_with_grad, {}, 2),
+    (distributed.cross_entropy_with_grad, {"weight": True}, 3),
+    (distributed.cross_entropy_with_grad, {"weight": True, "reduction": "sum"}, 2),
+    (distributed.cross_entropy_with_grad, {"clip_norm": 1.0}, 3),
+    (distributed.cross_entropy_with_grad, {"upstream": 1e70}, 3),
+    (distributed.topk, {}, 3),
+    (distributed.topk_softmax, {}, 3),
+    (distributed.topk_softmax, {"where": True}, 4),
+    (distributed.topk_softmax, {"normalize": "full"}, 6),
+    (distributed.topk_softmax, {"normalize": "full", "where": True}, 7),
+    (distributed.sample, {"rng": 0, "top_k": 3}, 4),
+    (distributed.sample, {"rng": 0}, 3),
+    (distributed.linear_cross_entropy, {"reduction": "sum"}, 3),
+    (distributed.linear_cross_entropy, {}, 4),
+    (distributed.linear_cross_entropy_with_grad, {}, 5),
+    (distributed.linear_cross_entropy_with_grad, {"weight": True}, 6),
+]
+
+
+@pytest.mark.parametrize(("function", "options", "count"), COLLECTIVES)
+def test_collectives_of_the_guide(function, options, count):
+    x, target, groups = np.random.default_rng(0).normal(size=(4, 8192)), [1, 2, 3, 8000], []
+
+    def work(group):
+        groups.append(group)
+        shard = slice(4096 * group.rank, 4096 * group.rank + 4096)
+        arrays = {"weight": np.ones(4096), "where": np.ones((4, 4096), bool)}
+        own = {name: arrays[name] if value is True else value for name, value in options.items()}
+        if function in (distributed.linear_cross_entropy, distributed.linear_cross_entropy_with_grad):
+            return function(np.ones((4, 3)), x[:3, shard].T, target, group=group, **own)
+        if function is distributed.cross_entropy_with_grad:
+            return function(x[:, shard], target, group=group, **own)
+        first = (x[:, shard], 3) if function in (distributed.topk, distributed.topk_softmax) else (x[:, shard],)
+        return function(*first, group=group, **own)
+
+    for result in run_on(2, work):
+        assert not isinstance(result, Exception), result
+    assert [group.collectives for group in groups] == [count] * 2
+
+
+@pytest.mark.parametrize(("reduction", "count"), [("none", 2), ("sum", 2), ("mean", 3)])
+def test_collectives_over_rows(reduction, count):
+    x, groups = np.zeros((2, 8192)), []
+
+    def work(group, rows_group):
+        groups.append((group, rows_group))
+        shard = slice(4096 * group.rank, 4096 * group.rank + 4096)
+        return distributed.cross_entropy(
+            x[:, shard], [1, 5000], group=group, rows_group=rows_group, reduction=reduction
+        )
+
+    run_on_mesh(2, 2, work)
+    assert [(g.collectives, rows.collectives, rows.sent) for g, rows in groups] == [(2, count, count * 4616)] * 4
 
 
 # Errors: the same exception on every rank, and no rank that waits for ever.
@@ -254,7 +383,7 @@ def test_ranks_with_other_temperatures_of_rows_all_raise():
     temperatures = [[[1.0], [2.0]], [[1.0], [3.0]]]
     for result in run_on(2, lambda group: distributed.softmax(x, group=group, temperature=temperatures[group.rank])):
         with pytest.raises(
-            ValueError, match=r"ranks disagree on temperatures: float64 \(2,\) .* on rank 0 and float64"
+            ValueError, match=r"ranks disagree on the temperature: float64 \(2,\) .* on rank 0 and float64"
         ):
             raise result
 

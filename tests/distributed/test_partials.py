@@ -121,8 +121,8 @@ OTHERS = [
     ({"kind": "loss", "target": [1, 2]}, {"ignore_index": 5}, "ignore_index: -100 and 5"),
     ({"kind": "loss", "target": [1, 2]}, {"weight": np.ones(N - 4096)}, "class weights: False and True"),
     ({"kind": "loss", "target": [1, 2]}, {"target": SOFT[:, 4096:]}, "soft labels: False and True"),
-    ({}, {"temperature": [[1.0], [2.0]]}, "temperature"),
-    ({"temperature": [[1.0], [3.0]]}, {"temperature": [[1.0], [2.0]]}, "temperatures: float64"),
+    ({}, {"temperature": [[1.0], [2.0]]}, r"temperature: 1.0 and float64 \(2,\)"),
+    ({"temperature": [[1.0], [3.0]]}, {"temperature": [[1.0], [2.0]]}, r"temperature: float64 \(2,\) \w+ and float64"),
     ({}, {"where": np.ones((2, N - 4096), bool)}, "where: False and True"),
     ({}, {"temperature": 2.0}, "temperature: 1.0 and 2.0"),
 ]
