@@ -81,7 +81,7 @@ cdef class _ShardLoss:
 
     def __init__(self, x, labels, ignore, soft, weight, sample_weight, upstream, factors, size_t words,
                  size_t classes, size_t offset, double weight_sum, double divisor, row_max, num_threads,
-                 temperatures):
+                 temperatures=None):
         self.b = _Buffers()
         self.o = _shard_options(classes, offset, factors[0], row_max, num_threads)
         self.o.words = words
