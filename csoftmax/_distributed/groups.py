@@ -26,6 +26,7 @@ from .shard import BLOCK, whole_blocks
 __all__ = ["DistributedError", "DistributedMemoryError", "Group", "SingleProcess"]
 
 TEXT_BYTES = 256
+_INT64 = np.dtype(np.int64)
 UNKNOWN = -1  # an offset or a number of classes that is not given
 VERSION = zlib.crc32(f"{binding.VERSION} {sys.byteorder}".encode())
 
@@ -185,16 +186,17 @@ class Collectives:
 
     def all_gather(self, a: NDArray[Any]) -> NDArray[Any]:
         """The arrays of all ranks, along a new first axis."""
-        sent = np.asarray(a, order="C")
-        words = sent.reshape(-1)
-        if words.dtype != np.int64:
-            words = words.view(np.uint8)
+        sent = words = np.asarray(a, order="C")
+        is_usual = sent.ndim == 1 and sent.dtype == _INT64  # a header or records
+        if not is_usual:
+            words = sent.reshape(-1)
+            words = words if words.dtype == _INT64 else words.view(np.uint8)
         try:
             received = self._gather(words)
         except RuntimeError as error:  # as after the loss of a rank
             error.add_note(self._describe())
             raise
-        return received.view(sent.dtype).reshape(self.size, *sent.shape)
+        return received if is_usual else received.view(sent.dtype).reshape(self.size, *sent.shape)
 
     def all_reduce(self, a: NDArray[np.int64], op: str) -> NDArray[np.int64]:
         """The maximum or the sum of each element over all ranks."""
@@ -225,6 +227,14 @@ class Collectives:
                 f"{dtype} of shape {shape} is needed"
             )
         return result
+
+
+class _SingleCollectives(Collectives):
+    def _gather(self, words: NDArray[Any]) -> NDArray[Any]:
+        return words.copy()[None]
+
+    def _reduce(self, words: NDArray[np.int64], op: str) -> NDArray[np.int64]:
+        return words.copy()
 
 
 class _MpiCollectives(Collectives):
@@ -272,6 +282,8 @@ def as_group(group: Any) -> Collectives:
     """The collectives of a communicator of mpi4py, of a process group of PyTorch, or of any other Group."""
     if isinstance(group, Collectives):
         return group
+    if type(group) is SingleProcess:
+        return _SingleCollectives(group, 1, 0)
     mpi, dist = sys.modules.get("mpi4py.MPI"), sys.modules.get("torch.distributed")
     if mpi is not None and isinstance(group, mpi.Comm):
         return _MpiCollectives(group, group.Get_size(), group.Get_rank())

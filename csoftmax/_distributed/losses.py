@@ -328,8 +328,9 @@ def _run_loss(
     is_cut = layout.cut_lengths[comm.rank] > 0
     keep = call.gradient and call.out is None and slices == [None] and not is_cut and piece.x.dtype == terms.compute
     placed = None
-    with pending:  # before the exchanges, so that a lack of memory is known to all ranks
-        placed = place_result(terms, piece, call.axis, call.out) if call.gradient and not keep else None
+    if call.gradient and not keep:
+        with pending:  # before the exchanges, so that a lack of memory is known to all ranks
+            placed = place_result(terms, piece, call.axis, call.out)
     for rows in slices:
         some, part_piece = rows_of(terms, piece, rows)
         sums_of_rows = merge_over(comm, layout, some, part_piece, keep, num_threads, pending)

@@ -45,7 +45,7 @@ def exchange(
         check_status(group, gathered[:, 0], error)
         words = _merge_words(gathered, terms)
         merged, *others = (g[len(words) + 1 :].reshape(records.shape) for g in gathered)
-        if merged.size:
+        if merged.size and others:
             binding.check_records(merged)
             for other in others:
                 binding.merge_records(merged, other)

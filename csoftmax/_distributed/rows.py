@@ -198,8 +198,8 @@ def _run(
     rows: Any = None
     sums = []
     pending = Pending()
-    with pending:  # before the exchanges, so that a lack of memory is known to all ranks
-        if name != "logsumexp" and not keep:
+    if name != "logsumexp" and not keep:
+        with pending:  # before the exchanges, so that a lack of memory is known to all ranks
             result, rows = place_result(terms, piece, call.axis, call.out)
     for chunk in chunks:
         part_terms, part_piece = rows_of(terms, piece, chunk)

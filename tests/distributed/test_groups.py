@@ -19,7 +19,7 @@ from csoftmax.distributed import DistributedError, DistributedMemoryError
 def check_random_calls(seed, count):
     rng = np.random.default_rng(seed)
     for _ in range(count):
-        call = Call(rng)
+        call = Call(rng, temperatures=True)
         call.check_over_group(run_on(len(call.shards), call.over_group))
 
 

@@ -22,7 +22,7 @@ def check_random_calls(seed, count):
     rng = np.random.default_rng(seed)
     checked = 0
     while checked < count:
-        call = Call(rng)
+        call = Call(rng, temperatures=True)
         try:
             call.check(rng)
         except NotImplementedError:  # gradients that underflow, which functions over groups compute

@@ -78,7 +78,8 @@ def significant(records):
 class Call:
     """A random call: its arguments for whole rows, and for each shard."""
 
-    def __init__(self, rng):
+    def __init__(self, rng, temperatures=False):
+        """temperatures: some calls have one for each row."""
         self.operation = str(rng.choice(OPERATIONS))
         dtype = DTYPES[rng.integers(len(DTYPES))]
         self.n = int(rng.choice([rng.integers(1, 4097), rng.integers(4097, 16000), rng.integers(16000, 40000)]))
@@ -88,7 +89,7 @@ class Call:
         gradient = self.operation.endswith("_vjp")
         limits = [0.0, np.inf] if not gradient and self.operation not in ("loss", "gradient") else []
         self.temperature = float(rng.choice(TEMPERATURES + limits))
-        if rng.random() < 0.2:
+        if temperatures and rng.random() < 0.2:
             self.temperature = rng.choice(TEMPERATURES + limits, (self.rows, 1))
         if gradient:
             forward = csoftmax.softmax if self.operation == "softmax_vjp" else csoftmax.log_softmax
