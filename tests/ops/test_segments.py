@@ -334,7 +334,7 @@ def test_no_access_outside():
         "                        calls += 1\n"
         "print(calls)\n"
     )
-    assert int(done.stdout) == 3 * 40 * 3 * 2 * 3 * 2  # all have returned, with the bits of plain calls
+    assert int(done.stdout) == 3 * 21 * 3 * 2 * 3 * 2  # all have returned, with the bits of plain calls
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
