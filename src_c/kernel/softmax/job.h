@@ -66,7 +66,7 @@ typedef struct csm_ragged_tiles_job {
     size_t count, width; /* at most CSM_RAGGED_ROWS, CSM_TILE_WIDTH */
     const csm_temperature *temperature;
 } csm_ragged_tiles_job;
-enum { CSM_SHORT_TILE = 32, CSM_FEW_CLASSES = 16 };
+enum { CSM_SHORT_TILE = 32 };
 
 /* Kernels that not every operation has; where there is none, the table casts a constant of 0. */
 typedef int (*csm_tile_kernel)(const csm_tile_job *job);

@@ -41,88 +41,16 @@ INLINE int FN(short_tile)(const char *input, char *result, const csm_ragged_tile
     return 1;
 }
 
-#define HAS_FEW (EXP_MANTISSA == 23 && STORED_AS_REAL)
-#if HAS_FEW
-/* softmax of n classes of one whole vector of rows at temperature 1, n a constant: no loop is left, so that lengths
- * that differ from segment to segment cost one mispredicted branch.  Returns 0, with nothing written, if a row is NaN
- * or not ordinary. */
-INLINE int FN(few_classes)(const char *input, char *result, const csm_ragged_tiles_job *job, const size_t n) {
-    const csm_temperature *t = job->temperature;
-    V(t) e[CSM_FEW_CLASSES], m = V(set)(-CSM_INF), n0;
-    v64_t wide[CSM_FEW_CLASSES][V(PARTS)], hi[V(PARTS)], lo[V(PARTS)];
-    REAL factor[V(W)], factor_low[V(W)];
-    UNROLL
-    for (size_t j = 0; j < n; j++) {
-        e[j] = LOAD((const T *)(const void *)(input + (ptrdiff_t)j * job->input_step));
-        m = V(max)(e[j], m);
-    }
-    if (!((double)V(top)(V(max)(m, V(sub)(V(zero)(), m))) <= t->limit)) return 0;
-    const V(shift) s = V(shift_to)(m, t, 1, &n0);
-    UNROLL
-    for (size_t j = 0; j < n; j += V(SIDE)) V(exp_values)(n - j < V(SIDE) ? (int)(n - j) : V(SIDE), e + j, s, 0);
-    UNROLL
-    for (size_t j = 0; j < n; j++) v32_widen(e[j], wide[j]);
-    UNROLL
-    for (int p = 0; p < V(PARTS); p++) {
-        v64_t eight[8];
-        UNROLL
-        for (size_t l = 0; l < 8; l++) {
-            eight[l] = l < n ? wide[l][p] : v64_zero();
-            if (l + 8 < n) eight[l] = v64_add(eight[l], wide[l + 8][p]);
-        }
-        V(fold)(eight, NULL, &hi[p], &lo[p]);
-    }
-    FN(tile_reciprocal)(hi, lo, factor, factor_low);
-    const V(t) f = V(LOAD_REAL)(factor), low = V(LOAD_REAL)(factor_low);
-    if (!(V(sum_exact)(V(sub)(f, f)) == 0)) return 0; /* a sum is NaN */
-    UNROLL
-    for (size_t j = 0; j < n; j++)
-        STORE((T *)(void *)(result + (ptrdiff_t)j * job->result_step), V(scaled)(e[j], f, low));
-    return 1;
-}
-INLINE int FN(few)(const char *input, char *result, const csm_ragged_tiles_job *job, size_t n) {
-    switch (n) {
-#define FEW(n) \
-    case n: return FN(few_classes)(input, result, job, n)
-        FEW(1);
-        FEW(2);
-        FEW(3);
-        FEW(4);
-        FEW(5);
-        FEW(6);
-        FEW(7);
-        FEW(8);
-        FEW(9);
-        FEW(10);
-        FEW(11);
-        FEW(12);
-        FEW(13);
-        FEW(14);
-        FEW(15);
-#undef FEW
-    default: return FN(few_classes)(input, result, job, 16);
-    }
-}
-#endif
-
 INLINE size_t FN(ragged_tiles)(const csm_ragged_tiles_job *job, uint32_t *left, const int exact, const int keeps_axis) {
     const int64_t *p = job->indptr;
     size_t count = 0;
-#if HAS_FEW
-    const int is_few = !job->temperature->tempered && job->width == V(W);
-#endif
     for (size_t s = 0; s < job->count; s++) {
         const size_t n = (size_t)(p[s + 1] - p[s]);
         const ptrdiff_t first = (ptrdiff_t)(p[s] - p[0]);
-        const char *input = job->input + first * job->input_step;
-        char *result = job->result + (keeps_axis ? first : (ptrdiff_t)s) * job->result_step;
-#if HAS_FEW
-        if (!exact && is_few && n - 1 < CSM_FEW_CLASSES) {
-            if (!FN(few)(input, result, job, n)) left[count++] = (uint32_t)s;
-            continue;
-        }
-#endif
-        if (n == 0 || n > CSM_SHORT_TILE || !FN(short_tile)(input, result, job, n, exact, keeps_axis))
+        if (n == 0 || n > CSM_SHORT_TILE ||
+            !FN(short_tile)(job->input + first * job->input_step,
+                            job->result + (keeps_axis ? first : (ptrdiff_t)s) * job->result_step, job, n, exact,
+                            keeps_axis))
             left[count++] = (uint32_t)s;
     }
     return count;
