@@ -12,7 +12,7 @@ import dask
 
 from .._arguments.foreign import is_lazy_frame
 from .._arguments.numbers import check_count
-from .collections import as_lazy, in_one_chunk, lay_beside
+from .collections import as_lazy, fix_partitions, in_one_chunk, lay_beside
 from .options import current
 
 __all__ = ["batches"]
@@ -130,6 +130,7 @@ def batches(X: Any, y: Any, sample_weight: Any = None, *, prefetch: SupportsInde
     """
     count = check_count("prefetch", prefetch)
     if is_lazy_frame(X):
+        X = fix_partitions(X)
         features, chunks = X.to_delayed(), as_lazy("X", X).chunks[:1]
     else:
         X = as_lazy("X", X)
@@ -141,5 +142,5 @@ def batches(X: Any, y: Any, sample_weight: Any = None, *, prefetch: SupportsInde
     for name, a in (("y", y), ("sample_weight", sample_weight)):
         if a is not None:
             beside, _ = lay_beside(name, a, (0,), chunks, broadcasts=False)
-            columns.append((a if is_lazy_frame(a) else beside).to_delayed())
+            columns.append((fix_partitions(a) if is_lazy_frame(a) else beside).to_delayed())
     return Batches(list(zip(*columns, strict=True)), count)

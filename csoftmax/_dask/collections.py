@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import dask
 import dask.array as da
 import numpy as np
 
@@ -25,11 +26,28 @@ def as_lazy(name: str, x: Any) -> Any:
     if is_lazy_array(x):
         return x
     if is_lazy_frame(x):
-        return x.map_partitions(functools.partial(as_array, name), meta=as_array(name, x._meta_nonempty)[:0])
+        return fix_partitions(x).map_partitions(functools.partial(as_array, name), meta=as_array(name, x._meta_nonempty)[:0])
     if is_cupy(x):
         return da.from_array(x, chunks=-1, asarray=False)
     refuse_kind(name, x)
     return da.from_array(as_array(name, x), chunks=-1)
+
+
+def fix_partitions(frame: Any) -> Any:
+    """The DataFrame or Series in as many partitions as it says that it has, whatever is computed from it.
+
+    Dask's optimizer reads several files of narrow columns as one partition, so that the features and the labels of one
+    data set, or a DataFrame and its index, would end up in different ones.
+    """
+    if not hasattr(frame, "expr"):  # of Dask without an optimizer of expressions
+        return frame
+    with dask.config.set({"optimization.tune.active": False}):
+        fixed = frame.optimize()
+    if fixed.npartitions != frame.npartitions:  # filters have been moved into the files, which leaves some of them out
+        fixed = frame
+    keys = list(fixed.__dask_keys__())
+    from_graph = importlib.import_module("dask.dataframe").from_graph
+    return from_graph(fixed.__dask_graph__(), frame._meta, fixed.divisions, keys, "csoftmax-part")
 
 
 def is_number(x: Any) -> bool:
@@ -47,10 +65,11 @@ def give_frame(like: Any, a: Any) -> Any:
     if not is_lazy_frame(like):
         return a
     frames = importlib.import_module("dask.dataframe")
+    index = fix_partitions(like).index
     if a.ndim == 1:
-        return frames.from_dask_array(a, index=like.index)
+        return frames.from_dask_array(a, index=index)
     columns = like.columns if hasattr(like, "columns") and a.shape[1] == len(like.columns) else None
-    return frames.from_dask_array(a, columns=columns, index=like.index)
+    return frames.from_dask_array(a, columns=columns, index=index)
 
 
 def rechunk(x: Any, chunks: dict[int, Any]) -> Any:

@@ -9,12 +9,10 @@ import dask.array as da
 import numpy as np
 from dask.delayed import Delayed
 
+from .._arguments.foreign import is_lazy_frame
+from .collections import fix_partitions
+
 ALLOWED = "a dask.array.Array, a dask.dataframe DataFrame or Series, or a list of Delayed"
-
-
-def is_frame(x: Any) -> bool:
-    """Whether x is a DataFrame or Series of Dask."""
-    return hasattr(x, "to_dask_array") and hasattr(x, "map_partitions")
 
 
 def check_rows(name: str, x: Any) -> None:
@@ -33,8 +31,8 @@ def _split(name: str, x: Any) -> list[Any]:
             if not isinstance(part, Delayed):
                 raise TypeError(f"{name}[{i}] is a {type(part).__module__}.{type(part).__name__}, not a Delayed")
         return list(x)
-    if is_frame(x):
-        return list(x.to_delayed())
+    if is_lazy_frame(x):
+        return list(fix_partitions(x).to_delayed(optimize_graph=False))
     if isinstance(x, da.Array):
         check_rows(name, x)
         if not 1 <= x.ndim <= 2:

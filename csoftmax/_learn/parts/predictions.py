@@ -46,10 +46,11 @@ def predict_lazily(function: Function, X: Any, model: Any) -> Any:
     import dask
     import dask.array as da
 
-    from ..._dask.parts import check_rows, is_frame
+    from ..._arguments.foreign import is_lazy_frame
+    from ..._dask.parts import check_rows
 
     shipped = dask.delayed(model, pure=False, traverse=False)
-    if is_frame(X):
+    if is_lazy_frame(X):
         empty = make_empty(function, model, X._meta)
         columns = model.classes_ if empty.ndim == 2 else None
         meta = _predict_frame(X._meta, model, function, columns)
