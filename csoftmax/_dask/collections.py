@@ -26,7 +26,9 @@ def as_lazy(name: str, x: Any) -> Any:
     if is_lazy_array(x):
         return x
     if is_lazy_frame(x):
-        return fix_partitions(x).map_partitions(functools.partial(as_array, name), meta=as_array(name, x._meta_nonempty)[:0])
+        return fix_partitions(x).map_partitions(
+            functools.partial(as_array, name), meta=as_array(name, x._meta_nonempty)[:0]
+        )
     if is_cupy(x):
         return da.from_array(x, chunks=-1, asarray=False)
     refuse_kind(name, x)

@@ -15,7 +15,9 @@ cd = importlib.import_module("csoftmax.dask")
 
 NAMES = list("abcd")
 RNG = np.random.default_rng(0)
-TABLE = pandas.DataFrame(RNG.normal(size=(60, 4)), columns=NAMES).assign(label=RNG.integers(0, 4, 60), number=np.arange(60))
+TABLE = pandas.DataFrame(RNG.normal(size=(60, 4)), columns=NAMES).assign(
+    label=RNG.integers(0, 4, 60), number=np.arange(60)
+)
 
 
 @pytest.fixture(params=[4, 5, 8, 10])

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..._distributed.nodes import Nodes
-from ..._distributed.parts import Sums, merge_all
+from ..._distributed.parts import merge_all
+from ..labels import is_text
+from ..messages import show
+from . import rows
 from .lazy import is_lazy
 
 Function = Callable[[Any, Any], NDArray[Any]]
@@ -65,19 +68,37 @@ def predict_lazily(function: Function, X: Any, model: Any) -> Any:
     return da.map_blocks(_predict_block, X, shipped, function=function, dtype=empty.dtype, meta=empty, **given)
 
 
-def _count_hits(model: Any, number: int, x: Any, y: Any, weight: Any = None) -> Sums:
-    """The node of a part: the weight of the rows that are predicted correctly, and of all."""
-    labels = np.asarray(y)
-    labels = labels[:, 0] if labels.ndim == 2 else labels
-    w = np.ones(len(labels)) if weight is None else np.asarray(weight, np.float64)
-    if len(labels) != x.shape[0]:
-        raise ValueError(f"y has {len(labels)} rows in part {number}, but X has {x.shape[0]}")
-    right = model.predict(x) == labels if len(labels) else np.zeros(0, bool)
-    return {(0, number): np.array([w[right].sum(), w.sum()])}
+class _Hits(NamedTuple):
+    """What the score needs to know of a part."""
+
+    summary: rows.Summary
+    weights: NDArray[np.float64]  # of the rows that are predicted correctly, and of all
 
 
-def _divide(count: int, *found: Sums) -> NDArray[np.float64]:
-    hits, weight = Nodes.total(merge_all(found), count)
+def _count_hits(model: Any, number: int, *given: Any) -> _Hits:
+    """The hits in a part: (X, y) or (X, y, sample_weight), checked as those of a fit."""
+    part = rows.load(given, None, number)
+    if part.problem is None and len(part.classes) and is_text(part.classes) != is_text(model.classes_):
+        kinds = f"of another kind than the classes: {show(model.classes_)}"
+        text = f"y has the label {show(part.classes[0])}, {kinds}"
+        part = part._replace(problem=rows.Problem(ValueError, text, "", None, ""))
+    summary = rows.summarize(part, None, number)
+    if part.problem is not None or not len(part.codes):
+        return _Hits(summary, np.zeros(2))
+    right = model.predict(given[0]) == part.classes[part.codes]
+    w = np.ones(len(right)) if part.weights is None else part.weights
+    return _Hits(summary, np.array([w[right].sum(), w.sum()]))
+
+
+def _divide(*found: _Hits) -> NDArray[np.float64]:
+    summaries = [part.summary for part in found]
+    rows.raise_problem(summaries)
+    if not any(summary.rows for summary in summaries):
+        raise ValueError(f"X has no rows in any of its {len(found)} parts, of which an accuracy could be told")
+    if not any(summary.has_weight for summary in summaries):
+        raise ValueError("sample_weight is zero for every row: there is no row to score")
+    nodes = merge_all({(0, number): part.weights} for number, part in enumerate(found))
+    hits, weight = Nodes.total(nodes, len(found))
     return np.asarray(hits / weight)
 
 
@@ -104,7 +125,8 @@ class ScoresLazily:
         Raises
         ------
         TypeError, ValueError
-            As from `predict`, or if the labels do not fit.
+            As from `predict`, or if labels or weights do not fit; for collections of Dask, while the result is
+            computed: the message names the row among all, and its part.
         """
         if not (is_lazy(X) or is_lazy(y)):
             return super().score(X, y, sample_weight)  # type: ignore[misc]
@@ -117,4 +139,4 @@ class ScoresLazily:
         shipped = dask.delayed(self, pure=False, traverse=False)
         count, divide = dask.delayed(_count_hits, pure=False), dask.delayed(_divide, pure=False)
         hits = [count(shipped, number, *part) for number, part in enumerate(parts)]
-        return da.from_delayed(divide(len(hits), *hits), shape=(), dtype=np.float64)
+        return da.from_delayed(divide(*hits), shape=(), dtype=np.float64)
