@@ -19,7 +19,7 @@ __all__ = ["batches"]
 
 
 class Batches:
-    """The result of `batches`: iterating over it reads all parts once, in order; it may be repeated."""
+    """The result of `batches`: iterating over it reads all parts once, in order, and gives those that have rows."""
 
     def __init__(self, parts: list[tuple[Any, ...]], prefetch: int):
         self._parts, self._prefetch = parts, prefetch
@@ -28,6 +28,9 @@ class Batches:
         return len(self._parts)
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        return (batch for batch in self._read() if any(a.shape[0] for a in batch))
+
+    def _read(self) -> Iterator[tuple[Any, ...]]:
         client = find_client()
         reader = _Cluster(client) if client is not None else _Local()
         waiting: collections.deque[Any] = collections.deque()
@@ -105,7 +108,8 @@ def batches(X: Any, y: Any, sample_weight: Any = None, *, prefetch: SupportsInde
     Returns
     -------
     iterable of tuples (X, y) or (X, y, sample_weight)
-        In the order of the rows; it may be iterated over again, and has a length, as bars of progress need.
+        In the order of the rows, without parts that have none, such as those that a filter leaves; it may be iterated
+        over again. Its length, as bars of progress need it, is the number of all parts.
 
     Raises
     ------

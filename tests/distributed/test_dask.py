@@ -522,6 +522,22 @@ def test_batches_come_in_order_and_bound_memory():
     assert len(read) == 1  # an iteration that ends early reads no more
 
 
+def test_batches_leave_out_parts_without_rows():
+    linear_model = pytest.importorskip("csoftmax.linear_model")
+    x, y = np.arange(24.0).reshape(12, 2), np.arange(12) % 3
+    kept = x[:, 0] >= 18
+    lazy, labels = da.from_array(x, chunks=(3, 2)), da.from_array(y, chunks=3)
+    batches = cd.batches(lazy[lazy[:, 0] >= 18], labels[lazy[:, 0] >= 18])
+    ((features, found),) = batches
+    assert np.array_equal(features, x[kept])
+    assert np.array_equal(found, y[kept])
+    model = linear_model.SoftmaxRegression(solver="adamw", random_state=0)
+    assert model.fit_batches(batches, [0, 1, 2], epochs=1).n_features_in_ == 2
+    known = cd.batches(da.from_array(x, chunks=((0, 12, 0), 2)), y, prefetch=0)
+    assert [len(features) for features, _ in known] == [12]
+    assert list(cd.batches(lazy[lazy[:, 0] > 99], labels[labels > 99])) == []
+
+
 def test_a_failing_batch_raises_its_error():
     def fail(a):
         raise OSError("no such part")
