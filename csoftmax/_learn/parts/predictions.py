@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..._arguments.foreign import is_lazy_frame
 from ..._distributed.nodes import Nodes
 from ..._distributed.parts import merge_all
 from ..labels import is_text
@@ -17,6 +18,23 @@ from .lazy import is_lazy
 
 Function = Callable[[Any, Any], NDArray[Any]]
 """Of X and a model; one entry, or one row, for each row of X."""
+
+
+def _try_out(function: Function, X: Any, model: Any) -> None:
+    """Predict a row of the columns of a lazy X, so that it is refused as one in memory is, before anything is computed.
+
+    Columns of objects, of which nothing is known, are taken for numbers.
+    """
+    if X.ndim != 2:
+        raise ValueError(f"X must have two axes, got {'a Series' if is_lazy_frame(X) else f'shape {X.shape}'}")
+    if is_lazy_frame(X):
+        one = X._meta_nonempty.iloc[:1].copy()
+        for i, dtype in enumerate(one.dtypes):
+            if dtype == object:
+                one.isetitem(i, 0.0)
+        function(one, model)
+    elif not np.isnan(X.shape[1]):
+        function(np.zeros((1, X.shape[1]), X.dtype), model)
 
 
 def _predict_block(x: Any, model: Any, function: Function = None, dtype: Any = None) -> NDArray[Any]:  # type: ignore[assignment]
@@ -49,20 +67,19 @@ def predict_lazily(function: Function, X: Any, model: Any) -> Any:
     import dask
     import dask.array as da
 
-    from ..._arguments.foreign import is_lazy_frame
     from ..._dask.parts import check_rows
 
     shipped = dask.delayed(model, pure=False, traverse=False)
     if is_lazy_frame(X):
+        _try_out(function, X, model)
         empty = make_empty(function, model, X._meta)
         columns = model.classes_ if empty.ndim == 2 else None
         meta = _predict_frame(X._meta, model, function, columns)
         return X.map_partitions(_predict_frame, shipped, function, columns, meta=meta)
     if not isinstance(X, da.Array):
         raise TypeError(f"X must be a dask array or DataFrame for lazy predictions, got {type(X).__name__}")
-    if X.ndim != 2:
-        raise ValueError(f"X must have two axes, got shape {X.shape}")
     check_rows("X", X)
+    _try_out(function, X, model)
     empty = make_empty(function, model, X._meta)
     given: dict[str, Any] = {"drop_axis": 1} if empty.ndim == 1 else {"chunks": (X.chunks[0], (empty.shape[1],))}
     return da.map_blocks(_predict_block, X, shipped, function=function, dtype=empty.dtype, meta=empty, **given)
@@ -135,6 +152,8 @@ class ScoresLazily:
 
         from ..._dask.parts import split_parts
 
+        if is_lazy(X) and not isinstance(X, list | tuple):  # nothing is known of Delayed
+            _try_out(lambda x, model: model.predict(x), X, self)
         parts = split_parts(("X", X), ("y", y), ("sample_weight", sample_weight))
         shipped = dask.delayed(self, pure=False, traverse=False)
         count, divide = dask.delayed(_count_hits, pure=False), dask.delayed(_divide, pure=False)
