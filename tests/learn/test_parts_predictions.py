@@ -25,7 +25,7 @@ def test_other_numbers_of_features(name):
 def test_scores_and_calibrators():
     with pytest.raises(ValueError, match="X has 2 features, but SoftmaxRegression is expecting 4"):
         MODEL.score(FEATURES[:, :2], LABELS)
-    with pytest.raises(ValueError, match="real|omplex"):
+    with pytest.raises(ValueError, match="Complex data not supported"):
         MODEL.score(FEATURES + 0j, LABELS)
     calibrator = VectorScaling().fit(X[:, :3], Y)
     with pytest.raises(ValueError, match="4"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +21,10 @@ def is_lazy(x: Any) -> bool:
     return bool(base.is_dask_collection(x))
 
 
+def _compute(client: Any, task: Any) -> Any:
+    return task.compute() if client is None else client.compute(task).result()
+
+
 @contextlib.contextmanager
 def open_parts(*named: tuple[str, Any]) -> Iterator[Engine]:
     """The parts of collections with the same rows, on the workers of the current client or else in this process."""
@@ -27,8 +32,9 @@ def open_parts(*named: tuple[str, Any]) -> Iterator[Engine]:
     from ..._dask.options import current
     from ..._dask.parts import expect_sizes, split_parts
 
-    parts, options = split_parts(*named), current()
+    options = current()
     client = find_client(options)
+    parts = split_parts(*named, count_rows=None if options.keep else functools.partial(_compute, client))
     engine: Engine
     if not options.keep:
         engine = ReadingEngine(parts, client, options)

@@ -30,7 +30,7 @@ def _try_out(function: Function, X: Any, model: Any) -> None:
     if is_lazy_frame(X):
         one = X._meta_nonempty.iloc[:1].copy()
         for i, dtype in enumerate(one.dtypes):
-            if dtype == object:
+            if dtype.kind == "O" and isinstance(dtype, np.dtype):
                 one.isetitem(i, 0.0)
         function(one, model)
     elif not np.isnan(X.shape[1]):
