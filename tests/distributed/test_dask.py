@@ -492,6 +492,16 @@ def test_options_hold_within_their_block():
     assert len(cd.softmax(x).__dask_graph__()) < many
     with pytest.raises(TypeError, match="keep must be a bool"), cd.options(keep=1):
         pass
+    for client in ("tcp://x", 3):
+        with pytest.raises(TypeError, match=r"client is a builtins\..*: allowed is a distributed\.Client"):
+            cd.options(client=client).__enter__()
+
+
+def test_options_keep_those_around_them():
+    with cd.options(retries=5, keep=False), cd.options(split_every=2) as inner:
+        assert (inner.retries, inner.keep, inner.split_every) == (5, False, 2)
+        with cd.options(keep=True) as innermost:
+            assert (innermost.retries, innermost.keep, innermost.split_every) == (5, True, 2)
 
 
 def test_batches_come_in_order_and_bound_memory():
