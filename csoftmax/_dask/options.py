@@ -60,8 +60,8 @@ def options(
     client : distributed.Client, optional
         The cluster for fits, metrics and `batches`. By default the client that is current there, if there is one.
     keep : bool, optional
-        By default True: fits keep their parts in the memory of the workers. False reads them again in each evaluation, for data beyond
-        the memory of the cluster.
+        By default True: fits keep their parts in the memory of the workers. False reads them again in each evaluation,
+        for data beyond the memory of the cluster.
     split_every : int, optional
         How many results a task of a tree merges, at least 2; by default 8. Results do not depend on it, but for the
         gradients of `linear_cross_entropy_with_grad`, to rounding.

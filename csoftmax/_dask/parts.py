@@ -105,6 +105,9 @@ def split_parts(*named: tuple[str, Any], count_rows: Callable[[Any], Any] | None
         have to stay until all lengths are there.
     """
     (first_name, x), *others = named
+    for name, a in named:
+        if a is None and name != "sample_weight":
+            raise ValueError(f"{name} is None; allowed is {ALLOWED}")
     parts = _split(first_name, x)
     beside = _Beside(first_name, x, parts, count_rows)
     columns = [parts, *(beside.split(name, a) for name, a in others if a is not None)]

@@ -435,6 +435,11 @@ def test_errors_of_arguments_are_raised_while_the_graph_is_built():
             (TypeError, "y has dtype float32", lambda: cd.softmax_vjp(x, x.astype(np.float32))),
             (ValueError, r"target has shape \(3,\), which must be \(4,\)", lambda: cd.cross_entropy(x, [1, 2, 3])),
             (TypeError, "target must hold integer labels", lambda: cd.cross_entropy(x, ["a"] * 4)),
+            (
+                ValueError,
+                r"target has shape \(4,\): soft labels have the shape of the logits, \(4, 9000\); labels of shape",
+                lambda: cd.cross_entropy(x, np.zeros(4)),
+            ),
             (ValueError, "label_smoothing must be at least 0", lambda: cd.cross_entropy(x, [1] * 4, label_smoothing=2)),
             (ValueError, "reduction must be", lambda: cd.cross_entropy(x, [1] * 4, reduction="median")),
             (NotImplementedError, 'reduction="none"', lambda: cd.cross_entropy(x, [1] * 4, device="cuda")),

@@ -6,6 +6,7 @@ import scipy.sparse
 
 from csoftmax._dask.options import options
 from csoftmax.linear_model import SoftmaxRegression
+from csoftmax.metrics import brier_score
 
 dask = pytest.importorskip("dask")
 da = pytest.importorskip("dask.array")
@@ -58,6 +59,28 @@ def test_other_lengths_are_refused(keep):
                 TypeError, match="y has no axis: beside Dask collections, allowed is an array in memory"
             ):
                 fit(features, 3)
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (lambda x, y: (x, None), "y is None; allowed is a dask.array.Array"),
+        (lambda x, y: (x[:, 0], y), r"X must have two axes, rows and features, got shape \(60,\)"),
+        (lambda x, y: (x + 0j, y), "Complex data not supported: X has dtype complex128"),
+        (lambda x, y: (x.rechunk(((0, 20, 0, 40), 4)), y[:-1]), "y has 59 rows, but X has 60"),
+    ],
+)
+def test_other_arguments_are_refused(data, text):
+    with pytest.raises(ValueError, match=text):
+        fit(*data(da.from_array(X, chunks=(20, -1)), da.from_array(Y, chunks=20)))
+
+
+def test_a_bad_probability_is_named_by_its_part():
+    p = np.full((60, 3), 1 / 3)
+    p[43, 1] = np.nan
+    for weight in (None, (np.arange(60) >= 20) * 1.0):
+        with pytest.raises(ValueError, match=r"part 2, which begins at row 40: y_prob\[3, 1\] is nan"):
+            brier_score(Y, da.from_array(p, chunks=(20, -1)), sample_weight=weight)
 
 
 def test_series_of_pandas():

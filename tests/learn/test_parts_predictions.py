@@ -18,7 +18,7 @@ FEATURES, LABELS = da.from_array(X, chunks=(20, -1)), da.from_array(Y, chunks=20
 def test_other_numbers_of_features(name):
     with pytest.raises(ValueError, match="X has 2 features, but SoftmaxRegression is expecting 4"):
         getattr(MODEL, name)(FEATURES[:, :2])
-    with pytest.raises(ValueError, match=r"X must have two axes, got shape \(60,\)"):
+    with pytest.raises(ValueError, match=r"X must have two axes, rows and features, got shape \(60,\)"):
         getattr(MODEL, name)(FEATURES[:, 0])
 
 
@@ -42,7 +42,7 @@ def test_columns_of_dataframes():
             predict(lazy[["a", "b"]])
         with pytest.raises(ValueError, match=r"(?s)Feature names unseen at fit time:\n- e"):
             predict(lazy.assign(e=1.0))
-        with pytest.raises(ValueError, match="X must have two axes, got a Series"):
+        with pytest.raises(ValueError, match="X must have two axes, rows and features, got a Series"):
             predict(lazy.a)
         with pytest.raises(ValueError, match="could not convert string to float"):
             predict(lazy.assign(b="word"))

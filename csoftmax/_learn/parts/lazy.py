@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from ..._arguments.foreign import is_lazy_frame
 from .engine import Engine, LocalEngine
 
 
@@ -19,6 +20,17 @@ def is_lazy(x: Any) -> bool:
     if isinstance(x, list | tuple):
         return bool(x) and type(x[0]).__module__ == "dask.delayed"
     return bool(base.is_dask_collection(x))
+
+
+def check_table(name: str, x: Any) -> None:
+    """Refuse a lazy array or dataframe that is no table of real numbers; nothing is known of a list of Delayed."""
+    if not is_lazy(x) or isinstance(x, list | tuple):
+        return
+    if x.ndim != 2:
+        kind = "a Series" if is_lazy_frame(x) else f"shape {x.shape}"
+        raise ValueError(f"{name} must have two axes, rows and features, got {kind}")
+    if getattr(getattr(x, "dtype", None), "kind", "") == "c":
+        raise ValueError(f"Complex data not supported: {name} has dtype {x.dtype}; allowed are real numbers")
 
 
 def _compute(client: Any, task: Any) -> Any:

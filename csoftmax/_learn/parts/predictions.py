@@ -14,7 +14,7 @@ from ..._distributed.parts import merge_all
 from ..labels import is_text
 from ..messages import show
 from . import rows
-from .lazy import is_lazy
+from .lazy import check_table, is_lazy
 
 Function = Callable[[Any, Any], NDArray[Any]]
 """Of X and a model; one entry, or one row, for each row of X."""
@@ -25,8 +25,7 @@ def _try_out(function: Function, X: Any, model: Any) -> None:
 
     Columns of objects, of which nothing is known, are taken for numbers.
     """
-    if X.ndim != 2:
-        raise ValueError(f"X must have two axes, got {'a Series' if is_lazy_frame(X) else f'shape {X.shape}'}")
+    check_table("X", X)
     if is_lazy_frame(X):
         one = X._meta_nonempty.iloc[:1].copy()
         for i, dtype in enumerate(one.dtypes):
