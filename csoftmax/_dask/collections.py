@@ -21,6 +21,9 @@ from .._cpu import binding
 Letters = tuple[int, ...]  # the axes of an array, numbered as those of the call
 
 
+FIND_LENGTHS = "call compute_chunk_sizes() first, of a DataFrame or Series after to_dask_array()"
+
+
 def as_lazy(name: str, x: Any) -> Any:
     """The argument as a dask.array.Array."""
     if is_lazy_array(x):
@@ -111,8 +114,8 @@ def check_known(x: Any, axis: int) -> None:
     """Refuse an axis in chunks of unknown lengths, where they have to be put together."""
     if len(x.chunks[axis]) > 1 and any(map(is_unknown, x.chunks[axis])):
         raise ValueError(
-            f"axis {axis} has {len(x.chunks[axis])} chunks of unknown lengths, where they must be known: call "
-            "compute_chunk_sizes() first"
+            f"axis {axis} has {len(x.chunks[axis])} chunks of unknown lengths, where they must be known: "
+            + FIND_LENGTHS
         )
 
 
@@ -136,7 +139,7 @@ def lay_beside(name: str, a: Any, letters: Letters, chunks: Sequence[Any], *, br
             if len(a.chunks[i]) != len(there):
                 raise ValueError(
                     f"{name} has {len(a.chunks[i])} chunks along axis {i}, and the logits have {len(there)}; where "
-                    "lengths of chunks are unknown, their numbers must be equal: call compute_chunk_sizes() first"
+                    f"lengths of chunks are unknown, their numbers must be equal: {FIND_LENGTHS}"
                 )
         elif n != m:
             fits = False
