@@ -74,9 +74,10 @@ def fit(model: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None
     Parameters
     ----------
     model : csoftmax.linear_model.SoftmaxRegression
-        A model with the same parameters on all ranks, with ``solver="lbfgs"``, a number or None as `penalty_l2`, and
-        without `adversarial` and `device`. With `early_stopping`, a row is held out if a uniform number of its own,
-        drawn by its number among the rows of all ranks, is below `validation_fraction`: not stratified.
+        A model with the same parameters on all ranks but for `callbacks` and `num_threads`, with ``solver="lbfgs"``, a
+        number or None as `penalty_l2`, and without `adversarial` and `device`. With `early_stopping`, a row is held out
+        if a uniform number of its own, drawn by its number among the rows of all ranks, is below `validation_fraction`:
+        not stratified. Where `random_state` is a generator, that of rank 0 draws.
     X : array-like or sparse matrix of shape (n, D)
         The rows of this rank, of any number, also none; the dtype is that of all ranks.
     y : array-like of shape (n,)
@@ -98,7 +99,8 @@ def fit(model: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None
         On all ranks: if an argument or a row of any rank does not fit (the message names the row), or if ranks
         disagree. ``solver="adamw"`` is refused: see `SoftmaxRegression.fit_batches`.
     DistributedError
-        On all ranks, if one of them fails in any other way; `DistributedMemoryError` for lack of memory.
+        On all ranks, if one of them reports another error; `DistributedMemoryError` for lack of memory. A rank that is
+        killed reports nothing: MPI ends the job, and PyTorch raises RuntimeError on the other ranks.
 
     Warns
     -----

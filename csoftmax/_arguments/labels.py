@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -49,10 +49,7 @@ def check_target(target: Any, shape: tuple[int, ...], batch: tuple[int, ...], dt
                     "target has missing values (NaN), which integer labels cannot hold: fill them, with the "
                     "ignore_index to leave their rows out, and pass integers, as by target.fillna(-100).astype(int)"
                 )
-            raise ValueError(
-                f"target has shape {target.shape}: soft labels have the shape of the logits, {shape}; "
-                f"labels of shape {batch} are integers, and the target is {given}"
-            )
+            raise_soft_shape(target.shape, shape, batch, given)
         return None, round_keeping_sign(target, dtype)  # overflow becomes infinity, which is refused later
     if target.shape != batch:
         raise ValueError(
@@ -60,6 +57,14 @@ def check_target(target: Any, shape: tuple[int, ...], batch: tuple[int, ...], dt
             + (f", and the target is {given}{CONVERT_ONE_HOT}" if target.shape == shape else "")
         )
     return target.astype(given.newbyteorder("="), copy=False), None
+
+
+def raise_soft_shape(given: tuple[Any, ...], shape: tuple[Any, ...], batch: tuple[Any, ...], dtype: Any) -> NoReturn:
+    """Refuse soft labels of another shape than that of the logits; batch: the shape of the rows."""
+    raise ValueError(
+        f"target has shape {given}: soft labels have the shape of the logits, {shape}; labels of shape {batch} are "
+        f"integers, and the target is {dtype}"
+    )
 
 
 def raise_bad_label(

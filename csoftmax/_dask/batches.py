@@ -12,14 +12,14 @@ import dask
 
 from .._arguments.foreign import is_lazy_frame
 from .._arguments.numbers import check_count
-from .collections import as_lazy, in_one_chunk, lay_beside
+from .collections import as_lazy, fix_partitions, in_one_chunk, lay_beside
 from .options import current
 
 __all__ = ["batches"]
 
 
 class Batches:
-    """The result of `batches`: iterating over it reads all parts once, in order; it may be repeated."""
+    """The result of `batches`: iterating over it reads all parts once, in order, and gives those that have rows."""
 
     def __init__(self, parts: list[tuple[Any, ...]], prefetch: int):
         self._parts, self._prefetch = parts, prefetch
@@ -28,6 +28,9 @@ class Batches:
         return len(self._parts)
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        return (batch for batch in self._read() if any(a.shape[0] for a in batch))
+
+    def _read(self) -> Iterator[tuple[Any, ...]]:
         client = find_client()
         reader = _Cluster(client) if client is not None else _Local()
         waiting: collections.deque[Any] = collections.deque()
@@ -105,7 +108,8 @@ def batches(X: Any, y: Any, sample_weight: Any = None, *, prefetch: SupportsInde
     Returns
     -------
     iterable of tuples (X, y) or (X, y, sample_weight)
-        In the order of the rows; it may be iterated over again, and has a length, as bars of progress need.
+        In the order of the rows, without parts that have none, such as those that a filter leaves; it may be iterated
+        over again. Its length, as bars of progress need it, is the number of all parts.
 
     Raises
     ------
@@ -130,6 +134,7 @@ def batches(X: Any, y: Any, sample_weight: Any = None, *, prefetch: SupportsInde
     """
     count = check_count("prefetch", prefetch)
     if is_lazy_frame(X):
+        X = fix_partitions(X)
         features, chunks = X.to_delayed(), as_lazy("X", X).chunks[:1]
     else:
         X = as_lazy("X", X)
@@ -141,5 +146,5 @@ def batches(X: Any, y: Any, sample_weight: Any = None, *, prefetch: SupportsInde
     for name, a in (("y", y), ("sample_weight", sample_weight)):
         if a is not None:
             beside, _ = lay_beside(name, a, (0,), chunks, broadcasts=False)
-            columns.append((a if is_lazy_frame(a) else beside).to_delayed())
+            columns.append((fix_partitions(a) if is_lazy_frame(a) else beside).to_delayed())
     return Batches(list(zip(*columns, strict=True)), count)

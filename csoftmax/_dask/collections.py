@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import dask
 import dask.array as da
 import numpy as np
 
@@ -20,16 +21,38 @@ from .._cpu import binding
 Letters = tuple[int, ...]  # the axes of an array, numbered as those of the call
 
 
+FIND_LENGTHS = "call compute_chunk_sizes() first, of a DataFrame or Series after to_dask_array()"
+
+
 def as_lazy(name: str, x: Any) -> Any:
     """The argument as a dask.array.Array."""
     if is_lazy_array(x):
         return x
     if is_lazy_frame(x):
-        return x.map_partitions(functools.partial(as_array, name), meta=as_array(name, x._meta_nonempty)[:0])
+        return fix_partitions(x).map_partitions(
+            functools.partial(as_array, name), meta=as_array(name, x._meta_nonempty)[:0]
+        )
     if is_cupy(x):
         return da.from_array(x, chunks=-1, asarray=False)
     refuse_kind(name, x)
     return da.from_array(as_array(name, x), chunks=-1)
+
+
+def fix_partitions(frame: Any) -> Any:
+    """The DataFrame or Series in as many partitions as it says that it has, whatever is computed from it.
+
+    Dask's optimizer reads several files of narrow columns as one partition, so that the features and the labels of one
+    data set, or a DataFrame and its index, would end up in different ones.
+    """
+    if not hasattr(frame, "expr"):  # of Dask without an optimizer of expressions
+        return frame
+    with dask.config.set({"optimization.tune.active": False}):
+        fixed = frame.optimize()
+    if fixed.npartitions != frame.npartitions:  # filters have been moved into the files, which leaves some of them out
+        fixed = frame
+    keys = list(fixed.__dask_keys__())
+    from_graph = importlib.import_module("dask.dataframe").from_graph
+    return from_graph(fixed.__dask_graph__(), frame._meta, fixed.divisions, keys, "csoftmax-part")
 
 
 def is_number(x: Any) -> bool:
@@ -47,10 +70,11 @@ def give_frame(like: Any, a: Any) -> Any:
     if not is_lazy_frame(like):
         return a
     frames = importlib.import_module("dask.dataframe")
+    index = fix_partitions(like).index
     if a.ndim == 1:
-        return frames.from_dask_array(a, index=like.index)
+        return frames.from_dask_array(a, index=index)
     columns = like.columns if hasattr(like, "columns") and a.shape[1] == len(like.columns) else None
-    return frames.from_dask_array(a, columns=columns, index=like.index)
+    return frames.from_dask_array(a, columns=columns, index=index)
 
 
 def rechunk(x: Any, chunks: dict[int, Any]) -> Any:
@@ -90,8 +114,8 @@ def check_known(x: Any, axis: int) -> None:
     """Refuse an axis in chunks of unknown lengths, where they have to be put together."""
     if len(x.chunks[axis]) > 1 and any(map(is_unknown, x.chunks[axis])):
         raise ValueError(
-            f"axis {axis} has {len(x.chunks[axis])} chunks of unknown lengths, where they must be known: call "
-            "compute_chunk_sizes() first"
+            f"axis {axis} has {len(x.chunks[axis])} chunks of unknown lengths, where they must be known: "
+            + FIND_LENGTHS
         )
 
 
@@ -115,7 +139,7 @@ def lay_beside(name: str, a: Any, letters: Letters, chunks: Sequence[Any], *, br
             if len(a.chunks[i]) != len(there):
                 raise ValueError(
                     f"{name} has {len(a.chunks[i])} chunks along axis {i}, and the logits have {len(there)}; where "
-                    "lengths of chunks are unknown, their numbers must be equal: call compute_chunk_sizes() first"
+                    f"lengths of chunks are unknown, their numbers must be equal: {FIND_LENGTHS}"
                 )
         elif n != m:
             fits = False

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._arguments.labels import as_label_bits
+from .._arguments.labels import as_label_bits, raise_soft_shape
 from .._arguments.layouts import axis_last
 from .._arguments.numbers import check_positive, check_reduction
 from .._cpu import binding
@@ -98,6 +98,8 @@ def _lay_out(call: Call, options: dict[str, Any]) -> tuple[dict[str, Argument], 
     rows, chunks = row_chunks(x, axes)
     target = as_lazy("target", options["target"])
     soft = _is_soft(target) and target.ndim == x.ndim
+    if _is_soft(target) and not soft:
+        raise_soft_shape(target.shape, x.shape, tuple(x.shape[i] for i in rows), target.dtype)
     beside = (call.letters, x.chunks) if soft else (rows, chunks)
     arrays = {"target": lay_beside("target", target, *beside, broadcasts=False)}
     numbers = {name: a for name, a in options.items() if name != "target"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import sys
 from collections.abc import Iterator
 from typing import Any, SupportsIndex
 
@@ -32,23 +33,40 @@ def current() -> Options:
     return _CURRENT.get()
 
 
+def _check_client(client: Any) -> Any:
+    distributed = sys.modules.get("distributed")
+    if distributed is None or not isinstance(client, distributed.Client):
+        kind = f"a {type(client).__module__}.{type(client).__name__}"
+        raise TypeError(f"client is {kind}: allowed is a distributed.Client, such as distributed.Client('tcp://...')")
+    if client.asynchronous:
+        raise ValueError("client is asynchronous: allowed is a distributed.Client without asynchronous=True")
+    return client
+
+
 @contextlib.contextmanager
 def options(
-    *, client: Any = None, keep: bool = True, split_every: SupportsIndex = 8, retries: SupportsIndex = 3
+    *,
+    client: Any = None,
+    keep: bool | None = None,
+    split_every: SupportsIndex | None = None,
+    retries: SupportsIndex | None = None,
 ) -> Iterator[Options]:
     """Set, for the calls within a ``with`` statement, how Dask collections are computed.
+
+    Options that are not given stay as they are: those of the statement around this one, or the defaults.
 
     Parameters
     ----------
     client : distributed.Client, optional
         The cluster for fits, metrics and `batches`. By default the client that is current there, if there is one.
-    keep : bool, default True
-        Fits keep their parts in the memory of the workers. False reads them again in each evaluation, for data beyond
-        the memory of the cluster.
-    split_every : int, default 8
-        How many results a task of a tree merges, at least 2. Results do not depend on it.
-    retries : int, default 3
-        How often a task of a fit is started again after its worker has been lost.
+    keep : bool, optional
+        By default True: fits keep their parts in the memory of the workers. False reads them again in each evaluation,
+        for data beyond the memory of the cluster.
+    split_every : int, optional
+        How many results a task of a tree merges, at least 2; by default 8. Results do not depend on it, but for the
+        gradients of `linear_cross_entropy_with_grad`, to rounding.
+    retries : int, optional
+        By default 3: how often a task of a fit is started again after its worker has been lost.
 
     Yields
     ------
@@ -69,12 +87,16 @@ def options(
     >>> float(y.sum().compute())
     2.0
     """
-    values = Options(
-        client,
-        check_flag("keep", keep),
-        check_count("split_every", split_every, 2),
-        check_count("retries", retries),
-    )
+    given: dict[str, Any] = {}
+    if client is not None:
+        given["client"] = _check_client(client)
+    if keep is not None:
+        given["keep"] = check_flag("keep", keep)
+    if split_every is not None:
+        given["split_every"] = check_count("split_every", split_every, 2)
+    if retries is not None:
+        given["retries"] = check_count("retries", retries)
+    values = dataclasses.replace(current(), **given)
     token = _CURRENT.set(values)
     try:
         yield values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import dask
@@ -9,12 +10,10 @@ import dask.array as da
 import numpy as np
 from dask.delayed import Delayed
 
+from .._arguments.foreign import is_lazy_frame
+from .collections import fix_partitions
+
 ALLOWED = "a dask.array.Array, a dask.dataframe DataFrame or Series, or a list of Delayed"
-
-
-def is_frame(x: Any) -> bool:
-    """Whether x is a DataFrame or Series of Dask."""
-    return hasattr(x, "to_dask_array") and hasattr(x, "map_partitions")
 
 
 def check_rows(name: str, x: Any) -> None:
@@ -33,8 +32,8 @@ def _split(name: str, x: Any) -> list[Any]:
             if not isinstance(part, Delayed):
                 raise TypeError(f"{name}[{i}] is a {type(part).__module__}.{type(part).__name__}, not a Delayed")
         return list(x)
-    if is_frame(x):
-        return list(x.to_delayed())
+    if is_lazy_frame(x):
+        return list(fix_partitions(x).to_delayed(optimize_graph=False))
     if isinstance(x, da.Array):
         check_rows(name, x)
         if not 1 <= x.ndim <= 2:
@@ -45,39 +44,74 @@ def _split(name: str, x: Any) -> list[Any]:
     )
 
 
-def _beside(x: Any, name: str, a: Any) -> Any:
-    """Labels or weights in the chunks of the rows of X, where these are known."""
-    is_known = isinstance(x, da.Array) and not any(np.isnan(n) for n in x.chunks[0])
-    if isinstance(a, list | tuple) and a and isinstance(a[0], Delayed):
-        return a
-    if isinstance(a, da.Array):
-        if is_known and a.shape[0] == x.shape[0] and a.chunks[0] != x.chunks[0]:
-            return a.rechunk({0: x.chunks[0]})
-        return a
-    if dask.is_dask_collection(a):
-        return a
-    if not is_known:
-        raise TypeError(f"{name} is a {type(a).__module__}.{type(a).__name__} beside a Dask collection: pass {ALLOWED}")
-    a = np.asarray(a)
-    if a.shape[:1] != x.shape[:1]:
-        raise ValueError(f"{name} has shape {a.shape}, but X has {x.shape[0]} rows")
-    return da.from_array(a, chunks=(x.chunks[0], *((-1,) * (a.ndim - 1))))
+class _Beside:
+    """Brings labels and weights into the parts of X, whose lengths may be unknown before these have been read."""
+
+    def __init__(self, first: str, x: Any, parts: list[Any], count_rows: Callable[[Any], Any] | None):
+        self.first, self.x, self.parts, self.count_rows = first, x, parts, count_rows
+        self.lengths: Any = None  # of the parts, computed or a Delayed
+        self.is_known = isinstance(x, da.Array) and not any(np.isnan(n) for n in x.chunks[0])
+
+    def split(self, name: str, a: Any) -> list[Any]:
+        """A Delayed for each part."""
+        if isinstance(a, da.Array) and self.is_known and not np.isnan(a.shape[0]):
+            self._check_length(name, a)
+            return _split(name, a.rechunk({0: self.x.chunks[0]}) if a.chunks[0] != self.x.chunks[0] else a)
+        if dask.is_dask_collection(a) or (isinstance(a, list | tuple) and a and isinstance(a[0], Delayed)):
+            parts = _split(name, a)
+            if len(parts) != len(self.parts):
+                raise ValueError(
+                    f"{name} has {len(parts)} parts, but {self.first} has {len(self.parts)}; rows must be divided alike"
+                )
+            return parts
+        a = np.asarray(a)
+        if a.ndim == 0:
+            raise TypeError(f"{name} has no axis: beside Dask collections, allowed is an array in memory, or {ALLOWED}")
+        if self.is_known:
+            self._check_length(name, a)
+            return _split(name, da.from_array(a, chunks=(self.x.chunks[0], *((-1,) * (a.ndim - 1)))))
+        if self.lengths is None:
+            lengths = dask.delayed(_list)(*map(dask.delayed(_count, pure=False), self.parts))
+            self.lengths = lengths if self.count_rows is None else self.count_rows(lengths)
+        whole = dask.delayed(a, pure=False, traverse=False)
+        cut = dask.delayed(_cut, pure=False)
+        return [cut(name, self.first, whole, self.lengths, number) for number in range(len(self.parts))]
+
+    def _check_length(self, name: str, a: Any) -> None:
+        if a.shape[0] != self.x.shape[0]:
+            raise ValueError(f"{name} has {a.shape[0]} rows, but {self.first} has {self.x.shape[0]}")
 
 
-def split_parts(*named: tuple[str, Any]) -> list[tuple[Any, ...]]:
-    """The parts of collections with the same rows, such as ("X", X), ("y", y); None: not there."""
+def _count(x: Any) -> int:
+    return int(x.shape[0]) if hasattr(x, "shape") else len(x)
+
+
+def _list(*lengths: int) -> list[int]:
+    return list(lengths)
+
+
+def _cut(name: str, first: str, whole: Any, lengths: list[int], number: int) -> Any:
+    """The rows of an array in memory that belong to a part."""
+    if len(whole) != sum(lengths):
+        raise ValueError(f"{name} has {len(whole)} rows, but {first} has {sum(lengths)}")
+    begin = sum(lengths[:number])
+    return whole[begin : begin + lengths[number]]
+
+
+def split_parts(*named: tuple[str, Any], count_rows: Callable[[Any], Any] | None = None) -> list[tuple[Any, ...]]:
+    """The parts of collections with the same rows, such as ("X", X), ("y", y); None: not there.
+
+    count_rows : computes the lengths of the parts at once, where an array in memory is cut by them; else the parts of X
+        have to stay until all lengths are there.
+    """
     (first_name, x), *others = named
-    columns = [(first_name, _split(first_name, x))]
-    columns += [(name, _split(name, _beside(x, name, a))) for name, a in others if a is not None]
-    count = len(columns[0][1])
-    for (name, a), (_, parts) in zip([item for item in others if item[1] is not None], columns[1:], strict=True):
-        if len(parts) != count:
-            raise ValueError(f"{name} has {len(parts)} parts, but {first_name} has {count}; rows must be divided alike")
-        if isinstance(a, da.Array) and isinstance(x, da.Array) and a.shape[0] != x.shape[0]:
-            known = not (np.isnan(a.shape[0]) or np.isnan(x.shape[0]))
-            if known:
-                raise ValueError(f"{name} has {a.shape[0]} rows, but {first_name} has {x.shape[0]}")
-    return [tuple(parts) for parts in zip(*(parts for _, parts in columns), strict=True)]
+    for name, a in named:
+        if a is None and name != "sample_weight":
+            raise ValueError(f"{name} is None; allowed is {ALLOWED}")
+    parts = _split(first_name, x)
+    beside = _Beside(first_name, x, parts, count_rows)
+    columns = [parts, *(beside.split(name, a) for name, a in others if a is not None)]
+    return list(zip(*columns, strict=True))
 
 
 def expect_sizes(x: Any) -> list[tuple[int, int]]:

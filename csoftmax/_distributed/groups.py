@@ -286,6 +286,8 @@ def as_group(group: Any) -> Collectives:
         return _SingleCollectives(group, 1, 0)
     mpi, dist = sys.modules.get("mpi4py.MPI"), sys.modules.get("torch.distributed")
     if mpi is not None and isinstance(group, mpi.Comm):
+        if group == mpi.COMM_NULL:
+            raise ValueError("group is MPI.COMM_NULL, which has no ranks: only the ranks of a communicator may call")
         return _MpiCollectives(group, group.Get_size(), group.Get_rank())
     if dist is not None and dist.is_available() and isinstance(group, dist.ProcessGroup):
         return _torch_collectives(group)

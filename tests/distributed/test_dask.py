@@ -435,6 +435,11 @@ def test_errors_of_arguments_are_raised_while_the_graph_is_built():
             (TypeError, "y has dtype float32", lambda: cd.softmax_vjp(x, x.astype(np.float32))),
             (ValueError, r"target has shape \(3,\), which must be \(4,\)", lambda: cd.cross_entropy(x, [1, 2, 3])),
             (TypeError, "target must hold integer labels", lambda: cd.cross_entropy(x, ["a"] * 4)),
+            (
+                ValueError,
+                r"target has shape \(4,\): soft labels have the shape of the logits, \(4, 9000\); labels of shape",
+                lambda: cd.cross_entropy(x, np.zeros(4)),
+            ),
             (ValueError, "label_smoothing must be at least 0", lambda: cd.cross_entropy(x, [1] * 4, label_smoothing=2)),
             (ValueError, "reduction must be", lambda: cd.cross_entropy(x, [1] * 4, reduction="median")),
             (NotImplementedError, 'reduction="none"', lambda: cd.cross_entropy(x, [1] * 4, device="cuda")),
@@ -492,6 +497,16 @@ def test_options_hold_within_their_block():
     assert len(cd.softmax(x).__dask_graph__()) < many
     with pytest.raises(TypeError, match="keep must be a bool"), cd.options(keep=1):
         pass
+    for client in ("tcp://x", 3):
+        with pytest.raises(TypeError, match=r"client is a builtins\..*: allowed is a distributed\.Client"):
+            cd.options(client=client).__enter__()
+
+
+def test_options_keep_those_around_them():
+    with cd.options(retries=5, keep=False), cd.options(split_every=2) as inner:
+        assert (inner.retries, inner.keep, inner.split_every) == (5, False, 2)
+        with cd.options(keep=True) as innermost:
+            assert (innermost.retries, innermost.keep, innermost.split_every) == (5, True, 2)
 
 
 def test_batches_come_in_order_and_bound_memory():
@@ -520,6 +535,22 @@ def test_batches_come_in_order_and_bound_memory():
     for _ in cd.batches(x, y, prefetch=0):
         break
     assert len(read) == 1  # an iteration that ends early reads no more
+
+
+def test_batches_leave_out_parts_without_rows():
+    linear_model = pytest.importorskip("csoftmax.linear_model")
+    x, y = np.arange(24.0).reshape(12, 2), np.arange(12) % 3
+    kept = x[:, 0] >= 18
+    lazy, labels = da.from_array(x, chunks=(3, 2)), da.from_array(y, chunks=3)
+    batches = cd.batches(lazy[lazy[:, 0] >= 18], labels[lazy[:, 0] >= 18])
+    ((features, found),) = batches
+    assert np.array_equal(features, x[kept])
+    assert np.array_equal(found, y[kept])
+    model = linear_model.SoftmaxRegression(solver="adamw", random_state=0)
+    assert model.fit_batches(batches, [0, 1, 2], epochs=1).n_features_in_ == 2
+    known = cd.batches(da.from_array(x, chunks=((0, 12, 0), 2)), y, prefetch=0)
+    assert [len(features) for features, _ in known] == [12]
+    assert list(cd.batches(lazy[lazy[:, 0] > 99], labels[labels > 99])) == []
 
 
 def test_a_failing_batch_raises_its_error():

@@ -104,6 +104,24 @@ def test_a_bad_label_is_named_by_its_partition():
         cd.cross_entropy(lazy, dd.from_pandas(labels.astype(str).astype(object), npartitions=4))
 
 
+def test_lengths_that_must_be_known():
+    """The message says how they are found, of a DataFrame as well."""
+    lazy = dd.from_pandas(TABLE, npartitions=4)
+    for call in (
+        lambda: cd.softmax(lazy, axis=0),
+        lambda: cd.softmax(lazy["a"]),
+        lambda: cd.cross_entropy(lazy, np.zeros(30, int)),
+    ):
+        with pytest.raises(ValueError, match=r"of unknown lengths|unknown, their .* must be equal") as raised:
+            call()
+        assert "of a DataFrame or Series after to_dask_array()" in str(raised.value)
+    known = lazy.to_dask_array().compute_chunk_sizes()
+    values = TABLE.to_numpy()
+    assert (cd.softmax(known, axis=0).compute(scheduler="sync") == csoftmax.softmax(values, axis=0)).all()
+    loss = cd.cross_entropy(known, np.zeros(30, int)).compute(scheduler="sync")
+    assert loss == csoftmax.cross_entropy(values, np.zeros(30, int))
+
+
 def test_batches_of_dataframes():
     lazy, labels = dd.from_pandas(TABLE, npartitions=4), pandas.Series(["x", "y"] * 15, index=TABLE.index)
     batches = list(cd.batches(lazy, dd.from_pandas(labels, npartitions=4)))

@@ -14,6 +14,8 @@ from helpers.mpi import launch
 from sklearn.datasets import load_iris
 
 from csoftmax import distributed
+from csoftmax._distributed.agreement import find_difference
+from csoftmax._learn.parts.group import _describe_parameters as describe_parameters
 from csoftmax.linear_model import SoftmaxRegression
 
 LIMIT = 60  # seconds of a program
@@ -50,6 +52,39 @@ def test_other_models_and_groups_are_refused():
         distributed.fit(object(), X, y, group=distributed.SingleProcess())
     with pytest.raises(TypeError, match=r"group is a builtins\.int"):
         distributed.fit(SoftmaxRegression(), X, y, group=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "shown"),
+    [
+        ("early_stopping", (True, False), "True on rank 0 and False on rank 1"),
+        ("random_state", (3, 4), "3 on rank 0 and 4 on rank 1"),
+        ("random_state", (None, 4), "None on rank 0 and 4 on rank 1"),
+        ("tol", (1e-3, None), "0.001 on rank 0 and None on rank 1"),
+    ],
+)
+def test_ranks_with_other_parameters_are_named_with_their_values(name, values, shown):
+    first, second = (describe_parameters(SoftmaxRegression(**{name: value})) for value in values)
+    found = find_difference(first, second)
+    assert found is not None
+    assert f"{found[1]} on rank 0 and {found[2]} on rank 1" == shown
+    assert found[0] == name
+
+
+def test_parameters_that_are_equal_or_those_of_rank_0():
+    first = SoftmaxRegression(random_state=np.random.RandomState(0), callbacks="progress", num_threads=1, tol=1e-3)
+    second = SoftmaxRegression(random_state=np.random.RandomState(1), num_threads=2, tol=np.float64(1e-3))
+    assert describe_parameters(first) == describe_parameters(second)
+    assert describe_parameters(SoftmaxRegression(random_state=3)) == describe_parameters(
+        SoftmaxRegression(random_state=np.int64(3))
+    )
+
+
+def test_a_communicator_without_ranks_is_refused():
+    mpi = pytest.importorskip("mpi4py.MPI", reason="belongs to the extra distributed")
+    X, y = load_iris(return_X_y=True)
+    with pytest.raises(ValueError, match=r"group is MPI\.COMM_NULL, which has no ranks"):
+        distributed.fit(SoftmaxRegression(), X, y, group=mpi.COMM_NULL)
 
 
 def run_mpi(ranks, *arguments):

@@ -24,6 +24,7 @@ class _Loaded(NamedTuple):
     labels: NDArray[Any]  # distinct
     w: NDArray[np.float64]
     refused: tuple[type[Exception], str] | None
+    rows: int  # with those that have no weight
 
 
 class Binned(NamedTuple):
@@ -39,9 +40,10 @@ class Binned(NamedTuple):
 def _load(given: tuple[Any, ...], _payload: None, _number: int) -> _Loaded:
     y_prob, y_true, *rest = given
     none = np.zeros(0, np.intp)
-    nothing = _Loaded(np.zeros((0, 0)), none, none, np.zeros(0), None)
+    nothing = _Loaded(np.zeros((0, 0)), none, none, np.zeros(0), None, 0)
     try:
         y = read_array("y_true", y_true)
+        nothing = nothing._replace(rows=len(y))
         y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
         weight = rest[0] if rest else None
         if not len(y) or (weight is not None and not np.asarray(weight).any()):
@@ -53,12 +55,12 @@ def _load(given: tuple[Any, ...], _payload: None, _number: int) -> _Loaded:
         labels, codes = np.unique(y, return_inverse=True)
     except (TypeError, ValueError) as error:
         return nothing._replace(refused=(type(error), str(error)))
-    return _Loaded(p, codes.reshape(-1), labels, w, None)
+    return _Loaded(p, codes.reshape(-1), labels, w, None, len(y))
 
 
 def _summarize(part: _Loaded, _payload: None, _number: int) -> Any:
     whole = bool((part.w == np.round(part.w)).all())
-    return part.p.shape[1], part.labels, part.refused, whole, float(part.w.max(initial=0))
+    return part.p.shape[1], part.labels, part.refused, whole, float(part.w.max(initial=0)), part.rows
 
 
 def _settle(part: _Loaded, payload: Any, _number: int) -> Rows | None:
@@ -118,9 +120,11 @@ def _open(
     with open_parts(("y_prob", y_prob), ("y_true", y_true), ("sample_weight", sample_weight)) as engine:
         engine.change(_load, None)
         found = engine.gather(_summarize, None)
-        for number, (_, _, refused, _, _) in enumerate(found):
+        start = 0
+        for number, (_, _, refused, _, _, n_rows) in enumerate(found):
             if refused is not None:
-                raise refused[0](f"part {number}: {refused[1]}")
+                raise refused[0](f"part {number}, which begins at row {start}: {refused[1]}")
+            start += n_rows
         filled = [summary for summary in found if summary[0]]
         if not filled:
             raise ValueError("y_prob is empty, or sample_weight is 0 for every row")

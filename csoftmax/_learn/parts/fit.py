@@ -26,7 +26,7 @@ from ..parameters import Notes, check_parameters, choose_loss_options, make_rand
 from ..penalty import Choice, check_decay, compute_default_penalty
 from . import rows
 from .engine import Engine, total
-from .lazy import is_lazy, open_parts
+from .lazy import check_table, is_lazy, open_parts
 from .objective import Layout, PartsObjective
 
 
@@ -52,6 +52,7 @@ def fit_rows(estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | No
     method = "fit of Dask collections"
     if is_lazy(X) or is_lazy(y) or is_lazy(sample_weight):
         check_fits_parts(estimator, method)
+        check_table("X", X)
         with open_parts(("X", X), ("y", y), ("sample_weight", sample_weight)) as engine:
             return fit_parts(estimator, engine, method)
     with restore_on_error(estimator):

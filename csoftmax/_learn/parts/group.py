@@ -8,7 +8,7 @@ exception to raise on all ranks.
 
 from __future__ import annotations
 
-import inspect
+import numbers
 import pickle
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -160,12 +160,18 @@ def fit_group(model: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None,
 
 
 def _describe_parameters(model: Any) -> Agreed:
-    """The parameters that ranks must agree on: those that are set, but for those of rank 0 alone."""
-    defaults = {name: item.default for name, item in inspect.signature(type(model)).parameters.items()}
-    found = []
+    """The parameters that ranks must agree on: not callbacks, threads and states of generators.
+
+    The temperature has a place of its own in the header.
+    """
+    found: list[tuple[str, Any]] = []
     for name, value in sorted(model.get_params(deep=False).items()):
-        if name in ("callbacks", "random_state", "num_threads") or value is defaults.get(name):
+        if name in ("callbacks", "num_threads", "temperature"):
             continue
+        if name == "random_state" and not isinstance(value, numbers.Integral | None):
+            found.append((name, type(value).__name__))  # rank 0 draws
+            continue
+        value = value.item() if isinstance(value, np.generic) else value
         found.append((name, describe(value) if isinstance(value, np.ndarray) else repr(value)))
     if model.warm_start and hasattr(model, "coef_"):
         found += [("coef_", describe(model.coef_)), ("intercept_", describe(model.intercept_))]

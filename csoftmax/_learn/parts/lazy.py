@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Iterator
 from typing import Any
 
+from ..._arguments.foreign import is_lazy_frame
 from .engine import Engine, LocalEngine
 
 
@@ -20,6 +22,21 @@ def is_lazy(x: Any) -> bool:
     return bool(base.is_dask_collection(x))
 
 
+def check_table(name: str, x: Any) -> None:
+    """Refuse a lazy array or dataframe that is no table of real numbers; nothing is known of a list of Delayed."""
+    if not is_lazy(x) or isinstance(x, list | tuple):
+        return
+    if x.ndim != 2:
+        kind = "a Series" if is_lazy_frame(x) else f"shape {x.shape}"
+        raise ValueError(f"{name} must have two axes, rows and features, got {kind}")
+    if getattr(getattr(x, "dtype", None), "kind", "") == "c":
+        raise ValueError(f"Complex data not supported: {name} has dtype {x.dtype}; allowed are real numbers")
+
+
+def _compute(client: Any, task: Any) -> Any:
+    return task.compute() if client is None else client.compute(task).result()
+
+
 @contextlib.contextmanager
 def open_parts(*named: tuple[str, Any]) -> Iterator[Engine]:
     """The parts of collections with the same rows, on the workers of the current client or else in this process."""
@@ -27,8 +44,9 @@ def open_parts(*named: tuple[str, Any]) -> Iterator[Engine]:
     from ..._dask.options import current
     from ..._dask.parts import expect_sizes, split_parts
 
-    parts, options = split_parts(*named), current()
+    options = current()
     client = find_client(options)
+    parts = split_parts(*named, count_rows=None if options.keep else functools.partial(_compute, client))
     engine: Engine
     if not options.keep:
         engine = ReadingEngine(parts, client, options)

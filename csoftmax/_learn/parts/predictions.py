@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..._arguments.foreign import is_lazy_frame
 from ..._distributed.nodes import Nodes
-from ..._distributed.parts import Sums, merge_all
-from .lazy import is_lazy
+from ..._distributed.parts import merge_all
+from ..labels import is_text
+from ..messages import show
+from . import rows
+from .lazy import check_table, is_lazy
 
 Function = Callable[[Any, Any], NDArray[Any]]
 """Of X and a model; one entry, or one row, for each row of X."""
+
+
+def _try_out(function: Function, X: Any, model: Any) -> None:
+    """Predict a row of the columns of a lazy X, so that it is refused as one in memory is, before anything is computed.
+
+    Columns of objects, of which nothing is known, are taken for numbers.
+    """
+    check_table("X", X)
+    if is_lazy_frame(X):
+        one = X._meta_nonempty.iloc[:1].copy()
+        for i, dtype in enumerate(one.dtypes):
+            if dtype.kind == "O" and isinstance(dtype, np.dtype):
+                one.isetitem(i, 0.0)
+        function(one, model)
+    elif not np.isnan(X.shape[1]):
+        function(np.zeros((1, X.shape[1]), X.dtype), model)
 
 
 def _predict_block(x: Any, model: Any, function: Function = None, dtype: Any = None) -> NDArray[Any]:  # type: ignore[assignment]
@@ -46,37 +66,55 @@ def predict_lazily(function: Function, X: Any, model: Any) -> Any:
     import dask
     import dask.array as da
 
-    from ..._dask.parts import check_rows, is_frame
+    from ..._dask.parts import check_rows
 
     shipped = dask.delayed(model, pure=False, traverse=False)
-    if is_frame(X):
+    if is_lazy_frame(X):
+        _try_out(function, X, model)
         empty = make_empty(function, model, X._meta)
         columns = model.classes_ if empty.ndim == 2 else None
         meta = _predict_frame(X._meta, model, function, columns)
         return X.map_partitions(_predict_frame, shipped, function, columns, meta=meta)
     if not isinstance(X, da.Array):
         raise TypeError(f"X must be a dask array or DataFrame for lazy predictions, got {type(X).__name__}")
-    if X.ndim != 2:
-        raise ValueError(f"X must have two axes, got shape {X.shape}")
     check_rows("X", X)
+    _try_out(function, X, model)
     empty = make_empty(function, model, X._meta)
     given: dict[str, Any] = {"drop_axis": 1} if empty.ndim == 1 else {"chunks": (X.chunks[0], (empty.shape[1],))}
     return da.map_blocks(_predict_block, X, shipped, function=function, dtype=empty.dtype, meta=empty, **given)
 
 
-def _count_hits(model: Any, number: int, x: Any, y: Any, weight: Any = None) -> Sums:
-    """The node of a part: the weight of the rows that are predicted correctly, and of all."""
-    labels = np.asarray(y)
-    labels = labels[:, 0] if labels.ndim == 2 else labels
-    w = np.ones(len(labels)) if weight is None else np.asarray(weight, np.float64)
-    if len(labels) != x.shape[0]:
-        raise ValueError(f"y has {len(labels)} rows in part {number}, but X has {x.shape[0]}")
-    right = model.predict(x) == labels if len(labels) else np.zeros(0, bool)
-    return {(0, number): np.array([w[right].sum(), w.sum()])}
+class _Hits(NamedTuple):
+    """What the score needs to know of a part."""
+
+    summary: rows.Summary
+    weights: NDArray[np.float64]  # of the rows that are predicted correctly, and of all
 
 
-def _divide(count: int, *found: Sums) -> NDArray[np.float64]:
-    hits, weight = Nodes.total(merge_all(found), count)
+def _count_hits(model: Any, number: int, *given: Any) -> _Hits:
+    """The hits in a part: (X, y) or (X, y, sample_weight), checked as those of a fit."""
+    part = rows.load(given, None, number)
+    if part.problem is None and len(part.classes) and is_text(part.classes) != is_text(model.classes_):
+        kinds = f"of another kind than the classes: {show(model.classes_)}"
+        text = f"y has the label {show(part.classes[0])}, {kinds}"
+        part = part._replace(problem=rows.Problem(ValueError, text, "", None, ""))
+    summary = rows.summarize(part, None, number)
+    if part.problem is not None or not len(part.codes):
+        return _Hits(summary, np.zeros(2))
+    right = model.predict(given[0]) == part.classes[part.codes]
+    w = np.ones(len(right)) if part.weights is None else part.weights
+    return _Hits(summary, np.array([w[right].sum(), w.sum()]))
+
+
+def _divide(*found: _Hits) -> NDArray[np.float64]:
+    summaries = [part.summary for part in found]
+    rows.raise_problem(summaries)
+    if not any(summary.rows for summary in summaries):
+        raise ValueError(f"X has no rows in any of its {len(found)} parts, of which an accuracy could be told")
+    if not any(summary.has_weight for summary in summaries):
+        raise ValueError("sample_weight is zero for every row: there is no row to score")
+    nodes = merge_all({(0, number): part.weights} for number, part in enumerate(found))
+    hits, weight = Nodes.total(nodes, len(found))
     return np.asarray(hits / weight)
 
 
@@ -103,7 +141,8 @@ class ScoresLazily:
         Raises
         ------
         TypeError, ValueError
-            As from `predict`, or if the labels do not fit.
+            As from `predict`, or if labels or weights do not fit; for collections of Dask, while the result is
+            computed: the message names the row among all, and its part.
         """
         if not (is_lazy(X) or is_lazy(y)):
             return super().score(X, y, sample_weight)  # type: ignore[misc]
@@ -112,8 +151,10 @@ class ScoresLazily:
 
         from ..._dask.parts import split_parts
 
+        if is_lazy(X) and not isinstance(X, list | tuple):  # nothing is known of Delayed
+            _try_out(lambda x, model: model.predict(x), X, self)
         parts = split_parts(("X", X), ("y", y), ("sample_weight", sample_weight))
         shipped = dask.delayed(self, pure=False, traverse=False)
         count, divide = dask.delayed(_count_hits, pure=False), dask.delayed(_divide, pure=False)
         hits = [count(shipped, number, *part) for number, part in enumerate(parts)]
-        return da.from_delayed(divide(len(hits), *hits), shape=(), dtype=np.float64)
+        return da.from_delayed(divide(*hits), shape=(), dtype=np.float64)
