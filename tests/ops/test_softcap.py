@@ -86,13 +86,13 @@ def test_caps_beyond_the_range_of_the_constants(dtype):
         assert np.all(grad == 0)
 
 
-@pytest.mark.slow
 @looped("cap", (1.0, 30.0, 0.37))
-def test_every_float(cap):
+@pytest.mark.parametrize("step", [pytest.param(53, marks=pytest.mark.slow), pytest.param(7, marks=pytest.mark.long)])
+def test_floats_of_every_magnitude(cap, step):
     low, far, high = np.array([1e-9 * cap, 0.95 * cap, 40 * cap], np.float32).view(np.uint32)
     starts = [*range(int(low), int(far), 1 << 22), *range(int(far), int(high), 1 << 22), int(high)]
     for begin, end in pairwise(starts):
-        part = np.arange(begin, end, 7, dtype=np.uint32)
+        part = np.arange(begin, end, step, dtype=np.uint32)
         check_cap(part.view(np.float32), cap, 2, FAR_PRODUCT_ULP if part[0] >= far else PRODUCT_ULP)
 
 
