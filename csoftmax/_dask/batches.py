@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, SupportsIndex
@@ -13,7 +12,7 @@ import dask
 from .._arguments.foreign import is_lazy_frame
 from .._arguments.numbers import check_count
 from .collections import as_lazy, fix_partitions, in_one_chunk, lay_beside
-from .options import current
+from .options import current, find_client
 
 __all__ = ["batches"]
 
@@ -31,7 +30,7 @@ class Batches:
         return (batch for batch in self._read() if any(a.shape[0] for a in batch))
 
     def _read(self) -> Iterator[tuple[Any, ...]]:
-        client = find_client()
+        client = find_client(current())
         reader = _Cluster(client) if client is not None else _Local()
         waiting: collections.deque[Any] = collections.deque()
         try:
@@ -43,18 +42,6 @@ class Batches:
                 yield reader.finish(waiting.popleft())
         finally:
             reader.close(waiting)
-
-
-def find_client() -> Any | None:
-    """The client of `options`, else the current one of distributed, else None."""
-    client = current().client
-    distributed = sys.modules.get("distributed")
-    if client is None and distributed is not None:
-        try:
-            client = distributed.get_client()
-        except ValueError:  # there is none
-            return None
-    return client
 
 
 class _Cluster:

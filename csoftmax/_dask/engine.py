@@ -62,18 +62,6 @@ def _add_read_part(steps: Message, number: int, *given: Any) -> Sums:
     return {(0, number): _read_part(steps, number, *given)}
 
 
-def find_client(options: Options) -> Any:
-    """The client of the options, else the current one, or None."""
-    if options.client is not None:
-        return options.client
-    try:
-        from distributed import default_client
-
-        return default_client()
-    except (ImportError, ValueError):
-        return None
-
-
 class _Cluster:
     """Waits for tasks, and says what has become of them."""
 

@@ -52,7 +52,7 @@ class Losses(NamedTuple):
 
     @property
     def settings(self) -> Settings:
-        """What the tasks need besides chunks."""
+        """The settings of the tasks of this loss."""
         x, axes = self.call.x, self.call.axes
         n = int(np.prod([x.shape[i] for i in axes], dtype=np.int64)) if x.ndim else 1
         clips = any(self.numbers.get(name) for name in ("clip_norm", "clip_value"))
@@ -65,7 +65,7 @@ class Losses(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What the tasks of a loss need besides chunks."""
+    """Arguments that all tasks of a loss share; the chunks come beside them."""
 
     axes: tuple[int, ...]
     n_classes: int

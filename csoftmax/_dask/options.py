@@ -71,7 +71,7 @@ def options(
     Yields
     ------
     Options
-        What is in effect.
+        The options that hold within the block.
 
     Raises
     ------
@@ -102,3 +102,17 @@ def options(
         yield values
     finally:
         _CURRENT.reset(token)
+
+
+def find_client(options: Options) -> Any:
+    """The client of the options, else the one that this process has made last, or None.
+
+    Not `distributed.get_client`: within a task it is the client of the worker, on which a fit would wait for itself.
+    """
+    distributed = sys.modules.get("distributed")
+    if options.client is not None or distributed is None:
+        return options.client
+    try:
+        return distributed.default_client()
+    except ValueError:  # there is none
+        return None

@@ -113,7 +113,7 @@ class Group(Protocol):
         a : ndarray of int64 of shape (m,)
             That of this rank.
         op : {"max", "sum"}
-            What is computed of each element.
+            The operation that combines the elements of all ranks.
 
         Returns
         -------
@@ -335,7 +335,7 @@ class Header(NamedTuple):
 
     @property
     def agreed(self) -> Agreed:
-        """What is compared by its hash, and shown."""
+        """The values that ranks must share; ranks compare their hash, and an error shows the first that differs."""
         options = (("options", self.options),) if isinstance(self.options, str) else self.options
         return ("function", self.function), ("dtype", self.dtype), *options
 

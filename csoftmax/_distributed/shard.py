@@ -43,7 +43,7 @@ class Partial:
     intervals : tuple of pairs of int
         The classes that are summed: begin and end of each run.
     row_max : ndarray of float64 of the shape of the rows, or None
-        Of a second round: the maxima of the rows that needed it, NaN for all others.
+        In a second round, the maxima of the rows that need one, NaN for all others.
     weight_words : ndarray of int64, or None
         The sum of the class weights.
 
@@ -177,9 +177,9 @@ def partial(
         Keep the powers of the elements for `finish_softmax`, which then need not compute them again (float32 and
         float64). `finish_softmax` returns their memory.
     y : array_like of the shape of x, optional
-        Of a gradient: the shard of the result of the forward function.
+        For gradients, this shard of the result of the forward function.
     target : array_like, optional
-        Of a loss: labels as numbers from 0 to n_classes - 1, one for each row; or soft labels of the shard.
+        For losses, one label from 0 to n_classes - 1 for each row, or the soft labels of this shard.
     weight : array_like of shape (k,), optional
         Class weights of the shard.
     sample_weight, label_smoothing, ignore_index, z_loss

@@ -1,4 +1,4 @@
-"""What a call of a shard is: checked arguments, and the elements that it has."""
+"""The checked arguments of a call on a shard, and the elements of the shard."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Losses(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """What the shards of a call have in common."""
+    """Arguments that all shards of a call share."""
 
     kind: str
     dtype: int

@@ -32,7 +32,7 @@ def refuse_to_compute(*arguments, **options):
     raise AssertionError("something has been computed")
 
 
-def same(got, expected, what=""):
+def assert_same(got, expected, what=""):
     got = compute(got)
     if isinstance(expected, tuple):
         assert_same_results(got, expected, what)
@@ -64,8 +64,8 @@ def test_the_bits_do_not_depend_on_tree_and_scheduler(scheduler):
     for split_every in (2, 3, 8):
         with dask.config.set(scheduler=scheduler):
             lazy = da.from_array(x, chunks=(7, 4096))
-            same(cd.cross_entropy_with_grad(lazy, target, split_every=split_every), expected)
-            same(cd.softmax(lazy, split_every=split_every), csoftmax.softmax(x))
+            assert_same(cd.cross_entropy_with_grad(lazy, target, split_every=split_every), expected)
+            assert_same(cd.softmax(lazy, split_every=split_every), csoftmax.softmax(x))
 
 
 @given(st.data())
@@ -86,7 +86,7 @@ def test_any_axis_and_chunks(data):
         options = {"axis": axis, "ignore_index": -1, "reduction": reduction}
         options |= {"sample_weight": rng.random(rows)} if data.draw(st.booleans()) else {}
         expected = csoftmax.cross_entropy_with_grad(x, target, **options)
-        same(cd.cross_entropy_with_grad(lazy, as_lazy(rng, target), **options), expected)
+        assert_same(cd.cross_entropy_with_grad(lazy, as_lazy(rng, target), **options), expected)
         return
     options = {"axis": axis}
     if name in ("softmax", "log_softmax", "logsumexp") and data.draw(st.booleans()):
@@ -95,7 +95,7 @@ def test_any_axis_and_chunks(data):
         options["where"] = rng.random(shape) < 0.5
     expected = getattr(csoftmax, name)(x, **options)
     arrays = {key: as_lazy(rng, a) if isinstance(a, np.ndarray) else a for key, a in options.items()}
-    same(getattr(cd, name)(lazy, **arrays), expected, f"{name} {shape} {axis} {lazy.chunks}")
+    assert_same(getattr(cd, name)(lazy, **arrays), expected, f"{name} {shape} {axis} {lazy.chunks}")
 
 
 @pytest.mark.parametrize("axis", AXES)
@@ -105,27 +105,31 @@ def test_every_function_and_axis(axis):
     lazy, lazy_mask = da.from_array(x, chunks=(2, 4000, 1)), da.from_array(mask, chunks=(3, 3000, 2))
     for name in ("softmax", "log_softmax", "sparsemax", "entmax"):
         options = {"axis": axis}
-        same(getattr(cd, name)(lazy, **options, where=lazy_mask), getattr(csoftmax, name)(x, **options, where=mask))
+        assert_same(
+            getattr(cd, name)(lazy, **options, where=lazy_mask), getattr(csoftmax, name)(x, **options, where=mask)
+        )
     for keepdims in (False, True):
         options = {"axis": axis, "keepdims": keepdims}
-        same(cd.logsumexp(lazy, **options), csoftmax.logsumexp(x, **options))
-        same(cd.entropy(lazy, **options), csoftmax.entropy(x, **options))
-        same(cd.kl_divergence(lazy, x[::-1], **options), csoftmax.kl_divergence(x, x[::-1], **options))
+        assert_same(cd.logsumexp(lazy, **options), csoftmax.logsumexp(x, **options))
+        assert_same(cd.entropy(lazy, **options), csoftmax.entropy(x, **options))
+        assert_same(cd.kl_divergence(lazy, x[::-1], **options), csoftmax.kl_divergence(x, x[::-1], **options))
         b = rng.normal(size=2)
         expected = csoftmax.logsumexp(x, b=b, return_sign=True, **options)
-        same(cd.logsumexp(lazy, b=b, return_sign=True, **options), expected)
+        assert_same(cd.logsumexp(lazy, b=b, return_sign=True, **options), expected)
     y = csoftmax.softmax(x, axis)
-    same(cd.softmax_vjp(lazy, y, axis), csoftmax.softmax_vjp(x, y, axis))
-    same(cd.log_softmax_vjp(lazy, y, axis), csoftmax.log_softmax_vjp(x, y, axis))
+    assert_same(cd.softmax_vjp(lazy, y, axis), csoftmax.softmax_vjp(x, y, axis))
+    assert_same(cd.log_softmax_vjp(lazy, y, axis), csoftmax.log_softmax_vjp(x, y, axis))
     for largest in (True, False):
-        same(cd.topk(lazy, 2, axis, largest=largest), csoftmax.topk(x, 2, axis, largest=largest))
+        assert_same(cd.topk(lazy, 2, axis, largest=largest), csoftmax.topk(x, 2, axis, largest=largest))
     for normalize in ("topk", "full"):
         options = {"axis": axis, "normalize": normalize}
-        same(cd.topk_softmax(lazy, 2, where=lazy_mask, **options), csoftmax.topk_softmax(x, 2, where=mask, **options))
+        assert_same(
+            cd.topk_softmax(lazy, 2, where=lazy_mask, **options), csoftmax.topk_softmax(x, 2, where=mask, **options)
+        )
     options = {"axis": axis, "rng": 4, "size": (2, 3)}
-    same(cd.sample(lazy, **options), csoftmax.sample(x, **options))
+    assert_same(cd.sample(lazy, **options), csoftmax.sample(x, **options))
     options = {"axis": axis, "rng": 4, "top_p": 0.5, "return_log_prob": True}
-    same(cd.sample(lazy, **options), csoftmax.sample(x, **options))
+    assert_same(cd.sample(lazy, **options), csoftmax.sample(x, **options))
 
 
 def test_options_of_rows_in_several_chunks_of_classes():
@@ -134,26 +138,26 @@ def test_options_of_rows_in_several_chunks_of_classes():
     temperature = RNG.random((3, 1)) + 0.5
     for normalize in ("topk", "full"):
         options = {"temperature": temperature, "normalize": normalize}
-        same(cd.topk_softmax(lazy, 5, **options), csoftmax.topk_softmax(x, 5, **options))
+        assert_same(cd.topk_softmax(lazy, 5, **options), csoftmax.topk_softmax(x, 5, **options))
     ties = np.round(x)
     ties[1, 8000] = np.nan
-    same(cd.topk(da.from_array(ties, chunks=(2, 4000)), 9), csoftmax.topk(ties, 9))
+    assert_same(cd.topk(da.from_array(ties, chunks=(2, 4000)), 9), csoftmax.topk(ties, 9))
     integers = (x * 1e6).astype(np.int64)
-    same(cd.topk(da.from_array(integers, chunks=(2, 4000)), 9), csoftmax.topk(integers, 9))
-    same(cd.softmax(da.from_array(integers, chunks=(2, 4000))), csoftmax.softmax(integers))
+    assert_same(cd.topk(da.from_array(integers, chunks=(2, 4000)), 9), csoftmax.topk(integers, 9))
+    assert_same(cd.softmax(da.from_array(integers, chunks=(2, 4000))), csoftmax.softmax(integers))
     got = compute(cd.topk(lazy, 9, sorted=False))
     assert_same_bits(np.sort(got[1]), np.sort(csoftmax.topk(x, 9).indices))
     top_k = da.from_array(np.array([1, 5, 9]), chunks=1)
-    same(cd.sample(lazy, top_k=top_k, rng=2, size=4), csoftmax.sample(x, top_k=[1, 5, 9], rng=2, size=4))
+    assert_same(cd.sample(lazy, top_k=top_k, rng=2, size=4), csoftmax.sample(x, top_k=[1, 5, 9], rng=2, size=4))
     uniforms = RNG.random((3, 4))
     options = {"size": 4, "replace": False}
     expected = csoftmax.sample(x, uniforms=uniforms, **options)
-    same(cd.sample(lazy, uniforms=da.from_array(uniforms, chunks=2), **options), expected)
+    assert_same(cd.sample(lazy, uniforms=da.from_array(uniforms, chunks=2), **options), expected)
     for options in ({"temperature": temperature}, {"softcap": 5.0}):
         for reduction in ("mean", "sum", "none"):
             options |= {"reduction": reduction, "weight": np.linspace(0, 1, 9001)}
             expected = csoftmax.cross_entropy_with_grad(x, [1, 2, 3], **options)
-            same(cd.cross_entropy_with_grad(lazy, [1, 2, 3], **options), expected)
+            assert_same(cd.cross_entropy_with_grad(lazy, [1, 2, 3], **options), expected)
 
 
 def test_losses_over_several_axes_and_of_large_factors():
@@ -164,7 +168,7 @@ def test_losses_over_several_axes_and_of_large_factors():
         options = {"axis": (0, 2), "reduction": reduction, "weight": np.arange(6.0)}
         for target in (labels, soft):
             expected = csoftmax.cross_entropy_with_grad(x, target, **options)
-            same(cd.cross_entropy_with_grad(lazy, target, **options), expected)
+            assert_same(cd.cross_entropy_with_grad(lazy, target, **options), expected)
         labels_of_rows = RNG.integers(0, 9001, (3, 2))
         for scale in (1e-30, 1e25, 1e300):  # of weights, whose scale cancels in a mean
             options = {
@@ -176,14 +180,16 @@ def test_losses_over_several_axes_and_of_large_factors():
             plain = options | {"sample_weight": np.full((3, 1), scale)}
             with np.errstate(all="ignore"):
                 expected = csoftmax.cross_entropy_with_grad(x, labels_of_rows, **plain)
-                same(cd.cross_entropy_with_grad(lazy, labels_of_rows, **options), expected, f"{reduction} {scale}")
+                assert_same(
+                    cd.cross_entropy_with_grad(lazy, labels_of_rows, **options), expected, f"{reduction} {scale}"
+                )
     far = np.zeros((2, 8300), np.float32)
     far[0, 5000], far[1, ::3] = 150, -140
     options = {"upstream": np.array([1e30, 1e20]), "reduction": "none", "clip_norm": 0.5}
     for more in (options, options | {"clip_norm": None}):  # gradients that underflow before their factor
         expected = csoftmax.cross_entropy_with_grad(far, [1, 2], **more)
         assert np.count_nonzero(expected.grad) > 2
-        same(cd.cross_entropy_with_grad(da.from_array(far, chunks=(1, 4096)), [1, 2], **more), expected)
+        assert_same(cd.cross_entropy_with_grad(da.from_array(far, chunks=(1, 4096)), [1, 2], **more), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -226,14 +232,14 @@ def test_soft_labels_of_rows_without_a_weight(order):
     for chunks in ((3, 13686), (2, 5000)):
         lazy = da.from_array(x, chunks=chunks)
         for _ in range(5):  # memory that nothing has written differs from call to call
-            same(cd.cross_entropy_with_grad(lazy, da.from_array(soft, chunks=chunks), **options), expected)
+            assert_same(cd.cross_entropy_with_grad(lazy, da.from_array(soft, chunks=chunks), **options), expected)
 
 
 def test_rows_without_rows_in_many_chunks():
     lazy = da.zeros((1, 0), chunks=(1, (0, 0, 0)))
     expected = csoftmax.cross_entropy_with_grad(np.zeros((1, 0)), np.zeros(0, int), axis=0)
-    same(cd.cross_entropy_with_grad(lazy, np.zeros(0, int), axis=0), expected)
-    same(cd.softmax(da.zeros((0, 0), chunks=((0,), (0, 0)))), np.zeros((0, 0)))
+    assert_same(cd.cross_entropy_with_grad(lazy, np.zeros(0, int), axis=0), expected)
+    assert_same(cd.softmax(da.zeros((0, 0), chunks=((0,), (0, 0)))), np.zeros((0, 0)))
 
 
 @looped("shape", [(0, 5), (5, 0), (0, 9000), (0, 0), ()])
@@ -241,23 +247,23 @@ def test_arrays_without_rows_or_classes(shape):
     x = np.ones(shape)
     lazy = da.from_array(x, chunks=4000)
     for name in ("softmax", "log_softmax", "logsumexp", "entropy", "sparsemax"):
-        same(getattr(cd, name)(lazy), getattr(csoftmax, name)(x))
+        assert_same(getattr(cd, name)(lazy), getattr(csoftmax, name)(x))
     if shape and shape[0] == 0:
         for reduction in ("mean", "sum", "none"):
             target = np.zeros(0, int)
             expected = csoftmax.cross_entropy_with_grad(x, target, reduction=reduction)
-            same(cd.cross_entropy_with_grad(lazy, target, reduction=reduction), expected)
+            assert_same(cd.cross_entropy_with_grad(lazy, target, reduction=reduction), expected)
 
 
 def test_one_row_and_one_number():
     x = X[0, :, 0]
     lazy = da.from_array(x, chunks=4000)
-    same(cd.cross_entropy(lazy, 7), csoftmax.cross_entropy(x, 7))
-    same(cd.cross_entropy(lazy.rechunk(-1), np.int64(7)), csoftmax.cross_entropy(x, 7))
-    same(cd.topk(lazy, 3), csoftmax.topk(x, 3))
-    same(cd.sample(lazy, rng=3), csoftmax.sample(x, rng=3))
-    same(cd.topk(da.from_array(np.array(2.0)), 1), csoftmax.topk(np.array(2.0), 1))
-    same(cd.softmax(da.from_array(np.array(2.0))), csoftmax.softmax(np.array(2.0)))
+    assert_same(cd.cross_entropy(lazy, 7), csoftmax.cross_entropy(x, 7))
+    assert_same(cd.cross_entropy(lazy.rechunk(-1), np.int64(7)), csoftmax.cross_entropy(x, 7))
+    assert_same(cd.topk(lazy, 3), csoftmax.topk(x, 3))
+    assert_same(cd.sample(lazy, rng=3), csoftmax.sample(x, rng=3))
+    assert_same(cd.topk(da.from_array(np.array(2.0)), 1), csoftmax.topk(np.array(2.0), 1))
+    assert_same(cd.softmax(da.from_array(np.array(2.0))), csoftmax.softmax(np.array(2.0)))
 
 
 def call(name, x, **options):
@@ -343,11 +349,11 @@ def test_dispatch():
     with dask.config.set(scheduler=refuse_to_compute):
         results = csoftmax.softmax(lazy), csoftmax.cross_entropy(X[:, :, 0], target), csoftmax.topk(lazy, 2)
         results += (csoftmax.log_softmax(X[:, :, 0], where=lazy > 0), csoftmax.entmax(lazy, 1.5, 0))
-    same(cd.cross_entropy(lazy, target, device="cpu"), csoftmax.cross_entropy(X[:, :, 0], [1, 2, 3]))
-    same(results[0], csoftmax.softmax(X[:, :, 0]))
-    same(results[1], csoftmax.cross_entropy(X[:, :, 0], [1, 2, 3]))
-    same(results[2], csoftmax.topk(X[:, :, 0], 2))
-    same(results[3], csoftmax.log_softmax(X[:, :, 0], where=X[:, :, 0] > 0))
+    assert_same(cd.cross_entropy(lazy, target, device="cpu"), csoftmax.cross_entropy(X[:, :, 0], [1, 2, 3]))
+    assert_same(results[0], csoftmax.softmax(X[:, :, 0]))
+    assert_same(results[1], csoftmax.cross_entropy(X[:, :, 0], [1, 2, 3]))
+    assert_same(results[2], csoftmax.topk(X[:, :, 0], 2))
+    assert_same(results[3], csoftmax.log_softmax(X[:, :, 0], where=X[:, :, 0] > 0))
     with pytest.raises(TypeError, match=r"^out is not allowed in softmax\(\) of a collection of Dask"):
         csoftmax.softmax(lazy, out=np.empty((3, 9001)))
     with pytest.raises(TypeError, match=r"softmax\(\): got an unexpected keyword argument 'axes'"):

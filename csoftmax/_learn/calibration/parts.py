@@ -22,7 +22,7 @@ class _Refused(NamedTuple):
 
 
 class _Summary(NamedTuple):
-    """What the fit needs to know of each part before its labels have columns."""
+    """Facts about a part that the fit collects before labels are numbers of columns."""
 
     given: int  # rows, with those of weight 0
     labels: NDArray[Any]  # distinct
@@ -79,7 +79,7 @@ def _settle(part: _Loaded, payload: Any, _number: int) -> Rows | _Refused | None
 
 
 class _Facts(NamedTuple):
-    """What a settled part has; at_best: no logit is above the label's; some_below: a finite one is below."""
+    """A part with final labels; at_best: no logit is above the label's; some_below: a finite one is below."""
 
     refused: _Refused | None
     rows: int

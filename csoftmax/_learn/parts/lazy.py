@@ -40,8 +40,8 @@ def _compute(client: Any, task: Any) -> Any:
 @contextlib.contextmanager
 def open_parts(*named: tuple[str, Any]) -> Iterator[Engine]:
     """The parts of collections with the same rows, on the workers of the current client or else in this process."""
-    from ..._dask.engine import DaskEngine, ReadingEngine, find_client
-    from ..._dask.options import current
+    from ..._dask.engine import DaskEngine, ReadingEngine
+    from ..._dask.options import current, find_client
     from ..._dask.parts import expect_sizes, split_parts
 
     options = current()

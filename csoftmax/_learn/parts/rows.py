@@ -53,7 +53,7 @@ class Part(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """What the fit needs to know of each part before its classes are known."""
+    """Facts about a part that the fit collects before the classes are known."""
 
     rows: int
     features: int | None
@@ -146,7 +146,7 @@ def load(given: tuple[Any, ...], _payload: None, _number: int) -> Part:
 
 
 def summarize(part: Part, _payload: None, _number: int) -> Summary:
-    """What the fit needs to know of a part."""
+    """Collect the facts about a part."""
     x, weights = part.x, part.weights
     nbytes = x.data.nbytes + x.indices.nbytes if is_sparse(x) else x.nbytes
     has_weight = bool(x.shape[0]) if weights is None else bool(weights.any())
@@ -253,7 +253,7 @@ def draw_uniforms(seed: int, first: int, count: int) -> NDArray[np.float64]:
 
 
 class Counts(NamedTuple):
-    """What a settled part has."""
+    """Counts of a part whose labels have become numbers."""
 
     rows: int
     held_out: int
