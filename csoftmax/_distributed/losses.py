@@ -183,8 +183,8 @@ def find_shares(chunk: Chunk) -> NDArray[np.float64]:
     s = losses.sample_weight
     if s is None:
         return masses
-    with np.errstate(over="ignore", invalid="ignore"):  # a row without weight has no part, whatever it holds
-        return np.where((s == 0) | (masses == 0), 0.0, s * masses)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.where(masses == 0, 0.0, s * masses) if losses.labels is not None else s * masses
 
 
 def find_divisor(chunks: list[Chunk], sums: RowSums) -> float:

@@ -245,6 +245,16 @@ def test_logits_and_soft_labels_of_any_layout(layout, dtype, cut):
         assert_same_bits(np.concatenate([grad for _, grad in results], axis=0).T, expected.grad)
 
 
+def test_masses_of_soft_labels_that_overflow():
+    """A mean over them is that of whole rows, NaN where the row's weight is 0."""
+    x, soft = np.zeros((2, 5000)), np.full((2, 5000), 1e305)
+    soft[1] = 1 / 5000
+    for s in ([0.0, 1.0], [1.0, 1.0]):
+        expected = csoftmax.cross_entropy(x, soft, sample_weight=s)
+        got = distributed.cross_entropy(x, soft, sample_weight=s, group=distributed.SingleProcess())
+        np.testing.assert_array_equal(got, expected)
+
+
 def test_soft_labels_that_are_the_same_for_all_classes():
     x = np.random.default_rng(0).normal(size=(2, 5000))
     soft = np.broadcast_to(1 / 5000, x.shape)
