@@ -284,11 +284,11 @@ import signal, time
 import numpy as np
 import csoftmax
 
-n = 4_000_000
-ids = np.random.default_rng(0).integers(0, 1_500_000, n)
+n = 12_000_000
+ids = np.random.default_rng(0).integers(0, 4_000_000, n)
 x, one = np.zeros(n, np.float32), csoftmax.Segments(indptr=[0, n])
 calls = {{
-    "sort": lambda: csoftmax.Segments(segment_ids=ids, num_segments=1_500_000),
+    "sort": lambda: csoftmax.Segments(segment_ids=ids, num_segments=4_000_000),
     "any": lambda: csoftmax.segment_cross_entropy_with_grad(x, ids < 1000, segments=one, positives="any"),
 }}
 def stop(*_):
