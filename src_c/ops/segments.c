@@ -11,6 +11,7 @@
 #include "segments.h"
 #include "softmax_row.h"
 
+#include "../core/options.h"
 #include "../isa/dispatch.h"
 
 enum {
@@ -425,12 +426,12 @@ static csm_status run_call(segments_call *call, size_t rows, int threads) {
 static csm_status run_segments(csm_op op, csm_dtype dtype, const csm_table *table, const csm_shape *shape,
                                const csm_segments *segments, const csm_view *input, const csm_view *y,
                                const csm_view *result, const csm_options *options, csm_fp_environment *caller) {
-    static const csm_options defaults = CSM_OPTIONS_INIT;
+    csm_options known = CSM_OPTIONS_INIT;
     segments_call call;
     csm_softmax_call *c = &call.softmax;
     csm_call *base = &c->base;
     size_t rows;
-    if (!options) options = &defaults;
+    options = csm_known_options(&known, sizeof known, options);
     csm_status status = csm_begin_softmax(c, op, dtype, table, options);
     if (status != CSM_OK) return status;
     if (!csm_check_segments(segments, shape->n, &call.longest)) return CSM_BAD_OPTION;

@@ -9,6 +9,7 @@ import ml_dtypes  # noqa: F401
 import numpy as np
 import pytest
 from helpers import assert_same_bits, looped, run_python
+from helpers.c_arrays import Shape, view_of
 from hypothesis import given, settings
 
 import csoftmax
@@ -393,14 +394,6 @@ def test_every_instruction_set(isa):
         assert run_python(code, CSOFTMAX_ISA=isa).stdout == run_python(code, CSOFTMAX_ISA="scalar").stdout
 
 
-class Shape(ctypes.Structure):
-    _fields_ = (("n", ctypes.c_size_t), ("ndim", ctypes.c_size_t), ("shape", ctypes.c_size_t * 64))
-
-
-class View(ctypes.Structure):
-    _fields_ = (("data", ctypes.c_void_p), ("axis", ctypes.c_ssize_t), ("strides", ctypes.c_ssize_t * 64))
-
-
 class CSegments(ctypes.Structure):
     _fields_ = (
         *(("size", ctypes.c_size_t), ("count", ctypes.c_size_t), ("indptr", ctypes.c_void_p)),
@@ -417,10 +410,6 @@ class LossOptions(ctypes.Structure):
         *(("reduction", ctypes.c_int), ("threads", ctypes.c_int), ("interrupt", ctypes.c_void_p)),
         *(("interrupt_context", ctypes.c_void_p), ("position", ctypes.c_size_t), ("temperatures", ctypes.c_void_p)),
     )
-
-
-def view_of(a):
-    return View(a.ctypes.data, a.strides[-1], (ctypes.c_ssize_t * 64)(*a.strides[:-1]))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the shared library of a build on Linux")
