@@ -8,39 +8,15 @@ scattered after.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .._cpu import binding
 from .cross_entropy import RowLayout, launch_divide, launch_reduce, launch_rows, launch_target
-from .launch import as_rows, contiguous_or_new, groups_of
-from .segments import split_by_length
-
-
-class _Launch(NamedTuple):
-    """Segments that are computed together."""
-
-    temperature: float
-    longest: int
-    which: NDArray[np.int64]  # their numbers
-    stretches: int  # of elements, in each of which they are computed
-
-
-def _plan_launches(
-    lengths: Any, stretches: int, temperature: float, temperatures: NDArray[Any] | None
-) -> Iterator[_Launch]:
-    """A launch for each class of lengths and each temperature."""
-    most = int(lengths.max(initial=0))
-    if temperatures is None:
-        for longest, which in split_by_length(lengths, 0, most):
-            yield _Launch(temperature, min(longest, most), which, stretches)
-        return
-    for number, places in groups_of(temperatures.ravel()):  # of the segments of all stretches
-        for longest, which in split_by_length(lengths[places % len(lengths)], 0, most):
-            yield _Launch(float(number), min(longest, most), places[which], 1)
+from .launch import as_rows, contiguous_or_new
+from .segments import plan_launches
 
 
 def launch_segment_cross_entropy(
@@ -105,7 +81,8 @@ def launch_segment_cross_entropy(
         if to is not None:  # elements of no segment, the logits of which may be here
             to[:, : int(segments.indptr[0])] = 0
             to[:, int(segments.indptr[-1]) :] = 0
-        for launch in _plan_launches(segments.lengths, stretches, factors[0], temperatures):
+        most = int(segments.lengths.max(initial=0))
+        for launch in plan_launches(segments.lengths, stretches, factors[0], temperatures, 0, most):
             if launch.temperature != divided:
                 prepared, divided = divide(launch.temperature), launch.temperature
             which = cupy.asarray(launch.which)
