@@ -36,10 +36,9 @@ class SegmentsPlan(NamedTuple):
 
     def execute(self) -> Any:
         """Compute, and return the result."""
-        rows, number, each = self.rows, self.temperature, None
+        rows, t = self.rows, self.temperature
         segments, place = rows.axis.segments, rows.result.place
-        if not isinstance(number, float):
-            number, each = 1.0, self.temperature
+        number, each = (t, None) if isinstance(t, float) else (1.0, t)
         arguments = self.operation, rows.dtype, rows.first, rows.second, rows.result.rows, rows.where, number, each
         if place.on_cuda:
             with place.context():

@@ -1,7 +1,6 @@
 """The softmax family over segments on CUDA: the CPU's bits for every class of lengths, order and layout."""
 
 import numpy as np
-import pytest
 from cuda_checks import costly_dtypes, options_on_device
 from helpers import assert_same_bits
 
@@ -80,10 +79,3 @@ def test_blocks(gpu):
         if name == "segment_softmax":  # the bits of the joined elements of each segment, which sum to 1
             alone = csoftmax.softmax(x[[0, 2]], axis=(0, 2))
             assert_same_bits(y[[0, 2]], alone)
-
-
-def test_refused(gpu):
-    x = gpu.cupy.asarray(np.zeros(3, np.float32))
-    positives = gpu.cupy.asarray(np.array([True, False, True]))
-    with pytest.raises(csoftmax.DeviceError, match='positives="any" has no kernels for CUDA'):
-        csoftmax.segment_cross_entropy(x, positives, indptr=[0, 3], positives="any")
