@@ -88,8 +88,8 @@ INLINE csm_any_share csm_any_share_of(const csm_any_group *p, const csm_any_grou
     return s;
 }
 
-/* log of the sum of both groups, plus the reference of the row over T.  No pointer is chosen, with which CUDA would keep
- * both groups in local memory. */
+/* log of the sum of both groups, plus the reference of the row over T.  No pointer is chosen, with which CUDA would
+ * keep both groups in local memory. */
 INLINE double csm_any_lse(const csm_any_group *p, const csm_any_group *o, double loss, double reference, double t) {
     const int is_alone = p->is_nothing || p->gap < 0; /* otherwise log S_p + log(1 + rho) */
     const double hi = is_alone ? o->row.hi : p->row.hi, lo = is_alone ? o->row.lo : p->row.lo;
