@@ -76,6 +76,24 @@ def test_lengths(dtype):
     check(x, shuffled(lengths, 2))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_equal_lengths(dtype):
+    """Segments of one length that leave nothing out are a dense call: in batches, with masks and temperatures; and others
+    that are nearly so."""
+    for n, count in ((1, 7), (5, 12), (33, 3), (5000, 2)):
+        equal = in_order([n] * count)
+        x = logits((2, n * count), dtype, n, 4.0)
+        where = np.random.default_rng(n).random(x.shape) < 0.7
+        each = np.linspace(0.5, 3.0, count)
+        check(x[0], equal)
+        check(x, equal, axis=-1, temperature=each)
+        check(x, equal, axis=-1, where=where, temperature=0.5)
+        check(x[:, ::-1], equal, axis=1, temperature=each, where=where)
+        check(x.T, equal)
+        check(x, csoftmax.Segments(indptr=np.arange(0, n * (count - 1) + 1, n)), axis=1)
+        check(x, in_order([n + 1, n - 1] + [n] * (count - 2)), axis=1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_length(dtype):
