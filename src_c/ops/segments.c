@@ -477,14 +477,14 @@ static int run_as_rows(csm_op op, csm_dtype dtype, const csm_table *table, const
     csm_shape rows = *shape;
     csm_view x, other, to, where, temperatures;
     csm_options o = CSM_OPTIONS_INIT;
-    if (options) o = *options;
+    o = *(const csm_options *)csm_known_options(&o, sizeof o, options);
     rows.n = n;
     rows.shape[rows.ndim++] = count;
     o.where = as_rows(&where, o.where, shape->ndim, n, 1);
     o.temperatures = as_rows(&temperatures, o.temperatures, shape->ndim, n, 0);
     *status = csm_run_softmax(op, dtype, table, &rows, as_rows(&x, input, shape->ndim, n, 1),
-                              as_rows(&other, y, shape->ndim, n, 1), as_rows(&to, result, shape->ndim, n, op != CSM_OP_logsumexp),
-                              &o);
+                              as_rows(&other, y, shape->ndim, n, 1),
+                              as_rows(&to, result, shape->ndim, n, op != CSM_OP_logsumexp), &o);
     return 1;
 }
 

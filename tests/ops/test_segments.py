@@ -78,8 +78,7 @@ def test_lengths(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_equal_lengths(dtype):
-    """Segments of one length that leave nothing out are a dense call: in batches, with masks and temperatures; and others
-    that are nearly so."""
+    """Segments of one length that leave nothing out are a dense call, as are others that are nearly so."""
     for n, count in ((1, 7), (5, 12), (33, 3), (5000, 2)):
         equal = in_order([n] * count)
         x = logits((2, n * count), dtype, n, 4.0)
