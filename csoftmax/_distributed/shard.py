@@ -153,6 +153,7 @@ def partial(
     label_smoothing: float = 0.0,
     ignore_index: SupportsIndex = -100,
     z_loss: float = 0.0,
+    softcap: float | None = None,
     row_max: ArrayLike | None = None,
     num_threads: SupportsIndex | None = None,
 ) -> Partial:
@@ -182,7 +183,7 @@ def partial(
         For losses, one label from 0 to n_classes - 1 for each row, or the soft labels of this shard.
     weight : array_like of shape (k,), optional
         Class weights of the shard.
-    sample_weight, label_smoothing, ignore_index, z_loss
+    sample_weight, label_smoothing, ignore_index, z_loss, softcap
         As in `csoftmax.cross_entropy`, the same in every shard.
     row_max : array_like of the shape of the rows, optional
         The second round: `Partial.second_round` of the merged first one.
@@ -217,6 +218,7 @@ def partial(
         "label_smoothing": label_smoothing,
         "ignore_index": ignore_index,
         "z_loss": z_loss,
+        "softcap": softcap,
         "temperature": temperature,
     }
     if kind != "loss" and kind in KINDS:
@@ -241,7 +243,8 @@ def partial(
 
 def _refuse_options(kind: str, losses: dict[str, Any]) -> None:
     """Refuse options that only losses have."""
-    unused = {"weight": None, "sample_weight": None, "label_smoothing": 0.0, "ignore_index": -100, "z_loss": 0.0}
+    unused = {"label_smoothing": 0.0, "ignore_index": -100, "z_loss": 0.0}
+    unused |= dict.fromkeys(("weight", "sample_weight", "softcap"))
     for name, default in unused.items():
         given = losses[name]
         if given is not default and (default is None or np.ndim(given) or given != default):

@@ -287,12 +287,39 @@ def test_slices_may_have_temperatures_and_extreme_weights(n, s):
     assert_same_bits(gradient, expected.grad)
 
 
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 0.01}, {"clip_value": 1e-4}, {"upstream": 1e30}])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+def test_losses_of_capped_logits_have_the_bits_of_whole_rows(options, dtype):
+    """Some logits are far beyond the cap, so that slopes underflow, which counts with a large upstream."""
+    rng = np.random.default_rng(4)
+    x = (rng.normal(size=(3, 9000)) * [[10], [1e3], [1]]).astype(dtype)
+    target, weight, cuts = np.array([5, 8999, -100]), rng.random(9000), [0, 4096, 5000, 9000]
+    options = options | {"softcap": 5.0, "label_smoothing": 0.1, "weight": weight}
+    expected = csoftmax.cross_entropy_with_grad(x, target, **options)
+
+    def work(group):
+        s = slice(*cuts[group.rank : group.rank + 2])
+        own = options | {"weight": weight[s]}
+        result = distributed.cross_entropy_with_grad(x[:, s], target, group=group, **own)
+        own = {name: own[name] for name in ("softcap", "label_smoothing", "weight")}
+        assert_same_bits(np.asarray(distributed.cross_entropy(x[:, s], target, group=group, **own)), result.loss)
+        return result
+
+    results = run_on(3, work)
+    for result in results:
+        assert not isinstance(result, Exception), result
+        assert_same_bits(np.asarray(result.loss), np.asarray(expected.loss))
+    assert_same_bits(np.concatenate([r.grad for r in results], axis=1), expected.grad)
+
+
 COLLECTIVES = [
     (distributed.softmax, {}, 2),
     (distributed.cross_entropy_with_grad, {}, 2),
     (distributed.cross_entropy_with_grad, {"weight": True}, 3),
     (distributed.cross_entropy_with_grad, {"weight": True, "reduction": "sum"}, 2),
     (distributed.cross_entropy_with_grad, {"clip_norm": 1.0}, 3),
+    (distributed.cross_entropy_with_grad, {"clip_norm": 1.0, "softcap": 1.0}, 4),
+    (distributed.cross_entropy_with_grad, {"clip_norm": 1.0, "softcap": 1.0, "weight": True}, 5),
     (distributed.cross_entropy_with_grad, {"upstream": 1e70}, 3),
     (distributed.topk, {}, 3),
     (distributed.topk_softmax, {}, 3),
@@ -539,6 +566,7 @@ def test_linear_layers_have_the_same_bits_for_any_number_of_ranks(reduction, is_
     if not is_soft:
         target[3] = -100
     options = {"label_smoothing": 0.1, "reduction": reduction, "sample_weight": s}
+    options |= {"softcap": 3.0} if reduction == "sum" else {}
     expected = csoftmax.linear_cross_entropy_with_grad(x, w, target, bias=bias, weight=weight, **options)
     found = []
     for size in (1, 2, 3):
