@@ -83,6 +83,8 @@ class Terms(NamedTuple):
     agreed: Agreed = ()  # all that shards must have in common but for n_classes
     has_where: bool = False
     origin: tuple[int, tuple[int, ...]] | None = None  # of some rows: their first, and the shape of those of the call
+    axis: int = -1  # of the classes, as the caller has them
+    has_sink: bool = False  # the last class is the sink, which no shard has
 
     @property
     def words(self) -> int:
@@ -209,9 +211,8 @@ def plan_losses(
         numbers = _check_labels(labels, n_classes, checked.ignore_index)
     has_weight = checked.weight is not None
     words = _words_of(labels is None, has_weight, checked.label_smoothing)
-    losses = Losses(
-        numbers, labels, checked.ignore_index, checked.sample_weight, checked.factors, has_weight, words, checked.softcap
-    )
+    same = labels, checked.ignore_index, checked.sample_weight, checked.factors
+    losses = Losses(numbers, *same, has_weight, words, checked.softcap)
     return losses, soft, checked.weight, checked.temperatures
 
 
@@ -240,10 +241,11 @@ def plan_partial(
     y: Any = None,
     target: Any = None,
     losses: dict[str, Any] | None = None,
+    has_sink: bool = False,
 ) -> tuple[Terms, Piece]:
     """Check a call of `partial`: what it has in common with other shards, and its elements.
 
-    n_classes None: not yet known.
+    n_classes None: not yet known. has_sink: one more class, which no shard has.
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {kind!r}")
@@ -278,14 +280,23 @@ def plan_partial(
     else:
         temperature, each = number_and_rows(check_temperatures(temperature, row_shape, gradient), batch, 1.0)
     each = None if each is None else np.array(each, order="C")
-    agreed = _agree(kind, name, batch, describe(each) or temperature + 0.0, where is not None, checked, weight)
-    terms = Terms(kind, dtype, name, n, batch, temperature, each, checked, agreed, where is not None)
+    options = describe(each) or temperature + 0.0, where is not None, has_sink
+    agreed = _agree(kind, name, batch, *options, checked, weight)
+    numbers = n + has_sink, batch, temperature, each
+    terms = Terms(kind, dtype, name, *numbers, checked, agreed, where is not None, None, axes[0], has_sink)
     second = None if y is None else as_buffer(axis_last(y, axes))
     return terms, Piece(offset, as_buffer(rows), second, where, soft, weight)
 
 
 def _agree(
-    kind: str, dtype: str, batch: tuple[int, ...], temperature: Any, has_where: bool, losses: Losses | None, weight: Any
+    kind: str,
+    dtype: str,
+    batch: tuple[int, ...],
+    temperature: Any,
+    has_where: bool,
+    has_sink: bool,
+    losses: Losses | None,
+    weight: Any,
 ) -> Agreed:
     """What shards of a call must have in common."""
     common = (
@@ -294,6 +305,7 @@ def _agree(
         ("shape of the rows", batch),
         ("temperature", temperature),
         ("where", has_where),
+        ("has_sink", has_sink),
     )
     if losses is None:
         return common
