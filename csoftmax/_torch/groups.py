@@ -19,11 +19,11 @@ from torch.autograd.function import once_differentiable
 from .._arguments.generators import draw_uniforms
 from .._arguments.places import DeviceError
 from .._distributed import rows as over_rows
+from .._distributed.draws import sample as sample_over
 from .._distributed.groups import SingleProcess, as_group
 from .._distributed.linear import run_linear
 from .._distributed.losses import run_loss
 from .._distributed.row_sums import fail_on_both
-from .._distributed.topk import sample as sample_over
 from .operators import check_constants, check_floating, detach, multiply, refuse_gradient
 
 _Result = TypeVar("_Result")
