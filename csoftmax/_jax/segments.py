@@ -29,7 +29,7 @@ from .calls import (
     like,
     mean_of,
 )
-from .rows import scale_softmax, scale_softmax_by
+from .scaling import scale_softmax, scale_softmax_by
 
 Arrays = tuple[jax.Array, jax.Array]
 

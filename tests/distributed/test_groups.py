@@ -567,6 +567,8 @@ def test_linear_layers_have_the_same_bits_for_any_number_of_ranks(reduction, is_
         target[3] = -100
     options = {"label_smoothing": 0.1, "reduction": reduction, "sample_weight": s}
     options |= {"softcap": 3.0} if reduction == "sum" else {}
+    if reduction != "sum":
+        options["temperature"] = np.linspace(0.5, 2, 10)[:, None]
     expected = csoftmax.linear_cross_entropy_with_grad(x, w, target, bias=bias, weight=weight, **options)
     found = []
     for size in (1, 2, 3):
