@@ -12,6 +12,7 @@ from typing import Any
 import dask
 import dask.array as da
 import numpy as np
+from dask.layers import ArrayBlockwiseDep
 
 from .._arguments.foreign import is_lazy_array, is_lazy_frame
 from .._arguments.kinds import refuse_kind
@@ -151,13 +152,23 @@ def lay_beside(name: str, a: Any, letters: Letters, chunks: Sequence[Any], *, br
     return rechunk(a, new), own
 
 
-def begins_of(chunks: tuple[Any, ...]) -> Any:
-    """The index at which each chunk of an axis begins, one a chunk; -1 - i for chunk i where lengths are unknown."""
-    if any(map(is_unknown, chunks)):
-        begins = -1 - np.arange(len(chunks))
-    else:
-        begins = np.cumsum([0, *chunks[:-1]])
-    return da.from_array(begins.astype(np.int64), chunks=1)
+class Begins(ArrayBlockwiseDep):  # type: ignore[misc]
+    """The index at which each chunk of an axis begins, as an argument of tasks; -1 - i for chunk i of unknown place.
+
+    Part of the tasks that need it: an array of such numbers would be a task for each chunk, without arguments, and the
+    scheduler of a cluster sends few of those at a time.
+    """
+
+    def __init__(self, chunks: tuple[Any, ...]):
+        super().__init__((chunks,))
+        is_placed = not any(map(is_unknown, chunks))
+        self.begins = [0, *itertools.accumulate(chunks[:-1])] if is_placed else [-1 - i for i in range(len(chunks))]
+
+    def __getitem__(self, place: tuple[int, ...]) -> int:
+        return int(self.begins[place[0]])
+
+    def __dask_tokenize__(self) -> Any:
+        return type(self).__name__, self.begins
 
 
 def row_chunks(x: Any, axes: Sequence[int]) -> tuple[Letters, tuple[Any, ...]]:

@@ -321,6 +321,24 @@ def test_chunks_of_rows_stay_and_those_of_classes_end_at_blocks():
     )
 
 
+def test_a_chunk_has_few_tasks():
+    """Each task costs a cluster about 1 ms, and each level of dependent ones a round through its scheduler."""
+    whole = da.zeros((24, 9000), chunks=(2, 9000))
+    divided = da.zeros((2, 24 * 4096), chunks=(2, 2 * 4096))
+    target, weights = da.zeros(24, dtype=int, chunks=2), da.ones(2)
+    for count, result in (  # 12 for the chunks, but where they are part of the only task that reads them
+        (12, cd.softmax(whole)),
+        (12 + 12, cd.logsumexp(whole)),
+        (12, cd.cross_entropy(whole, target, reduction="none")),
+        (12 + 3 * 12 + 4, cd.softmax(divided)),
+        (12 + 2 * 12 + 5, cd.logsumexp(divided)),
+        (12 + 3 * 12 + 7, cd.cross_entropy_with_grad(divided, [0, 1]).grad),
+        (12 + 5 * 12 + 14, cd.cross_entropy_with_grad(divided, [0, 1], sample_weight=weights).grad),
+    ):
+        (result,) = dask.optimize(result)
+        assert len(result.__dask_graph__()) <= count
+
+
 class Foreign(np.ndarray):
     """Stands for an array of CuPy, of which the module's name tells."""
 
