@@ -114,7 +114,7 @@ def _lay_out(call: Call, options: dict[str, Any]) -> tuple[dict[str, Argument], 
         arrays["weight"] = lay_beside("weight", weight, *along, broadcasts=False)
         arrays["largest weight"] = largest_of(weight), ()
         if "sample_weight" in arrays:
-            arrays["largest sample_weight"] = largest_of(options["sample_weight"]), ()
+            arrays["largest sample_weight"] = largest_of(arrays["sample_weight"][0]), ()
     for i, c in zip(rows, chunks, strict=True):
         arrays[f"begins {i}"] = Begins(c), (i,)
     return arrays, numbers

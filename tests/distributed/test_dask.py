@@ -235,6 +235,20 @@ def test_soft_labels_of_rows_without_a_weight(order):
             assert_same(cd.cross_entropy_with_grad(lazy, da.from_array(soft, chunks=chunks), **options), expected)
 
 
+@looped("k", [3, 5000])
+def test_masses_of_soft_labels_that_overflow(k):
+    """A mean over them is that of whole rows, NaN where the row's weight is 0, in any chunks."""
+    x, soft = np.zeros((3, k)), np.full((3, k), 1 / k)
+    soft[0] = 1e308
+    for s in ([0.0, 1.0, 2.0], [1.0, 1.0, 0.0]):
+        for weight in (None, np.linspace(0, 1, k)):
+            options = {"sample_weight": s, "weight": weight}
+            expected = csoftmax.cross_entropy(x, soft, **options)
+            for chunks in ((3, k), (1, k), (2, 4096)):
+                lazy = da.from_array(x, chunks=chunks), da.from_array(soft, chunks=chunks)
+                np.testing.assert_array_equal(cd.cross_entropy(*lazy, **options).compute(), expected)
+
+
 def test_rows_without_rows_in_many_chunks():
     lazy = da.zeros((1, 0), chunks=(1, (0, 0, 0)))
     expected = csoftmax.cross_entropy_with_grad(np.zeros((1, 0)), np.zeros(0, int), axis=0)
