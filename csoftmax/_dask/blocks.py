@@ -127,7 +127,7 @@ def add_rows(values: Sequence[Any], split_every: int) -> list[Any]:
     letters = tuple(range(n))
     found, one = [(a, letters) for a in values], {0: 1}
     if any(map(is_unknown, first.chunks[0])):
-        lengths = map_chunks(_length, (0,), found[:1], dtype=np.int64, chunks=one)
+        lengths = find_lengths(first, 0)
         begins, rows = lengths.cumsum(axis=0) - lengths, [(lengths.sum(), ())]
     else:
         begins, rows = Begins(first.chunks[0]), []
@@ -143,8 +143,17 @@ def _add_row(value: Any) -> Any:
     return Nodes.total(Nodes.nodes(np.reshape(value, 1)), 1)
 
 
-def _length(a: Any) -> Any:
-    return np.array([len(a)], np.int64)
+def find_lengths(x: Any, axis: int) -> Any:
+    """The length of each chunk along an axis, lazily."""
+    first = tuple(slice(None) if i == axis else 0 for i in range(x.ndim))
+    x = x if x.npartitions == x.numblocks[axis] else x.blocks[first]
+    one: dict[int, Any] = {axis: 1}
+    function = functools.partial(_length, axis)
+    return map_chunks(function, (axis,), [(x, tuple(range(x.ndim)))], dtype=np.int64, chunks=one)
+
+
+def _length(axis: int, a: Any) -> Any:
+    return np.array([a.shape[axis]], np.int64)
 
 
 def _nodes(begin: Any, *values: Any) -> tuple[Any, ...]:

@@ -10,8 +10,9 @@ import numpy as np
 
 from .._arguments.layouts import normalize_axes
 from .._arguments.places import is_cupy
+from .beside import lay_beside
 from .blocks import Argument, map_chunks, pick
-from .collections import Letters, align_classes, as_lazy, in_one_chunk, is_number, lay_beside, row_chunks
+from .collections import Letters, align_classes, as_lazy, in_one_chunk, is_number, row_chunks
 
 
 class Call(NamedTuple):
@@ -69,7 +70,7 @@ def plan_call(
             continue
         names.append(name)
         to = (rows, chunks) if name in of_rows else (letters, x.chunks)
-        others.append(lay_beside(name, a, *to, broadcasts=name != "y"))
+        others.append(lay_beside(name, a, *to, broadcasts=name != "y", like=x))
     return Call(function, x, first, axes, tuple(names), tuple(others), {**options, **numbers, "axis": axis})
 
 

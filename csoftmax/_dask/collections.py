@@ -120,38 +120,6 @@ def check_known(x: Any, axis: int) -> None:
         )
 
 
-def lay_beside(name: str, a: Any, letters: Letters, chunks: Sequence[Any], *, broadcasts: bool = True) -> Any:
-    """An argument in the chunks of the call, from the right, and its axes; an axis of length 1 stays as it is.
-
-    letters, chunks : the axes that it may have, and their chunks.
-    """
-    a = as_lazy(name, a)
-    shape = tuple(sum(c) for c in chunks)
-    own = letters[len(letters) - a.ndim :] if a.ndim <= len(letters) else None
-    fits = own is not None and (broadcasts or a.ndim == len(letters))
-    new = {}
-    for i in range(a.ndim if fits else 0):
-        there = chunks[len(letters) - a.ndim + i]
-        n, m = a.shape[i], sum(there)
-        if n == 1 and broadcasts and m != 1:
-            new[i] = -1
-            continue
-        if is_unknown(n) or is_unknown(m):
-            if len(a.chunks[i]) != len(there):
-                raise ValueError(
-                    f"{name} has {len(a.chunks[i])} chunks along axis {i}, and the logits have {len(there)}; where "
-                    f"lengths of chunks are unknown, their numbers must be equal: {FIND_LENGTHS}"
-                )
-        elif n != m:
-            fits = False
-        elif a.chunks[i] != there:
-            new[i] = there
-    if not fits:
-        how = "does not broadcast to" if broadcasts else "must be"
-        raise ValueError(f"{name} has shape {a.shape}, which {how} {shape}")
-    return rechunk(a, new), own
-
-
 class Begins(ArrayBlockwiseDep):  # type: ignore[misc]
     """The index at which each chunk of an axis begins, as an argument of tasks; -1 - i for chunk i of unknown place.
 

@@ -23,9 +23,10 @@ from .._distributed.finish import Merged, add_losses, round_losses
 from .._distributed.losses import Chunk, find_shares
 from .._distributed.shard import Partial, Piece, Terms, plan_partial
 from .._ops.cross_entropy import plan_cross_entropy
+from .beside import lay_beside
 from .blocks import Argument, add_rows, check_split_every, map_chunks, pick
 from .calls import Call, is_on_gpu, plan_call
-from .collections import Begins, Letters, as_lazy, give_frame, is_number, lay_beside, row_chunks
+from .collections import Begins, Letters, as_lazy, give_frame, is_number, row_chunks
 from .gradients import finish_gradients
 from .labels import largest_of, raise_bad_chunk, scale_chunk
 from .shards import sum_up, whole_sums
@@ -101,12 +102,12 @@ def _lay_out(call: Call, options: dict[str, Any]) -> tuple[dict[str, Argument], 
     if _is_soft(target) and not soft:
         raise_soft_shape(target.shape, x.shape, tuple(x.shape[i] for i in rows), target.dtype)
     beside = (call.letters, x.chunks) if soft else (rows, chunks)
-    arrays = {"target": lay_beside("target", target, *beside, broadcasts=False)}
+    arrays = {"target": lay_beside("target", options["target"], *beside, broadcasts=False, like=x)}
     numbers = {name: a for name, a in options.items() if name != "target"}
     for name in ("sample_weight", "upstream"):
         a = options.get(name)
         if a is not None and not is_number(a):
-            arrays[name] = lay_beside(name, numbers.pop(name), rows, chunks)
+            arrays[name] = lay_beside(name, numbers.pop(name), rows, chunks, like=x)
     weight = options["weight"]
     if weight is not None and not is_number(weight):
         weight = as_lazy("weight", numbers.pop("weight"))
@@ -144,7 +145,8 @@ def plan_loss(
             f"not rounded, got reduction={reduction!r}"
         )
     if not is_number(options["temperature"]):
-        arrays["temperature"] = lay_beside("temperature", numbers.pop("temperature"), call.letters, call.x.chunks)
+        beside = call.letters, call.x.chunks
+        arrays["temperature"] = lay_beside("temperature", numbers.pop("temperature"), *beside, like=call.x)
     numbers["num_threads"] = 1 if options["num_threads"] is None else options["num_threads"]
     return Losses(call, arrays, numbers, reduction, gradient, dtypes, arity)
 

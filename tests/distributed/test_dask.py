@@ -488,7 +488,11 @@ def test_errors_of_arguments_are_raised_while_the_graph_is_built():
             ),
             (ValueError, "k must be at most the length of the axis, 9000, got 9001", lambda: cd.topk(x, 9001)),
             (ValueError, "chunks of unknown lengths", lambda: cd.softmax(unknown, 0)),
-            (ValueError, "target has 1 chunks along axis 0", lambda: cd.cross_entropy(unknown, [1] * 4)),
+            (
+                ValueError,
+                "target has 1 chunks along axis 0",
+                lambda: cd.cross_entropy(unknown, da.from_array([1] * 4)),
+            ),
             (ValueError, "rng must be None", lambda: cd.sample(x, rng=0, uniforms=x[:, 0])),
             (
                 ValueError,
@@ -519,6 +523,8 @@ def test_chunks_of_unknown_lengths():
             options = {"rng": 1} if draws.chunks[0][0] == 1 else {"uniforms": s[keep] * 0.5}
             assert_same_bits(draws.compute(), csoftmax.sample(x[keep], **options))
         assert all(np.isnan(lazy.shape[:1]))  # the lengths were found on a copy
+        in_memory = cd.cross_entropy(logits, target[keep], sample_weight=s[keep])
+        assert_same(in_memory, csoftmax.cross_entropy(x[keep], target[keep], sample_weight=s[keep]))
         loss = cd.linear_cross_entropy(logits, x[:2], labels % 2)
         assert abs(loss.compute() - csoftmax.linear_cross_entropy(x[keep], x[:2], target[keep] % 2)) < 1e-2
 
