@@ -169,7 +169,8 @@ def masses_of(chunk: Chunk) -> NDArray[np.float64]:
             return kept * chunk.merged.whole.weight[labels].astype(np.float64)
         return kept * np.ascontiguousarray(records[..., -1]).view(np.float64)
     if chunk.merged.whole is not None:
-        records, _, _ = terms.sums(chunk.merged.whole, None)
+        unweighted = terms._replace(losses=losses._replace(sample_weight=None))  # rows of weight 0 are not summed up
+        records, _, _ = unweighted.sums(chunk.merged.whole, None)
     words = np.zeros((*terms.batch, binding.SUM_WORDS), np.int64)
     words[..., :-1] = records[..., binding.TERMS_WORDS :]
     totals = total_sums(words)
