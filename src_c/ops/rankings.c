@@ -3,8 +3,8 @@
  * A list is computed by one thread, alone, in double, so that its bits depend on nothing else.  Its order is found by
  * counting (kernel/rankings), from 65 elements on by merging; e^x are those of the CRF's kernels, relative to the
  * maximum, or with exponents of their own where the x are more than far apart.  Where x / T are so large that their
- * distances round, or overflow, elements that are near each other are a cluster, and their exponents are relative to its
- * maximum.  Ties as sums over subsets have no exponents: their x round at some 2^-42 there.
+ * distances round, or overflow, elements that are near each other are a cluster, and their exponents are relative to
+ * its maximum.  Ties as sums over subsets have no exponents: their x round at some 2^-42 there.
  *
  * Losses are added in a tree over the lists.  A list with NaN or +inf among its elements is NaN; elements without
  * a relevance are not read, and their gradient is 0. */
