@@ -243,6 +243,12 @@ def test_segments_object():
         csoftmax.Segments(segment_ids=[], num_segments=-1)
     with pytest.raises(ValueError, match="num_segments is 5, and segments has 3"):
         csoftmax.segment_softmax(np.zeros(4), segments=segments, num_segments=5)
+    with pytest.raises(ValueError, match=r"indptr must rise, but indptr\[2\] is 3 and indptr\[3\] is 2"):
+        csoftmax.segment_softmax(np.zeros(4), indptr=[0, 1, 3, 2, 4])
+    with pytest.raises(ValueError, match=r"indptr must rise from at least 0 to the number of elements, got \[-1"):
+        csoftmax.segment_softmax(np.zeros(4), indptr=[-1, 3])
+    with pytest.raises(ValueError, match=r"broadcasts to \(3,\), the shape of x with the segments in place"):
+        csoftmax.segment_softmax(np.zeros(4), segments=segments, temperature=[1.0, 2.0])
     with pytest.raises(ValueError, match="x has no axis"):
         csoftmax.segment_softmax(1.0, indptr=[0, 1])
     with pytest.raises(TypeError, match="axis must be an int or a tuple of ints, got None"):
