@@ -26,7 +26,7 @@ def machine():
 
 
 def flags_of(file, msvc):
-    """Compiler flags of a file of src_c, or with "*" of all files."""
+    """Compiler flags of a file, as flags.txt names it, or with "*" of all files."""
     kinds = ["msvc"] if msvc else ["gnu", "gcc", "release", "wheel"]
     if any(name in machine().lower() for name in ("x86_64", "amd64")):
         kinds.append(f"{kinds[0]}-x86")
@@ -94,6 +94,19 @@ class BuildCore(build_ext):
         beside = ROOT / "csoftmax" / "lib"
         shutil.rmtree(beside, ignore_errors=True)
         shutil.copytree(self.library, beside)
+
+    def build_extension(self, ext):
+        """Build an extension, of which some files have flags of their own."""
+        for source in [name for name in ext.sources if flags_of(name, self.msvc)]:
+            ext.sources.remove(source)
+            ext.extra_objects = self.compiler.compile(
+                [source],
+                output_dir=self.build_temp,
+                macros=ext.define_macros,
+                include_dirs=ext.include_dirs,
+                extra_postargs=ext.extra_compile_args + flags_of(source, self.msvc),
+            ) + list(ext.extra_objects)
+        super().build_extension(ext)
 
     def compile_core(self):
         """Compile the core, each file with its own flags; return the object files."""
