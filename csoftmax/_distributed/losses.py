@@ -21,6 +21,7 @@ from .finish import (
     Merged,
     add_losses,
     add_squares,
+    check_classes,
     find_lost,
     round_losses,
     total_sums,
@@ -37,6 +38,7 @@ from .rows import (
     merge_over,
     place_in,
     place_result,
+    powers_in,
     rows_of,
 )
 from .shard import Partial
@@ -330,11 +332,14 @@ def _run_loss(
     itemsize = piece.x.itemsize + (0 if piece.soft is None else piece.soft.itemsize)
     slices = chunks_of(comm, layout, terms, itemsize)
     is_cut = layout.cut_lengths[comm.rank] > 0
-    keep = call.gradient and call.out is None and slices == [None] and not is_cut and terms.keeps_powers
+    keep: Any = call.gradient and slices == [None] and not is_cut and terms.keeps_powers
     placed = None
-    if call.gradient and not keep:
+    if call.gradient and not (keep and call.out is None):
         with pending:  # before the exchanges, so that a lack of memory is known to all ranks
             placed = place_result(terms, piece, call.axis, call.out)
+        if keep:  # in out, which bad labels, that soft ones are found among later, must leave as it is
+            check_classes(terms)
+            keep = piece.soft is None and powers_in(placed, piece.x)
     for rows in slices:
         some, part_piece = rows_of(terms, piece, rows)
         sums_of_rows = merge_over(comm, layout, some, part_piece, keep, num_threads, pending)

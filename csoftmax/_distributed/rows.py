@@ -67,7 +67,7 @@ def chunks_of(group: Any, layout: Layout, terms: Terms, itemsize: int) -> list[s
 
 
 def merge_over(
-    group: Collectives, layout: Layout, terms: Terms, piece: Piece, keep: bool, num_threads: Any, pending: Pending
+    group: Collectives, layout: Layout, terms: Terms, piece: Piece, keep: Any, num_threads: Any, pending: Pending
 ) -> tuple[Partial, Merged]:
     """The sums of this rank's shard and the merged ones, after a second round if rows need one.
 
@@ -128,6 +128,17 @@ def place_result(terms: Terms, piece: Piece, axis: int, out: Any, powers: Any = 
         memory = binding.empty(piece.x.shape, terms.storage) if powers is None else powers
         result = memory if axis == memory.ndim - 1 else np.moveaxis(memory, -1, axis)
     return result, as_buffer(axis_last(result, (axis,)))
+
+
+def powers_in(placed: tuple[Any, Any] | None, x: Any) -> Any:
+    """The rows of the caller's out, where they can hold the powers until they are finished; else False.
+
+    They cannot where they are those of x, which a second round reads again.
+    """
+    if placed is None or np.may_share_memory(placed[1], x):
+        return False
+    rows = placed[1]
+    return rows if rows.shape[-1] < 2 or rows.strides[-1] == rows.itemsize else False
 
 
 def check_result(terms: Terms, piece: Piece, axis: int, out: Any) -> None:
@@ -193,14 +204,15 @@ def _run(
         call = call._replace(out=None)
     chunks = chunks_of(comm, layout, terms, piece.x.itemsize * (1 if y is None else 2))
     is_cut = layout.cut_lengths[comm.rank] > 0
-    keep = name == "softmax" and out is None and chunks == [None] and not is_cut and terms.keeps_powers
+    keep: Any = name == "softmax" and chunks == [None] and not is_cut and terms.keeps_powers
     result: Any = None
     rows: Any = None
     sums = []
     pending = Pending()
-    if name != "logsumexp" and not keep:
+    if name != "logsumexp" and not (keep and call.out is None):
         with pending:  # before the exchanges, so that a lack of memory is known to all ranks
             result, rows = place_result(terms, piece, call.axis, call.out)
+            keep = keep and powers_in((result, rows), piece.x)
     for chunk in chunks:
         part_terms, part_piece = rows_of(terms, piece, chunk)
         part, merged = merge_over(comm, layout, part_terms, part_piece, keep, num_threads, pending)
