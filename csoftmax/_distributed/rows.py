@@ -25,7 +25,7 @@ from .finish import (
     write_rows,
     write_vjp,
 )
-from .groups import UNKNOWN, Collectives, Header, Layout, Pending, as_group, enter
+from .groups import UNKNOWN, Collectives, Header, Layout, Pending, as_group, enter_ahead
 from .merge import exchange
 from .shard import Partial, sum_piece
 from .sinks import add_sink, drop_sink
@@ -67,17 +67,26 @@ def chunks_of(group: Any, layout: Layout, terms: Terms, itemsize: int) -> list[s
 
 
 def merge_over(
-    group: Collectives, layout: Layout, terms: Terms, piece: Piece, keep: bool, num_threads: Any, pending: Pending
+    group: Collectives,
+    layout: Layout,
+    terms: Terms,
+    piece: Piece,
+    keep: bool,
+    num_threads: Any,
+    pending: Pending,
+    part: Partial | None = None,
 ) -> tuple[Partial, Merged]:
     """The sums of this rank's shard and the merged ones, after a second round if rows need one.
 
     An error that is pending, or that occurs here, is raised on every rank after the next collective.
+
+    part : the sums of the first round, if they are there already
     """
     row_max = None
     while True:
-        part = None
-        with pending:
-            part = sum_piece(terms, piece, row_max, keep=keep, num_threads=num_threads)
+        if part is None:
+            with pending:
+                part = sum_piece(terms, piece, row_max, keep=keep, num_threads=num_threads)
         merged = exchange(group, layout, terms, piece, part, pending.error)
         assert part is not None
         row_max = merged.second_round
@@ -85,6 +94,7 @@ def merge_over(
             part.joined, part.blocks = merged.joined, merged.blocks
             part.whole = merged.whole
             return part, accept_merged(merged)
+        part = None
 
 
 def known(name: str, given: Any) -> int:
@@ -167,6 +177,36 @@ def _prepare(
     return header_of(name, terms, piece, n, first, options), _Rows(terms, piece, place, out, keeps, of_rows)
 
 
+class _Plan(NamedTuple):
+    """How a call is computed, once the shards are known; with sinks, which are one class more."""
+
+    layout: Layout
+    terms: Terms
+    piece: Piece
+    chunks: list[slice | None]
+    keep: bool
+
+    @classmethod
+    def of(cls, name: str, comm: Collectives, layout: Layout, call: _Rows) -> _Plan:
+        terms, piece = place_in(layout, comm, call.terms, call.piece)
+        if call.sink is not None:
+            layout, terms, piece = add_sink(layout, comm.rank, terms, piece, call.sink)
+        chunks = chunks_of(comm, layout, terms, piece.x.itemsize * (1 if piece.y is None else 2))
+        is_cut, has_out = layout.cut_lengths[comm.rank] > 0, call.out is not None and call.sink is None
+        keep = name == "softmax" and not has_out and chunks == [None] and not is_cut
+        return cls(layout, terms, piece, chunks, keep and piece.x.dtype == terms.compute)
+
+
+def _sum_ahead(
+    name: str, comm: Collectives, layout: Layout, call: _Rows, num_threads: Any
+) -> tuple[_Plan, Partial] | None:
+    """The sums of a call whose shards will be these, unless rows are merged in chunks."""
+    plan = _Plan.of(name, comm, layout, call)
+    if plan.chunks != [None]:
+        return None
+    return plan, sum_piece(plan.terms, plan.piece, keep=plan.keep, num_threads=num_threads)
+
+
 def _run(
     name: str,
     group: Any,
@@ -186,14 +226,13 @@ def _run(
 ) -> Any:
     comm = as_group(group)
     arguments = x, y, axis, n_classes, offset, temperature, where, out, keepdims, sink, num_threads, unused
-    layout, call = enter(comm, lambda: _prepare(name, *arguments))
-    terms, piece = place_in(layout, comm, call.terms, call.piece)
+    layout, call, ahead = enter_ahead(
+        comm, lambda: _prepare(name, *arguments), lambda layout, call: _sum_ahead(name, comm, layout, call, num_threads)
+    )
+    plan, first = ahead or (_Plan.of(name, comm, layout, call), None)
+    layout, terms, piece, chunks, keep = plan
     if call.sink is not None:
-        layout, terms, piece = add_sink(layout, comm.rank, terms, piece, call.sink)
         call = call._replace(out=None)
-    chunks = chunks_of(comm, layout, terms, piece.x.itemsize * (1 if y is None else 2))
-    is_cut = layout.cut_lengths[comm.rank] > 0
-    keep = name == "softmax" and out is None and chunks == [None] and not is_cut and piece.x.dtype == terms.compute
     result: Any = None
     rows: Any = None
     sums = []
@@ -203,7 +242,7 @@ def _run(
             result, rows = place_result(terms, piece, call.axis, call.out)
     for chunk in chunks:
         part_terms, part_piece = rows_of(terms, piece, chunk)
-        part, merged = merge_over(comm, layout, part_terms, part_piece, keep, num_threads, pending)
+        part, merged = merge_over(comm, layout, part_terms, part_piece, keep, num_threads, pending, first)
         with pending:
             if name == "logsumexp":
                 sums.append(sum_up_rows(part, merged))
