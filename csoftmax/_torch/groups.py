@@ -189,6 +189,11 @@ def _refuse_softcap(softcap: Any) -> None:
         raise NotImplementedError("softcap is not implemented over shards: cap the logits first")
 
 
+def _times(gradient: Tensor, upstream: Tensor) -> Tensor:
+    """The gradient times that of the loss, which mostly is 1: then the array itself, which autograd does not change."""
+    return gradient if upstream.dim() == 0 and upstream.item() == 1 else multiply(gradient, upstream)
+
+
 class _Loss(torch.autograd.Function):
     """A loss, whose gradient is computed with it; backward has no collective."""
 
@@ -206,7 +211,7 @@ class _Loss(torch.autograd.Function):
         (gradient,) = ctx.saved_tensors
         if ctx.dim is not None:
             upstream = upstream.unsqueeze(ctx.dim)
-        return multiply(gradient, upstream), None, None, None
+        return _times(gradient, upstream), None, None, None
 
 
 def cross_entropy(
@@ -257,7 +262,7 @@ class _LinearLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = [multiply(gradient, upstream) for gradient in ctx.saved_tensors]
+        gradients = [_times(gradient, upstream) for gradient in ctx.saved_tensors]
         return gradients[0], gradients[1], gradients[2] if ctx.has_bias else None, None
 
 
