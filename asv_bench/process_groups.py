@@ -2,12 +2,12 @@
 
     python asv_bench/process_groups.py [RANKS [ROWS CLASSES]]
 
-Each rank holds a part of the classes; the group has the gloo backend, each rank one thread. "tensors" is csoftmax.torch,
-forward and backward, whose leaf copies its gradient. Megatron's algorithm (its unfused path, here in PyTorch's
-functions) has three all-reduces of floats, so that its losses depend on the number of ranks; the hashes of the row
-losses show that. "dtensor" is PyTorch's cross-entropy within loss_parallel, whose shards must be equal: there the
-classes are rounded up. Calls take turns, 25 of each, after a barrier; of the medians and the least times of all ranks
-the largest are printed.
+Each rank holds a part of the classes; the group has the gloo backend, each rank one thread. "tensors" is
+csoftmax.torch, forward and backward, whose leaf copies its gradient. Megatron's algorithm (its unfused path, here in
+PyTorch's functions) has three all-reduces of floats, so that its losses depend on the number of ranks; the hashes of
+the row losses show that. "dtensor" is PyTorch's cross-entropy within loss_parallel, whose shards must be equal: there
+the classes are rounded up. Calls take turns, 25 of each, after a barrier; of the medians and the least times of all
+ranks the largest are printed.
 """
 
 from __future__ import annotations
