@@ -2,11 +2,12 @@
 
     python asv_bench/process_groups.py [RANKS [ROWS CLASSES]]
 
-Each rank holds a part of the classes; the group has the gloo backend, each rank one thread. Megatron's algorithm (its
-unfused path, here in PyTorch's functions) has three all-reduces of floats, so that its losses depend on the number of
-ranks; the hashes of the row losses show that. "dtensor" is PyTorch's cross-entropy within loss_parallel, whose shards
-must be equal: there the classes are rounded up. Calls take turns, 25 of each, after a barrier; of the medians and the
-least times of all ranks the largest are printed.
+Each rank holds a part of the classes; the group has the gloo backend, each rank one thread. "tensors" is
+csoftmax.torch, forward and backward, whose leaf copies its gradient. Megatron's algorithm (its unfused path, here in
+PyTorch's functions) has three all-reduces of floats, so that its losses depend on the number of ranks; the hashes of
+the row losses show that. "dtensor" is PyTorch's cross-entropy within loss_parallel, whose shards must be equal: there
+the classes are rounded up. Calls take turns, 25 of each, after a barrier; of the medians and the least times of all
+ranks the largest are printed.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ def work(rank: int, ranks: int, rows: int, classes: int, meeting: str) -> None:
     import torch
     import torch.distributed as dist
 
+    import csoftmax.torch
     from csoftmax import distributed
 
     torch.set_num_threads(1)
@@ -73,8 +75,15 @@ def work(rank: int, ranks: int, rows: int, classes: int, meeting: str) -> None:
     first, stop = distributed.split(classes, ranks)[rank : rank + 2]
     shard = np.ascontiguousarray(x[:, first:stop])
     tensor, labels, group = torch.from_numpy(shard), torch.from_numpy(target), dist.group.WORLD
+
+    def loss_of_tensors() -> None:
+        leaf = tensor.detach().requires_grad_()
+        csoftmax.torch.cross_entropy(leaf, labels, group=group).backward()
+
+    csoftmax.set_num_threads(1)
     calls = {
         "csoftmax": lambda: distributed.cross_entropy_with_grad(shard, target, group=group, num_threads=1),
+        "tensors": loss_of_tensors,
         "megatron": lambda: megatron(torch, dist, tensor, labels, first),
         "dtensor": make_dtensor_call(torch, ranks, rows, classes, labels),
     }

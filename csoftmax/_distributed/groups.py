@@ -7,6 +7,7 @@ other decisions rest on data that is equal on all ranks, so that no rank waits f
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import struct
@@ -27,6 +28,7 @@ __all__ = ["DistributedError", "DistributedMemoryError", "Group", "SingleProcess
 
 TEXT_BYTES = 256
 _INT64 = np.dtype(np.int64)
+LAYOUTS = 64  # that are kept
 UNKNOWN = -1  # an offset or a number of classes that is not given
 VERSION = zlib.crc32(f"{binding.VERSION} {sys.byteorder}".encode())
 
@@ -178,7 +180,14 @@ class Collectives:
 
     Results are contiguous arrays of their own, which may be written to. Arrays of any dtype travel as int64 or bytes,
     which every engine has.
+
+    Attributes
+    ----------
+    overlaps : bool
+        Whether an all-gather goes on while this process computes.
     """
+
+    overlaps = False
 
     def __init__(self, group: Any, size: int, rank: int):
         self.group, self.size, self.rank = group, size, rank
@@ -197,6 +206,11 @@ class Collectives:
             error.add_note(self._describe())
             raise
         return received if is_usual else received.view(sent.dtype).reshape(self.size, *sent.shape)
+
+    def begin_all_gather(self, words: NDArray[np.int64]) -> Callable[[], NDArray[np.int64]]:
+        """Send words to all ranks. The function that is returned waits for those of all ranks, unless they are here."""
+        received = self.all_gather(words)
+        return lambda: received
 
     def all_reduce(self, a: NDArray[np.int64], op: str) -> NDArray[np.int64]:
         """The maximum or the sum of each element over all ranks."""
@@ -251,12 +265,36 @@ class _MpiCollectives(Collectives):
 
 
 class _TorchCollectives(Collectives):
-    def _gather(self, words: NDArray[Any]) -> NDArray[Any]:
+    overlaps = True
+
+    def _begin(self, words: NDArray[Any]) -> tuple[Any, NDArray[Any]]:
+        """What to wait for, and the array that then has the words of all ranks."""
         torch = sys.modules["torch"]
         result = np.empty((self.size, len(words)), words.dtype)
-        parts = list(torch.from_numpy(result))
-        torch.distributed.all_gather(parts, torch.from_numpy(_writable(words)), group=self.group)
+        parts, own = list(torch.from_numpy(result)), torch.from_numpy(_writable(words))
+        return torch.distributed.all_gather(parts, own, group=self.group, async_op=True), result
+
+    def _gather(self, words: NDArray[Any]) -> NDArray[Any]:
+        work, result = self._begin(words)
+        work.wait()
         return result
+
+    def begin_all_gather(self, words: NDArray[np.int64]) -> Callable[[], NDArray[np.int64]]:
+        try:
+            work, result = self._begin(words)
+        except RuntimeError as error:
+            error.add_note(self._describe())
+            raise
+
+        def wait() -> NDArray[np.int64]:
+            try:
+                work.wait()
+            except RuntimeError as error:
+                error.add_note(self._describe())
+                raise
+            return result
+
+        return wait
 
     def _reduce(self, words: NDArray[np.int64], op: str) -> NDArray[np.int64]:
         torch = sys.modules["torch"]
@@ -428,24 +466,49 @@ def raise_disagreement(group: Any, own: Agreed) -> None:
             _raise_difference(name, rank, first, value)
 
 
+_layouts: dict[tuple[int, ...], Layout] = {}  # the last ones, by what a rank knew before it had the headers of all
+
+
 def enter(group: Collectives, prepare: Callable[[], tuple[Header, Any]]) -> tuple[Layout, Any]:
     """Begin a call: prepare it on this rank, and compare headers. Returns the shards and what was prepared.
 
     Raises on all ranks if one of them cannot prepare its call, if they disagree, or if the shards do not tile the
     classes.
     """
-    error, header, prepared = None, NO_HEADER, None
+    return enter_ahead(group, prepare, None)[:2]
+
+
+def enter_ahead(
+    group: Collectives, prepare: Callable[[], tuple[Header, Any]], ahead: Callable[[Layout, Any], Any] | None
+) -> tuple[Layout, Any, Any]:
+    """The same, and what `ahead` computes while headers travel, from the shards that the last such call had.
+
+    None if there was none, if the shards are other ones now, or if it failed: then it is to be computed as ever.
+    """
+    error, header, prepared, done = None, NO_HEADER, None, None
     try:
         header, prepared = prepare()
         words = header.encode()
     except Exception as problem:  # re-raised, here or on every rank
         error, words = problem, NO_HEADER.encode(True)
     group.function = header.function
-    headers = group.all_gather(words)
+    wait = group.begin_all_gather(words)
+    key = group.size, group.rank, header.n_classes, header.offset, header.length
+    ahead = ahead if group.overlaps and error is None else None
+    expected = None if ahead is None else _layouts.get(key)
+    if ahead is not None and expected is not None:
+        with contextlib.suppress(Exception):
+            done = ahead(expected, prepared)
+    headers = wait()
     rows = headers.tolist()
     if any(row[:4] != rows[0][:4] or row[6:] != rows[0][6:] for row in rows) or rows[0][1] >> 40:
         _diagnose(group, headers, header, error)
-    return _tile(rows), prepared
+    layout = _tile(rows)
+    if ahead is not None and layout != expected:
+        if len(_layouts) >= LAYOUTS:
+            _layouts.clear()
+        _layouts[key], done = layout, None
+    return layout, prepared, done
 
 
 def fail_on_all(group: Collectives, error: Exception) -> NoReturn:

@@ -27,7 +27,7 @@ from .finish import (
     total_sums,
     write_gradient,
 )
-from .groups import Collectives, Header, Layout, Pending, as_group, check_status, enter
+from .groups import Collectives, Header, Layout, Pending, as_group, check_status, enter_ahead
 from .row_sums import RowSums
 from .rows import (
     check_result,
@@ -41,7 +41,7 @@ from .rows import (
     powers_in,
     rows_of,
 )
-from .shard import Partial
+from .shard import Partial, sum_piece
 from .terms import BLOCK, Piece, Terms, plan_partial
 
 __all__ = ["cross_entropy", "cross_entropy_with_grad"]
@@ -320,19 +320,45 @@ def run_loss(
         return _run_loss(comm, sums, function, logits, target, num_threads, options)
 
 
+class _Plan(NamedTuple):
+    """How a call is computed, once the shards are known."""
+
+    terms: Terms
+    piece: Piece
+    slices: list[slice | None]
+    keep: Any  # whether powers are kept; later also the array that receives them
+
+    @classmethod
+    def of(cls, comm: Collectives, layout: Layout, call: Loss) -> _Plan:
+        terms, piece = place_in(layout, comm, call.terms, call.piece)
+        itemsize = piece.x.itemsize + (0 if piece.soft is None else piece.soft.itemsize)
+        slices = chunks_of(comm, layout, terms, itemsize)
+        is_cut = layout.cut_lengths[comm.rank] > 0
+        return cls(terms, piece, slices, call.gradient and slices == [None] and not is_cut and terms.keeps_powers)
+
+
+def _sum_ahead(comm: Collectives, layout: Layout, call: Loss, num_threads: Any) -> tuple[_Plan, Partial] | None:
+    """The sums of a call whose shards will be these, unless weights are yet to be scaled or out would be written to."""
+    plan = _Plan.of(comm, layout, call)
+    is_scaled = call.reduction == "mean" and plan.piece.weight is not None
+    if plan.slices != [None] or is_scaled or (plan.keep and call.out is not None):
+        return None
+    return plan, sum_piece(plan.terms, plan.piece, keep=plan.keep, num_threads=num_threads)
+
+
 def _run_loss(
     comm: Collectives, sums: RowSums, function: str, logits: Any, target: Any, num_threads: Any, options: dict[str, Any]
 ) -> tuple[Any, Any]:
-    layout, (header, call) = enter(comm, lambda: prepare_loss(function, logits, target, num_threads, **options))
+    layout, (header, call), ahead = enter_ahead(
+        comm,
+        lambda: prepare_loss(function, logits, target, num_threads, **options),
+        lambda layout, prepared: _sum_ahead(comm, layout, prepared[1], num_threads),
+    )
     sums.begin(header, layout.n_classes, None if call.terms.losses is None else call.terms.losses.sample_weight)
-    terms, piece = place_in(layout, comm, call.terms, call.piece)
+    (terms, piece, slices, keep), part = ahead or (_Plan.of(comm, layout, call), None)
     if call.reduction == "mean":
         terms, piece = _scaled(comm, sums, terms, piece)
     chunks, pending = [], Pending()
-    itemsize = piece.x.itemsize + (0 if piece.soft is None else piece.soft.itemsize)
-    slices = chunks_of(comm, layout, terms, itemsize)
-    is_cut = layout.cut_lengths[comm.rank] > 0
-    keep: Any = call.gradient and slices == [None] and not is_cut and terms.keeps_powers
     placed = None
     if call.gradient and not (keep and call.out is None):
         with pending:  # before the exchanges, so that a lack of memory is known to all ranks
@@ -342,7 +368,7 @@ def _run_loss(
             keep = piece.soft is None and powers_in(placed, piece.x)
     for rows in slices:
         some, part_piece = rows_of(terms, piece, rows)
-        sums_of_rows = merge_over(comm, layout, some, part_piece, keep, num_threads, pending)
+        sums_of_rows = merge_over(comm, layout, some, part_piece, keep, num_threads, pending, part)
         chunks.append(Chunk(rows, some, part_piece, *sums_of_rows))
     divisor = find_divisor(chunks, sums) if call.reduction == "mean" else 1.0
     gradient, each = None, []

@@ -25,7 +25,7 @@ from .finish import (
     write_rows,
     write_vjp,
 )
-from .groups import UNKNOWN, Collectives, Header, Layout, Pending, as_group, enter
+from .groups import UNKNOWN, Collectives, Header, Layout, Pending, as_group, enter_ahead
 from .merge import exchange
 from .shard import Partial, sum_piece
 from .sinks import add_sink, drop_sink
@@ -67,17 +67,26 @@ def chunks_of(group: Any, layout: Layout, terms: Terms, itemsize: int) -> list[s
 
 
 def merge_over(
-    group: Collectives, layout: Layout, terms: Terms, piece: Piece, keep: Any, num_threads: Any, pending: Pending
+    group: Collectives,
+    layout: Layout,
+    terms: Terms,
+    piece: Piece,
+    keep: Any,
+    num_threads: Any,
+    pending: Pending,
+    part: Partial | None = None,
 ) -> tuple[Partial, Merged]:
     """The sums of this rank's shard and the merged ones, after a second round if rows need one.
 
     An error that is pending, or that occurs here, is raised on every rank after the next collective.
+
+    part : the sums of the first round, if they are there already
     """
     row_max = None
     while True:
-        part = None
-        with pending:
-            part = sum_piece(terms, piece, row_max, keep=keep, num_threads=num_threads)
+        if part is None:
+            with pending:
+                part = sum_piece(terms, piece, row_max, keep=keep, num_threads=num_threads)
         merged = exchange(group, layout, terms, piece, part, pending.error)
         assert part is not None
         row_max = merged.second_round
@@ -85,6 +94,7 @@ def merge_over(
             part.joined, part.blocks = merged.joined, merged.blocks
             part.whole = merged.whole
             return part, accept_merged(merged)
+        part = None
 
 
 def known(name: str, given: Any) -> int:
@@ -178,6 +188,36 @@ def _prepare(
     return header_of(name, terms, piece, n, first, options), _Rows(terms, piece, place, out, keeps, of_rows)
 
 
+class _Plan(NamedTuple):
+    """How a call is computed, once the shards are known; with sinks, which are one class more."""
+
+    layout: Layout
+    terms: Terms
+    piece: Piece
+    chunks: list[slice | None]
+    keep: Any  # whether powers are kept; later also the array that receives them
+
+    @classmethod
+    def of(cls, name: str, comm: Collectives, layout: Layout, call: _Rows) -> _Plan:
+        terms, piece = place_in(layout, comm, call.terms, call.piece)
+        if call.sink is not None:
+            layout, terms, piece = add_sink(layout, comm.rank, terms, piece, call.sink)
+        chunks = chunks_of(comm, layout, terms, piece.x.itemsize * (1 if piece.y is None else 2))
+        is_cut = layout.cut_lengths[comm.rank] > 0
+        keep = name == "softmax" and chunks == [None] and not is_cut and terms.keeps_powers
+        return cls(layout, terms, piece, chunks, keep)
+
+
+def _sum_ahead(
+    name: str, comm: Collectives, layout: Layout, call: _Rows, num_threads: Any
+) -> tuple[_Plan, Partial] | None:
+    """The sums of a call whose shards will be these, unless rows are merged in chunks or out would be written to."""
+    plan = _Plan.of(name, comm, layout, call)
+    if plan.chunks != [None] or (plan.keep and call.out is not None and call.sink is None):
+        return None
+    return plan, sum_piece(plan.terms, plan.piece, keep=plan.keep, num_threads=num_threads)
+
+
 def _run(
     name: str,
     group: Any,
@@ -197,14 +237,13 @@ def _run(
 ) -> Any:
     comm = as_group(group)
     arguments = x, y, axis, n_classes, offset, temperature, where, out, keepdims, sink, num_threads, unused
-    layout, call = enter(comm, lambda: _prepare(name, *arguments))
-    terms, piece = place_in(layout, comm, call.terms, call.piece)
+    layout, call, ahead = enter_ahead(
+        comm, lambda: _prepare(name, *arguments), lambda layout, call: _sum_ahead(name, comm, layout, call, num_threads)
+    )
+    plan, first = ahead or (_Plan.of(name, comm, layout, call), None)
+    layout, terms, piece, chunks, keep = plan
     if call.sink is not None:
-        layout, terms, piece = add_sink(layout, comm.rank, terms, piece, call.sink)
         call = call._replace(out=None)
-    chunks = chunks_of(comm, layout, terms, piece.x.itemsize * (1 if y is None else 2))
-    is_cut = layout.cut_lengths[comm.rank] > 0
-    keep: Any = name == "softmax" and chunks == [None] and not is_cut and terms.keeps_powers
     result: Any = None
     rows: Any = None
     sums = []
@@ -215,7 +254,7 @@ def _run(
             keep = keep and powers_in((result, rows), piece.x)
     for chunk in chunks:
         part_terms, part_piece = rows_of(terms, piece, chunk)
-        part, merged = merge_over(comm, layout, part_terms, part_piece, keep, num_threads, pending)
+        part, merged = merge_over(comm, layout, part_terms, part_piece, keep, num_threads, pending, first)
         with pending:
             if name == "logsumexp":
                 sums.append(sum_up_rows(part, merged))

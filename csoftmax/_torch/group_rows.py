@@ -12,7 +12,7 @@ from .._arguments.numbers import check_flag
 from .._distributed import rows as over_rows
 from .._distributed.groups import Header, enter
 from .._distributed.sinks import rank_of_last
-from .groups import Division, check_here, divide, spread_temperature
+from .groups import Division, check_here, divide, eager, spread_temperature
 from .operators import check_constants, check_tensors
 from .scaling import scale_softmax, scale_softmax_by
 from .sinks import append, broadcast_sink
@@ -120,6 +120,7 @@ class _Call:
         self.options |= {"n_classes": division.n_classes, "offset": division.offset}
 
 
+@eager
 def apply_to_rows(name: str, x: Any, dim: int, group: Any, n_classes: Any, offset: Any, **arguments: Any) -> Any:
     """`csoftmax.torch.softmax` or `csoftmax.torch.log_softmax` over ranks."""
     call = _Call(x, dim, group, n_classes, offset, **arguments)
@@ -129,6 +130,7 @@ def apply_to_rows(name: str, x: Any, dim: int, group: Any, n_classes: Any, offse
     return call.division.spread(y, call.division.placements, call.shape)
 
 
+@eager
 def logsumexp(x: Any, dim: int, group: Any, n_classes: Any, offset: Any, *, keepdims: bool, **arguments: Any) -> Any:
     """`csoftmax.torch.logsumexp` over ranks."""
     keeps = check_flag("keepdims", keepdims)

@@ -7,9 +7,10 @@ are the group over which a mean divides.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -33,14 +34,33 @@ from .operators import (
 )
 
 _Result = TypeVar("_Result")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def is_over_ranks(x: Any, group: Any) -> bool:
     """Whether a call is one over ranks: it has a group, or a DTensor."""
-    if group is not None or torch.compiler.is_compiling():
-        return group is not None
+    if group is not None:
+        return True
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(x, module.DTensor)
+
+
+def eager(function: _Function) -> _Function:
+    """The function as one that `torch.compile` leaves to Python, because its collectives carry errors.
+
+    It is told so at the first call, as that imports torch._dynamo, which takes a second.
+    """
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        return _leave(function)(*arguments, **options)
+
+    return cast(_Function, call)
+
+
+@functools.cache
+def _leave(function: Any) -> Any:
+    return torch.compiler.disable(function)
 
 
 class _Product:
@@ -147,7 +167,7 @@ def divide(name: str, x: Any, dim: Any, group: Any, n_classes: Any = None, offse
     rows_group: Any = None
     for inner in groups:
         rows_group = inner if rows_group is None else _Product(rows_group, inner)
-    classes = as_group(mesh.get_group(by_class[0])) if by_class else SingleProcess()
+    classes = as_group(mesh.get_group(by_class[0]) if by_class else SingleProcess())
     return Division(classes, rows_group, x.shape[dim], None, mesh, x.placements, of_rows, of_kept, of_classes)
 
 
@@ -189,6 +209,11 @@ def _refuse_softcap(softcap: Any) -> None:
         raise NotImplementedError("softcap is not implemented over shards: cap the logits first")
 
 
+def _times(gradient: Tensor, upstream: Tensor) -> Tensor:
+    """The gradient times that of the loss, which mostly is 1: then the array itself, which autograd does not change."""
+    return gradient if upstream.dim() == 0 and upstream.item() == 1 else multiply(gradient, upstream)
+
+
 class _Loss(torch.autograd.Function):
     """A loss, whose gradient is computed with it; backward has no collective."""
 
@@ -206,9 +231,10 @@ class _Loss(torch.autograd.Function):
         (gradient,) = ctx.saved_tensors
         if ctx.dim is not None:
             upstream = upstream.unsqueeze(ctx.dim)
-        return multiply(gradient, upstream), None, None, None
+        return _times(gradient, upstream), None, None, None
 
 
+@eager
 def cross_entropy(
     logits: Any, target: Any, dim: int, group: Any, n_classes: Any, offset: Any, *, softcap: Any, **options: Any
 ) -> Any:
@@ -257,10 +283,11 @@ class _LinearLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = [multiply(gradient, upstream) for gradient in ctx.saved_tensors]
+        gradients = [_times(gradient, upstream) for gradient in ctx.saved_tensors]
         return gradients[0], gradients[1], gradients[2] if ctx.has_bias else None, None
 
 
+@eager
 def linear_cross_entropy(
     x: Any, w: Any, target: Any, bias: Any, group: Any, n_classes: Any, offset: Any, *, softcap: Any, **options: Any
 ) -> Any:
@@ -323,6 +350,7 @@ def _divide_features(x: Any, layer: Division) -> Division:
     return rows._replace(group=layer.group, placements=of_soft, n_classes=layer.n_classes)
 
 
+@eager
 def sample(logits: Any, dim: int, group: Any, n_classes: Any, offset: Any, **options: Any) -> Any:
     """`csoftmax.torch.sample` over ranks."""
     division = divide("logits", logits, dim, group, n_classes, offset)

@@ -121,6 +121,27 @@ def check_refusals(mesh):
             ct.cross_entropy(given, torch.zeros(4, dtype=torch.int64), dim=axis)
 
 
+def check_compiled_calls(mesh):
+    """torch.compile leaves functions over ranks to Python, and compiles what is around them."""
+    x, target, _ = make_problem(4, 3, 9000)
+    sharded = distribute_tensor(x, mesh, [Shard(1)])
+    group, local = mesh.get_group(), sharded.to_local()
+    calls = [
+        (lambda x: ct.cross_entropy(2 * x, target) + 1, sharded),
+        (lambda x: ct.cross_entropy(2 * x, target, group=group) + 1, local),
+        (lambda x: ct.logsumexp(2 * x, group=group).sum(), local),
+    ]
+    for function, given in calls:
+        leaves = [given.detach().clone().requires_grad_() for _ in range(2)]
+        results = [
+            f(leaf) for f, leaf in zip((function, torch.compile(function, backend="eager")), leaves, strict=True)
+        ]
+        for result in results:
+            whole(result).backward()
+        same(whole(results[1]), whole(results[0]))
+        same(whole(leaves[1].grad), whole(leaves[0].grad))
+
+
 def check_meshes(size):
     """All of this on the meshes that `size` ranks have."""
     line = init_device_mesh("cpu", (size,))
@@ -134,6 +155,8 @@ def check_meshes(size):
     check_dtensor_layers(line, [Replicate()], [Shard(0)], 6, 9000)
     check_dtensor_layers(line, [Shard(0)], [Replicate()], 7, 40)
     check_refusals(line)
+    if size == 2:
+        check_compiled_calls(line)
     if size == 4:
         square = init_device_mesh("cpu", (2, 2))
         check_dtensor_losses(square, [Shard(0), Shard(1)], 5, 9001)

@@ -233,6 +233,23 @@ def test_gradcheck(classes):
         assert torch.autograd.gradcheck(function, x, fast_mode=classes > 5)
 
 
+def test_gradients_that_are_taken_twice_add_up():
+    """Also where the array of the loss itself is what backward returns, since its own gradient is 1."""
+    x, w = (torch.tensor(np.random.default_rng(8).normal(size=shape)).requires_grad_() for shape in ((3, 5), (5, 5)))
+    leaf, target, group = x.detach().clone().requires_grad_(), torch.tensor([0, 4, 2]), SingleProcess()
+    loss, other = ct.cross_entropy(x, target, group=group), ct.linear_cross_entropy(leaf, w, target, group=group)
+    expected = torch.autograd.grad(loss, x, retain_graph=True)[0].clone()
+    of_layer = [gradient.clone() for gradient in torch.autograd.grad(other, (leaf, w), retain_graph=True)]
+    for count in (1, 2, 3):
+        (loss + 0).backward(retain_graph=True)
+        (other + 0).backward(retain_graph=True)
+        assert torch.equal(x.grad, count * expected)
+        assert all(torch.equal(t.grad, count * right) for t, right in zip((leaf, w), of_layer, strict=True))
+    x.grad = leaf.grad = None
+    (2 * loss + loss).backward()
+    torch.testing.assert_close(x.grad, 3 * expected)
+
+
 def test_second_derivatives_are_refused():
     x = torch.zeros(2, 5, requires_grad=True)
     loss = ct.cross_entropy(x, torch.tensor([0, 1]), group=SingleProcess())

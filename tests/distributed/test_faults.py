@@ -1,0 +1,32 @@
+"""What fails on one rank is raised on all, and the next call works: on ranks of MPI, and on gloo."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from helpers.mpi import launch
+from helpers.rank_processes import run_ranks
+
+PROGRAM = Path(__file__).with_name("faults_program.py")
+LIMIT = 60  # seconds of the program with its imports; its calls have a limit of their own
+
+
+@pytest.mark.mpi
+def test_ranks_of_mpi():
+    process = launch(3, PROGRAM, "mpi")
+    try:
+        output, _ = process.communicate(timeout=LIMIT)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, output
+    assert "ok" in output.split(), output
+
+
+@pytest.mark.slow  # a process takes some seconds to import PyTorch
+def test_ranks_of_gloo(tmp_path):
+    pytest.importorskip("torch", reason="PyTorch belongs to the bench extra; the gate installs it")
+    for output, code in run_ranks(PROGRAM, 3, tmp_path / "meeting"):
+        assert code == 0, output
+        assert output.strip().endswith("ok"), output

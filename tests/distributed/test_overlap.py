@@ -1,0 +1,85 @@
+"""Functions over groups whose collectives go on while ranks compute: sums from the shards of the last call."""
+
+import numpy as np
+import pytest
+from helpers import assert_same_bits
+from helpers.sharded_calls import Call
+from helpers.thread_group import run_on
+
+import csoftmax
+from csoftmax import distributed
+from csoftmax._distributed import groups, losses
+from csoftmax._distributed import rows as group_rows
+
+
+def count_ahead(monkeypatch):
+    """Let threads compute while headers travel; the results of `ahead`, True where they were used."""
+    used, usual = [], groups.enter_ahead
+
+    def enter_ahead(*arguments):
+        *found, done = usual(*arguments)
+        used.append(done is not None)
+        return *found, done
+
+    monkeypatch.setattr(groups.Collectives, "overlaps", True)
+    for module in (losses, group_rows):
+        monkeypatch.setattr(module, "enter_ahead", enter_ahead)
+    return used
+
+
+def test_sums_while_headers_travel_have_the_same_bits(monkeypatch):
+    """Each call twice: the second time the shards are known before the headers."""
+    used = count_ahead(monkeypatch)
+    rng = np.random.default_rng(11)
+    for _ in range(40):
+        call = Call(rng, temperatures=True)
+        for _ in range(2):
+            call.check_over_group(run_on(len(call.shards), call.over_group))
+    assert any(used)
+    assert not all(used)
+
+
+def test_shards_that_are_not_the_last_ones_are_summed_again(monkeypatch):
+    used = count_ahead(monkeypatch)
+    monkeypatch.setattr(groups, "_layouts", {})
+    x, target = np.random.default_rng(5).normal(size=(3, 12288)).astype(np.float32), np.array([5, 4096, 12287])
+    expected = csoftmax.cross_entropy_with_grad(x, target), csoftmax.softmax(x, sink=0.5)
+    first, other, uneven = [0, 4096, 8192, 12288], [4096, 0, 8192, 12288], [0, 4096, 4096, 12288]
+    for cuts in (first, first, other, uneven, uneven, first):
+        used.clear()
+        ends = [4096, 8192, 12288] if cuts is first else [8192, 4096, 12288] if cuts is other else cuts[1:]
+
+        def work(group, cuts=cuts, ends=ends):
+            shard = x[:, slice(cuts[group.rank], ends[group.rank])]
+            given = {"group": group} | ({"offset": cuts[group.rank], "n_classes": None} if cuts is other else {})
+            y = distributed.softmax(shard, sink=0.5, **given)
+            return cuts[group.rank], *distributed.cross_entropy_with_grad(shard, target, **given), y
+
+        results = sorted(run_on(3, work), key=lambda result: (result[0], result[2].shape[1]))
+        assert_same_bits(np.concatenate([grad for _, _, grad, _ in results], axis=1), expected[0].grad)
+        assert_same_bits(np.concatenate([y for *_, y in results], axis=1), expected[1])
+        assert {loss for _, loss, _, _ in results} == {expected[0].loss}
+        assert any(used[3:])  # the second function of each round has the shards of the first
+
+
+def test_errors_while_headers_travel_are_raised_on_all(monkeypatch):
+    used = count_ahead(monkeypatch)
+    x, target = np.zeros((2, 8192)), [0, 5000]
+    fails = [False]
+
+    def fail(*arguments, **options):
+        raise MemoryError("no room")
+
+    def work(group):
+        shard = np.split(x, 2, 1)[group.rank]
+        return distributed.cross_entropy(shard, target if not fails[0] else [0, 9000], group=group)
+
+    assert len(set(map(float, run_on(2, work)))) == 1
+    fails[0] = True
+    for result in run_on(2, work):
+        with pytest.raises(IndexError, match=r"target\[1\] is 9000"):
+            raise result
+    fails[0] = False
+    monkeypatch.setattr(losses, "sum_piece", fail)
+    assert len(set(map(float, run_on(2, work)))) == 1  # computed as ever, after the headers
+    assert not any(used[-2:])
