@@ -10,6 +10,8 @@
  */
 #include "sample.h"
 
+#include "../core/options.h"
+
 enum {
     SPLIT_ELEMENTS = 1 << 20 /* shortest row, and fewest draws of a row, that are split however many rows there are */
 };
@@ -127,11 +129,11 @@ static void choose_threads(csm_sample_call *call, int threads) {
                      : csm_threads_for((double)call->rows * ((double)n + (double)call->draws), call->rows, threads);
 }
 
-/* Copies the options, of which an older caller has fewer, and checks what does not depend on the rows. */
+/* Copies the options, and checks what does not depend on the rows. */
 static csm_status copy_options(csm_sample_call *call, const csm_sample_options *given) {
     csm_sample_options *o = &call->options;
     *o = csm_default_sample_options();
-    if (given) memcpy(o, given, given->size < sizeof *o ? given->size : sizeof *o);
+    *o = *(const csm_sample_options *)csm_known_options(o, sizeof *o, given);
     call->order_count = o->order ? o->order_count : CSM_FILTER_COUNT;
     for (size_t i = 0; i < call->order_count; i++) {
         if (i == CSM_FILTER_COUNT) return CSM_BAD_OPTION;

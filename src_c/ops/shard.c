@@ -11,6 +11,7 @@
 #include "cross_entropy.h"
 
 #include "../core/extension.h"
+#include "../core/options.h"
 #include "../kernel/softmax/combine.h"
 
 #include <string.h>
@@ -299,7 +300,8 @@ csm_status csm_finish_rows(csm_shard_kind kind, csm_array_type type, const csm_s
 static csm_status run_loss(csm_array_type type, const csm_shape *shape, const csm_view *x, const csm_view *gradient,
                            double *loss, csm_loss_options *loss_options, const csm_shard *shard) {
     const csm_shard_options *o = shard->options;
-    csm_loss_options options = *loss_options;
+    csm_loss_options options = csm_default_loss_options();
+    options = *(const csm_loss_options *)csm_known_options(&options, sizeof options, loss_options);
     const int is_finish = shard->stage == CSM_STAGE_FINISH || shard->stage == CSM_STAGE_LOST;
     const int is_whole = shard->stage == CSM_STAGE_WHOLE;
     const int fits = is_whole ? shape->n == o->classes : (is_finish ? is_part : is_shard)(shape, o);
