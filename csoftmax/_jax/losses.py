@@ -47,7 +47,7 @@ def _loss_backward(options: Any, saved: Any, upstream: jax.Array) -> tuple[jax.A
 _loss.defvjp(_loss_forward, _loss_backward)
 
 
-def _check_weights(sample_weight: ArrayLike, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+def check_weights(sample_weight: ArrayLike, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Weights of rows in the dtype of losses; numbers below 0 and infinity, which may be traced, become NaN."""
     given = jnp.asarray(sample_weight)
     if not jnp.issubdtype(given.dtype, jnp.floating) and not jnp.issubdtype(given.dtype, jnp.integer):
@@ -59,7 +59,7 @@ def _check_weights(sample_weight: ArrayLike, shape: tuple[int, ...], dtype: Any)
     return jax.lax.stop_gradient(jnp.where((weights >= 0) & (weights < jnp.inf), weights, jnp.nan))
 
 
-def _scale_weights(weights: jax.Array) -> jax.Array:
+def scale_weights(weights: jax.Array) -> jax.Array:
     """Weights of a mean times a power of two, which cancels there, where their sum or their products leave the range.
 
     XLA on the CPU takes subnormal numbers for 0, so that they are read by their bits, multiples of the smallest one.
@@ -149,10 +149,10 @@ def cross_entropy(
     if classes <= jnp.iinfo(t.dtype).max:
         bad |= t >= classes
     # Labels outside the classes are replaced by one that the kernel refuses: the cast could turn them into a class.
-    weights = None if sample_weight is None else _check_weights(sample_weight, expected, z.dtype)
+    weights = None if sample_weight is None else check_weights(sample_weight, expected, z.dtype)
     if weights is not None:  # whatever the weights of ignored rows are
         weights = jnp.where(ignored, 0, weights)
-        weights = _scale_weights(weights) if reduction == "mean" else weights
+        weights = scale_weights(weights) if reduction == "mean" else weights
     absent = ignored if weights is None else ignored | (~bad & (weights == 0))
     indices = jnp.where(absent, -1, jnp.where(bad, classes, t.astype(jnp.int32)))
     each = None

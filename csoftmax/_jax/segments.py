@@ -29,7 +29,12 @@ from .calls import (
     like,
     mean_of,
 )
+<<<<<<< HEAD
 from .scaling import scale_softmax, scale_softmax_by
+=======
+from .losses import check_weights, scale_weights
+from .rows import scale_softmax, scale_softmax_by
+>>>>>>> segcuda
 
 Arrays = tuple[jax.Array, jax.Array]
 
@@ -363,6 +368,7 @@ def segment_cross_entropy(
     num_segments: int | None = None,
     segments: Segments | None = None,
     axis: SupportsIndex = 0,
+    sample_weight: ArrayLike | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
@@ -378,12 +384,16 @@ def segment_cross_entropy(
     labels : jax.Array of int
         Which element of its segment, of the shape of x with the number of segments along `axis`. A label that is no
         element of its segment raises JAX's runtime error.
+    sample_weight : jax.Array, broadcastable to labels, optional
+        A weight of each segment, at least 0 and finite; 0 leaves the segment out. No gradient flows to it, and what is
+        not a weight makes its segment NaN.
     ignore_index, label_smoothing, z_loss
         As in `csoftmax.segment_cross_entropy`; they cannot be traced.
     temperature : float > 0 or array of them, default 1.0
         As in `segment_softmax`.
     reduction : {"mean", "sum", "none"}
-        The mean is over the segments that are not ignored. Over none of them it is NaN with a gradient of 0.
+        The mean divides by the sum of the weights of the segments that are not ignored. Over none of them it is NaN
+        with a gradient of 0.
 
     Returns
     -------
@@ -421,9 +431,17 @@ def segment_cross_entropy(
     ignored = is_equal(target, check_integer("ignore_index", ignore_index))
     bounds = jnp.iinfo(jnp.int32)
     is_label = (target >= 0) & (target <= bounds.max)
-    codes = jnp.where(ignored, -1, jnp.where(is_label, target, bounds.min).astype(jnp.int32))
+    absent, kept = ignored, ~ignored
+    if sample_weight is not None:
+        kept = jnp.where(ignored, 0, check_weights(sample_weight, shape, x.dtype))  # whatever those of ignored ones are
+        kept = scale_weights(kept) if reduction == "mean" else kept
+        lengths = jnp.diff(arrays[0]).reshape([-1 if i == axis else 1 for i in range(len(shape))])
+        absent |= is_label & (target < lengths) & (kept == 0)  # any other label raises
+    codes = jnp.where(absent, -1, jnp.where(is_label, target, bounds.min).astype(jnp.int32))
     losses = _loss(jnp.moveaxis(x, axis, -1), jnp.moveaxis(codes, axis, -1), each, *arrays, options)
     losses = jnp.moveaxis(losses, -1, axis)
+    if sample_weight is not None:
+        losses *= kept
     if reduction == "none":
         return losses
-    return losses.sum() if reduction == "sum" else mean_of(losses, ~ignored)
+    return losses.sum() if reduction == "sum" else mean_of(losses, kept)

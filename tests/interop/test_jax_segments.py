@@ -61,6 +61,29 @@ def test_losses(reduction):
     np.testing.assert_allclose(pull(jnp.ones_like(loss))[0], expected.grad, 1e-6, 1e-7)
 
 
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_weights_of_losses(reduction):
+    """Those of ignored segments are not read; a segment of weight 0 is left out, whatever its elements are."""
+    x, labels = make_logits(3), np.array([[0, 1], [-100, -100], [2, 0]])
+    weight = np.float32([[0.5, 0.0], [np.nan, np.inf], [3e38, 2.0]])
+    x[IDS == 0, 1] = np.nan
+    options = {"segment_ids": IDS, "reduction": reduction, "z_loss": 0.1}
+    loss = jax.jit(lambda z, w: cj.segment_cross_entropy(z, labels, sample_weight=w, **options))
+    expected = csoftmax.segment_cross_entropy_with_grad(
+        x, labels, sample_weight=np.where(labels == -100, 1, weight), **options
+    )
+    got, pull = jax.vjp(lambda z: loss(z, weight), x)
+    np.testing.assert_allclose(got, expected.loss, 1e-6)
+    np.testing.assert_allclose(pull(jnp.ones_like(got))[0], expected.grad, 1e-6, 1e-7)
+    for bad in (-1.0, np.nan, np.inf):
+        each = cj.segment_cross_entropy(x, labels, segment_ids=IDS, sample_weight=bad, reduction="none")
+        assert np.array_equal(np.isnan(each), labels >= 0)
+    with pytest.raises(ValueError, match=r"sample_weight has shape \(3,\), which does not broadcast to \(3, 2\)"):
+        cj.segment_cross_entropy(x, labels, segment_ids=IDS, sample_weight=np.ones(3))
+    with pytest.raises(Exception, match=r"label|csoftmax"):
+        cj.segment_cross_entropy(x, labels + 50, segment_ids=IDS, sample_weight=0.0).block_until_ready()
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_temperatures_of_segments(name):
     """The bits of csoftmax, for one temperature a segment and one for each segment and head; and gradients."""
