@@ -29,12 +29,8 @@ from .calls import (
     like,
     mean_of,
 )
-<<<<<<< HEAD
-from .scaling import scale_softmax, scale_softmax_by
-=======
 from .losses import check_weights, scale_weights
-from .rows import scale_softmax, scale_softmax_by
->>>>>>> segcuda
+from .scaling import scale_softmax, scale_softmax_by
 
 Arrays = tuple[jax.Array, jax.Array]
 
