@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import dask
 
-from .._distributed.parts import Kind, PartError, PartMemoryError, Sums, add_parts, merge_all
+from .._distributed.parts import Kind, PartError, PartMemoryError, Sums, add_parts, merge_all, sum_of_part
 from .options import Options
 
 REFRESH_SECONDS = 1.0  # between looks at which workers there are
@@ -59,7 +59,7 @@ def _read_part(steps: Message, number: int, *given: Any) -> Any:
 
 
 def _add_read_part(steps: Message, number: int, *given: Any) -> Sums:
-    return {(0, number): _read_part(steps, number, *given)}
+    return sum_of_part(number, _read_part(steps, number, *given))
 
 
 class _Cluster:
