@@ -9,6 +9,7 @@ processors with the client and the scheduler are pessimistic.  Peers take turns 
 """
 
 import argparse
+import contextlib
 import os
 import time
 import warnings
@@ -48,6 +49,48 @@ def seconds(call):
     return time.perf_counter() - begin, result
 
 
+def serve(connection, share, shares):
+    """A process that evaluates its share of the rows whenever it is told to."""
+    from csoftmax._learn.objective import Objective, Options
+
+    rows = connection.recv()
+    X, y = (np.ascontiguousarray(a[share * rows // shares : (share + 1) * rows // shares]) for a in make_rows(rows))
+    objective = Objective(X, y, None, CLASSES, Options(), 1)
+    connection.send("ready")
+    while (parameters := connection.recv()) is not None:
+        with objective.use_threads():
+            connection.send(objective.evaluate(*parameters).loss)
+
+
+class Processes:
+    """Two processes without Dask, each with half of the rows: what the machine allows two workers at best."""
+
+    def __init__(self, rows, count=2):
+        import multiprocessing
+
+        context = multiprocessing.get_context("spawn")
+        self.ends = []
+        for share in range(count):
+            here, there = context.Pipe()
+            context.Process(target=serve, args=(there, share, count), daemon=True).start()
+            here.send(rows)
+            self.ends.append(here)
+        for end in self.ends:
+            end.recv()
+
+    def use_threads(self):
+        return contextlib.nullcontext()
+
+    def evaluate(self, *parameters):
+        for end in self.ends:
+            end.send(parameters)
+        return [end.recv() for end in self.ends]
+
+    def close(self):
+        for end in self.ends:
+            end.send(None)
+
+
 def evaluate(rows, rounds=7):
     """Milliseconds of one evaluation: the median of the rounds, in which all take turns."""
     from csoftmax._dask.engine import DaskEngine
@@ -73,6 +116,8 @@ def evaluate(rows, rounds=7):
         layout = Layout(FEATURES, dtype, rows, [0] * 8, None, np.ones(FEATURES))
         calls[f"{workers} workers of Dask"] = PartsObjective(engine, layout, weights, Options())
         closing += [engine.close, client.close, cluster.close]
+    calls["2 processes without Dask"] = processes = Processes(rows)
+    closing.append(processes.close)
     times = {name: [] for name in calls}
     for _ in range(rounds):
         for name, objective in calls.items():
@@ -81,10 +126,12 @@ def evaluate(rows, rounds=7):
     found = {name: 1e3 * float(np.median(values)) for name, values in times.items()}
     for name, value in found.items():
         print(f"{name}: {value:.1f} ms (least {1e3 * min(times[name]):.1f})")
-    one, one_worker, two, two_workers = found.values()
+    one, one_worker, two, two_workers, limit = found.values()
     print(f"one worker against one thread: {one / one_worker:.2f} (goal 0.92)")
     print(
-        f"two workers: efficiency {one / two_workers / 2:.2f} (goal 0.80), against two threads {two / two_workers:.2f}"
+        f"efficiency: two workers {one / two_workers / 2:.2f} (goal 0.80), two threads {one / two / 2:.2f}, two "
+        f"processes {one / limit / 2:.2f}; two workers against two threads {two / two_workers:.2f}, against two "
+        f"processes {limit / two_workers:.2f}"
     )
     for close in closing:
         close()

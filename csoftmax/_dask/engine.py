@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import dask
 
-from .._distributed.parts import Kind, PartError, PartMemoryError, Sums, add_parts, merge_all
+from .._distributed.parts import Kind, PartError, PartMemoryError, Sums, add_parts, merge_all, sum_of_part
 from .options import Options
 
 REFRESH_SECONDS = 1.0  # between looks at which workers there are
@@ -59,7 +59,7 @@ def _read_part(steps: Message, number: int, *given: Any) -> Any:
 
 
 def _add_read_part(steps: Message, number: int, *given: Any) -> Sums:
-    return {(0, number): _read_part(steps, number, *given)}
+    return sum_of_part(number, _read_part(steps, number, *given))
 
 
 class _Cluster:
@@ -68,6 +68,22 @@ class _Cluster:
     def __init__(self, client: Any, describe: Callable[[Sequence[int]], str]):
         self.client, self.describe = client, describe
         self.held: Sequence[Any] = ()  # the futures of the parts
+        self.former: Sequence[Any] = ()  # those of the last tasks, which go when the next ones are sent
+
+    def submit(self, calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]) -> list[Any]:
+        """Futures of tasks, sent to the scheduler in one message.
+
+        A client sends at most one message in 10 ms: a second task would begin so much later than the first, and the
+        first so much later than a message that lets the former results go. In the thread of the client's loop, nothing
+        is sent before all of them are there.
+        """
+
+        async def send() -> list[Any]:
+            futures = [self.client.submit(*arguments, **options) for arguments, options in calls]
+            self.former = futures
+            return futures
+
+        return list(self.client.sync(send))
 
     def collect(self, futures: Sequence[Any], numbers: Sequence[Sequence[int]]) -> list[Any]:
         """Results of the futures of some parts each; if one fails, they and the parts are cancelled."""
@@ -185,23 +201,19 @@ class DaskEngine:
             self.cluster.held = self.futures = self.client.compute(tasks, retries=self.options.retries)
             self.given = None
             return
-        submit = self.client.submit
-        self.cluster.held = self.futures = [
-            submit(_change_part, kind, message, number, future, **self._place(number))
-            for number, future in enumerate(self.futures)
-        ]
+        self.cluster.held = self.futures = self.cluster.submit(
+            [
+                ((_change_part, kind, message, number, future), self._place(number))
+                for number, future in enumerate(self.futures)
+            ]
+        )
 
     def _submit(self, function: Any, kind: Kind, payload: Any) -> tuple[list[Any], list[list[int]]]:
-        message, futures, runs = Message(payload), [], []
-        try:
-            for numbers, place in self._runs():
-                parts = [self.futures[i] for i in numbers]
-                futures.append(self.client.submit(function, kind, message, Message(numbers), *parts, **place))
-                runs.append(numbers)
-        except BaseException:
-            self.cluster.cancel(futures)
-            raise
-        return futures, runs
+        message, calls, runs = Message(payload), [], []
+        for numbers, place in self._runs():
+            calls.append(((function, kind, message, Message(numbers), *(self.futures[i] for i in numbers)), place))
+            runs.append(numbers)
+        return self.cluster.submit(calls), runs
 
     def gather(self, kind: Kind, payload: Any) -> list[Any]:
         """The function's results."""
@@ -214,11 +226,8 @@ class DaskEngine:
         futures, runs = self._submit(_add_parts, kind, payload)
         while len(futures) > 1 and len(futures) * self.vector_bytes > MAX_GATHERED_BYTES:
             step = self.options.split_every
-            places = range(0, len(futures), step)
-            futures = [
-                self.client.submit(_merge_runs, *futures[i : i + step], pure=False, retries=self.options.retries)
-                for i in places
-            ]
+            places, options = range(0, len(futures), step), {"pure": False, "retries": self.options.retries}
+            futures = self.cluster.submit([((_merge_runs, *futures[i : i + step]), options) for i in places])
             runs = [[number for run in runs[i : i + step] for number in run] for i in places]
         nodes = merge_all(self.cluster.collect(futures, runs))
         self.vector_bytes = max([self.vector_bytes, *(vector.nbytes for vector in nodes.values())])
@@ -226,7 +235,7 @@ class DaskEngine:
 
     def close(self) -> None:
         """Let the parts go: the scheduler forgets what no client refers to."""
-        self.cluster.held = self.futures = []
+        self.cluster.held = self.cluster.former = self.futures = []
 
 
 class ReadingEngine:

@@ -212,9 +212,11 @@ def find_moments(
 
 
 def find_largest_magnitudes(x: Any) -> NDArray[np.float64]:
-    """The largest magnitude in each column."""
-    largest = abs(to_host(x)).max(axis=0)
-    return np.asarray(largest.toarray() if is_sparse(largest) else largest, np.float64).ravel()
+    """The largest magnitude in each column; a dense x is not copied."""
+    x = to_host(x)
+    if is_sparse(x):
+        return np.asarray(abs(x).max(axis=0).toarray(), np.float64).ravel()
+    return np.abs(np.maximum(x.max(axis=0), -x.min(axis=0))).astype(np.float64)
 
 
 def find_mass(options: Options, divisor: float, total_weight: float) -> float:

@@ -16,6 +16,7 @@ import dask.array as da
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import scipy.sparse
 from distributed import Client, LocalCluster
@@ -242,7 +243,12 @@ def check_killed():
     print("killed")
 
 
-def check_frozen():
+def check_frozen_long():
+    """The same for longer than a worker may be silent: heartbeats and pings are missed."""
+    check_frozen(20)
+
+
+def check_frozen(seconds=4):
     """A worker that stands still for some time, and one that is killed while it does."""
     data = lazy(X, Y, WEIGHT)
     expected = fit(*data)
@@ -252,7 +258,7 @@ def check_frozen():
 
         def freeze(pid, last):
             os.kill(pid, signal.SIGSTOP)
-            threading.Timer(4, os.kill, (pid, last)).start()
+            threading.Timer(seconds, os.kill, (pid, last)).start()
 
         actions = {3: lambda: freeze(workers[0], signal.SIGCONT)}
         assert bits(fit(*data, callbacks=At(actions))) == bits(expected)
@@ -328,6 +334,65 @@ def set_memory_error():
         raise MemoryError("no memory for 7 bytes")
 
     sums.split_rows = split_rows
+
+
+class Peak:
+    """The memory of processes at its highest, beyond what they had before."""
+
+    def __init__(self, numbers):
+        self.processes = [psutil.Process(number) for number in numbers]
+        self.before = self.highest = self.look()
+        self.ended = threading.Event()
+        self.watcher = threading.Thread(target=self.watch)
+
+    def look(self):
+        return np.array([process.memory_info().rss for process in self.processes])
+
+    def watch(self):
+        while not self.ended.wait(0.003):
+            self.highest = np.maximum(self.highest, self.look())
+
+    def __enter__(self):
+        self.watcher.start()
+        return self
+
+    def __exit__(self, *error):
+        self.ended.set()
+        self.watcher.join()
+
+    @property
+    def most(self):
+        return int((self.highest - self.before).sum())
+
+
+def make_features(number, rows, features):
+    return np.random.default_rng(number).normal(size=(rows, features))
+
+
+def make_labels(number, rows, classes):
+    return np.random.default_rng(number).integers(0, classes, rows)
+
+
+def check_worker_memory():
+    """A worker needs its rows, one part more, and a vector for each level of the tree: of gradients, or a Hessian.
+
+    Both workers together, since a slow one gives parts to the other.
+    """
+    for rows, parts, features, classes, has_hessian in ((12500, 32, 64, 10, True), (5000, 8, 512, 100, False)):
+        cluster, client = start(2, memory_limit=0)
+        with cluster, client:
+            fit(*lazy(X, Y))  # modules are loaded
+            part = [dask.delayed(make_features)(i, rows, features) for i in range(parts)]
+            labels = [dask.delayed(make_labels)(i, rows, classes) for i in range(parts)]
+            with Peak(pids(client)) as peak:
+                fit(part, labels, max_epochs=5)
+        size, parameters = rows * features * 8, classes * (features + 1)
+        vector = 8 * parameters ** (2 if has_hessian else 1)
+        own = parts * (size + 2 * 8 * rows)  # labels as given, and as numbers
+        allowed = own + 2 * (size + (4 << 20) + (int(np.log2(parts)) + 3) * vector)
+        print(f"{parts} parts: {peak.most / 1e6:.0f} of {allowed / 1e6:.0f} MB, {own / 1e6:.0f} of them rows")
+        assert peak.most <= allowed
+    print("memory of workers")
 
 
 def check_scheduler():

@@ -11,7 +11,6 @@ from helpers import ROOT
 
 pytest.importorskip("distributed", reason="belongs to the extra dask")
 pytest.importorskip("dask.dataframe", reason="belongs to the extra dask")
-pytestmark = pytest.mark.slow  # a cluster takes some seconds to start
 PROGRAM = Path(__file__).with_name("dask_fit_program.py")
 LIMITS = {  # seconds
     "workers": 180,
@@ -23,10 +22,22 @@ LIMITS = {  # seconds
     "scheduler": 60,
     "interrupt": 60,
 }
+LONG = {"frozen_long": 240, "worker_memory": 240}
 
 
+@pytest.mark.slow  # a cluster takes some seconds to start
 @pytest.mark.parametrize("what", list(LIMITS))
 def test_clusters(what, tmp_path):
+    run_program(what, LIMITS[what], tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("what", list(LONG))
+def test_clusters_for_long(what, tmp_path):
+    run_program(what, LONG[what], tmp_path)
+
+
+def run_program(what, limit, tmp_path):
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -34,7 +45,7 @@ def test_clusters(what, tmp_path):
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
     try:
-        output, _ = process.communicate(timeout=LIMITS[what])
+        output, _ = process.communicate(timeout=limit)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

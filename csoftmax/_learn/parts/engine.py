@@ -14,8 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..._distributed.nodes import Nodes
-from ..._distributed.parts import Kind, Sums, merge_all
+from ..._distributed.parts import Kind, Sums, merge_all, sum_of_part, total_parts
 from ..._runtime.threads import get_num_threads
 
 
@@ -43,7 +42,7 @@ class Engine(Protocol):
 
 def total(engine: Engine, kind: Kind, payload: Any) -> NDArray[np.float64]:
     """The sum of the function's vectors over all parts."""
-    return np.asarray(Nodes.total(engine.run(kind, payload), engine.count))
+    return np.asarray(total_parts(engine.run(kind, payload), engine.count))
 
 
 class LocalEngine:
@@ -64,7 +63,7 @@ class LocalEngine:
 
     def run(self, kind: Kind, payload: Any) -> Sums:
         """The nodes of the sum of the function's vectors over all parts."""
-        return merge_all({(0, number): vector} for number, vector in enumerate(self.gather(kind, payload)))
+        return merge_all(sum_of_part(number, vector) for number, vector in enumerate(self.gather(kind, payload)))
 
     def close(self) -> None:
         """Let the parts go."""

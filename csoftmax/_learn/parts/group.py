@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..._distributed.agreement import Agreed, describe
 from ..._distributed.groups import UNKNOWN, DistributedError, Header, as_group, enter, raise_on_all
-from ..._distributed.parts import Kind, Sums, merge_all
+from ..._distributed.parts import Kind, Sums, merge_all, sum_of_part
 from ..fit import STATE, restore_on_error
 from .fit import check_fits_parts, fit_loaded
 from .rows import load
@@ -84,7 +84,7 @@ class _Rank:
     def run(self, message: _Message) -> Sums:
         """The nodes of the sum over all ranks."""
         vectors = self._compute(message, lambda result: result)
-        return merge_all({(0, rank): vector} for rank, vector in enumerate(vectors))
+        return merge_all(sum_of_part(rank, vector) for rank, vector in enumerate(vectors))
 
     def serve(self) -> Any:
         """Apply functions until rank 0 ends the fit; returns what it sends at last."""

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..._arguments.foreign import is_lazy_frame
-from ..._distributed.nodes import Nodes
-from ..._distributed.parts import merge_all
+from ..._distributed.parts import merge_all, sum_of_part, total_parts
 from ..labels import is_text
 from ..messages import show
 from . import rows
@@ -113,8 +112,8 @@ def _divide(*found: _Hits) -> NDArray[np.float64]:
         raise ValueError(f"X has no rows in any of its {len(found)} parts, of which an accuracy could be told")
     if not any(summary.has_weight for summary in summaries):
         raise ValueError("sample_weight is zero for every row: there is no row to score")
-    nodes = merge_all({(0, number): part.weights} for number, part in enumerate(found))
-    hits, weight = Nodes.total(nodes, len(found))
+    nodes = merge_all(sum_of_part(number, part.weights) for number, part in enumerate(found))
+    hits, weight = total_parts(nodes, len(found))
     return np.asarray(hits / weight)
 
 
