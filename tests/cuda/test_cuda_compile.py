@@ -15,7 +15,8 @@ from csoftmax._cuda import Unavailable, compiler, require
 from csoftmax._cuda.sizes import SUFFIXES
 
 pytest.importorskip("cupy", reason="CuPy is not installed")
-ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")
+# The first and the last, and the generation between that most servers have.
+ARCHITECTURES = ("sm_75", "sm_90", "sm_120", *(pytest.param(a, marks=pytest.mark.long) for a in ("sm_80", "sm_100")))
 # Threads of a kernel's largest block, all of whose registers must fit in the 65,536 of a multiprocessor, by source, or
 # by operation where it differs from the others of its source.  Kernels that are not named have blocks of few threads,
 # and MAX_REGISTERS lets twelve warps run at a time.
