@@ -1,23 +1,6 @@
 /* Targets of XLA's foreign function interface, for csoftmax.jax: XLA's buffers into a call of the core. */
 #include "xla_frame.h"
 
-/* Numbers of the rows, as doubles: in the buffer itself, or in `memory`, to be freed, where that has floats. */
-typedef struct row_numbers {
-    const xla_buffer *buffer;
-    double *memory;
-    csm_view view;
-} row_numbers;
-/* Reads n numbers for each row.  Returns 0 if the buffer has other elements; without memory `view` has no data. */
-static int row_numbers_of(const matrix *m, const xla_buffer *b, size_t n, row_numbers *numbers) {
-    *numbers = (row_numbers){.buffer = b};
-    if (view_of(m, b, XLA_F64, n, &numbers->view)) return 1;
-    if (!view_of(m, b, XLA_F32, n, &numbers->view)) return 0;
-    const size_t count = m->shape.shape[0] * n;
-    numbers->memory = malloc((count | 1) * sizeof(double));
-    for (size_t i = 0; numbers->memory && i < count; i++) numbers->memory[i] = (double)((const float *)b->data)[i];
-    numbers->view = csm_contiguous(&m->shape, n, numbers->memory, sizeof(double));
-    return 1;
-}
 /* Brings results, one for each row, back to the buffer, and frees the memory. */
 static void return_row_numbers(const matrix *m, row_numbers *numbers) {
     if (!numbers->memory) return;

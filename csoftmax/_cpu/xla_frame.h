@@ -210,6 +210,23 @@ static inline int view_of(const matrix *m, const xla_buffer *b, int kind, size_t
     *view = csm_contiguous(&m->shape, n, b->data, itemsize_of(kind));
     return 1;
 }
+/* Numbers of the rows, as doubles: in the buffer itself, or in `memory`, to be freed, where that has floats. */
+typedef struct row_numbers {
+    const xla_buffer *buffer;
+    double *memory;
+    csm_view view;
+} row_numbers;
+/* Reads n numbers for each row.  Returns 0 if the buffer has other elements; without memory `view` has no data. */
+static inline int row_numbers_of(const matrix *m, const xla_buffer *b, size_t n, row_numbers *numbers) {
+    *numbers = (row_numbers){.buffer = b};
+    if (view_of(m, b, XLA_F64, n, &numbers->view)) return 1;
+    if (!view_of(m, b, XLA_F32, n, &numbers->view)) return 0;
+    const size_t count = m->shape.shape[0] * n;
+    numbers->memory = malloc((count | 1) * sizeof(double));
+    for (size_t i = 0; numbers->memory && i < count; i++) numbers->memory[i] = (double)((const float *)b->data)[i];
+    numbers->view = csm_contiguous(&m->shape, n, numbers->memory, sizeof(double));
+    return 1;
+}
 static inline void *wrong(const xla_frame *f) {
     return failure(f, XLA_INVALID_ARGUMENT,
                    "csoftmax: the arguments have other shapes or dtypes than those that csoftmax.jax passes");

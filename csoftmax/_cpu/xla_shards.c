@@ -8,8 +8,9 @@
  *   merge_shards  the records of all shards, second -> records, row_max
  *   finish_shard  x, second, offset, row_max, records, block_max -> the result; losses: loss and gradient, if asked for
  *
- * second: y of a gradient, int32 labels (-1: ignored) of losses, or empty.  row_max: of the second round, NaN in the
- * first.  The second round always follows the first one, whose records it gets: where no row needs it they are copied.
+ * One more argument, the last, has a temperature for each row.  second: y of a gradient, int32 labels (-1: ignored) of
+ * losses, or empty.  row_max: of the second round, NaN in the first.  The second round always follows the first one,
+ * whose records it gets: where no row needs it they are copied.
  */
 #include "xla_frame.h"
 
@@ -20,6 +21,7 @@ typedef struct shard_call {
     csm_view second, result;
     const csm_view *y;
     size_t rows, words, blocks;
+    row_numbers temperatures;
     csm_shard_options o;
     csm_loss_options loss;
 } shard_call;
@@ -60,10 +62,18 @@ static int read_options(const xla_frame *f, shard_call *c) {
     return 1;
 }
 
+/* The temperatures of the rows, if there are so many arguments that the one at `place` has them. */
+static int read_temperatures(const xla_frame *f, int64_t place, shard_call *c) {
+    if (f->arguments.count <= place) return 1;
+    if (!row_numbers_of(&c->m, buffer_of(&f->arguments, place), 1, &c->temperatures)) return 0;
+    c->o.temperatures = &c->temperatures.view;
+    return 1;
+}
+static int lacks_memory(const shard_call *c) { return c->o.temperatures && !c->temperatures.view.data; }
+
 static int read_call(const xla_frame *f, shard_call *c) {
     static const csm_array_type types[] = {
         [CSM_DTYPE_f32] = CSM_F32, [CSM_DTYPE_f64] = CSM_F64, [CSM_DTYPE_f16] = CSM_F16, [CSM_DTYPE_bf16] = CSM_BF16};
-    memset(c, 0, sizeof *c);
     if (!matrix_of(f, &c->m) || !read_options(f, c)) return 0;
     c->type = types[c->m.dtype];
     c->rows = c->m.shape.shape[0];
@@ -77,7 +87,7 @@ static int read_call(const xla_frame *f, shard_call *c) {
     c->o.row_max = pairs_of(buffer_of(&f->arguments, 3), c->rows);
     if (!first || *first < 0 || !c->o.row_max) return 0;
     c->o.offset = (size_t)*first;
-    return 1;
+    return read_temperatures(f, 6, c);
 }
 
 static int is_second_round(const shard_call *c) {
@@ -86,53 +96,68 @@ static int is_second_round(const shard_call *c) {
     return 0;
 }
 
-void *csm_xla_shard(xla_frame *f) {
-    void *answer;
-    shard_call c;
-    if (!is_execution(f, &answer)) return answer;
-    if (!read_call(f, &c)) return wrong(f);
-    const size_t words = c.rows * c.words, blocks = c.rows * c.blocks;
+static void *sum_up(xla_frame *f, shard_call *c) {
+    const size_t words = c->rows * c->words, blocks = c->rows * c->blocks;
     int64_t *records = pairs_of(buffer_of(&f->results, 0), words);
     double *block_max = pairs_of(buffer_of(&f->results, 1), blocks);
     if (!records || !block_max) return wrong(f);
     const int64_t *earlier = pairs_of(buffer_of(&f->arguments, 4), words);
     const double *maxima = pairs_of(buffer_of(&f->arguments, 5), blocks);
-    if (earlier && maxima && !is_second_round(&c)) {
+    if (earlier && maxima && !is_second_round(c)) {
         memcpy(records, earlier, words * sizeof *records);
         memcpy(block_max, maxima, blocks * sizeof *block_max);
         return NULL;
     }
     memset(block_max, 0, blocks * sizeof *block_max);
-    if (c.kind == CSM_SHARD_LOSS)
-        return failed_with(f, csm_shard_losses(c.type, &c.m.shape, &c.m.x, NULL, records, block_max, &c.o, &c.loss));
-    return failed_with(f, csm_shard_rows(c.kind, c.type, &c.m.shape, &c.m.x, c.y, NULL, records, block_max, &c.o));
+    if (c->kind == CSM_SHARD_LOSS)
+        return failed_with(f,
+                           csm_shard_losses(c->type, &c->m.shape, &c->m.x, NULL, records, block_max, &c->o, &c->loss));
+    return failed_with(f,
+                       csm_shard_rows(c->kind, c->type, &c->m.shape, &c->m.x, c->y, NULL, records, block_max, &c->o));
 }
 
-void *csm_xla_merge_shards(xla_frame *f) {
+/* Reads the call and runs a target, unless XLA only asks something. */
+static void *run(xla_frame *f, int (*read)(const xla_frame *, shard_call *),
+                 void *(*target)(xla_frame *, shard_call *)) {
     void *answer;
     shard_call c;
     if (!is_execution(f, &answer)) return answer;
     memset(&c, 0, sizeof c);
-    if (!read_options(f, &c)) return wrong(f);
-    const xla_buffer *all = buffer_of(&f->arguments, 0), *labels = buffer_of(&f->arguments, 1);
-    const xla_buffer *result = buffer_of(&f->results, 0), *maxima = buffer_of(&f->results, 1);
+    answer = !read(f, &c) ? wrong(f) : lacks_memory(&c) ? failed_with(f, CSM_NO_MEMORY) : target(f, &c);
+    free(c.temperatures.memory);
+    return answer;
+}
+void *csm_xla_shard(xla_frame *f) { return run(f, read_call, sum_up); }
+
+/* The records of the first shard are those of rows, one after the other. */
+static int read_records(const xla_frame *f, shard_call *c) {
+    const xla_buffer *all = buffer_of(&f->arguments, 0);
     const int64_t type = whole_number(f, "type");
-    if (!all || !labels || !maxima || all->rank < 2 || all->dims[0] < 1 || type < 0 || type > CSM_BF16) return wrong(f);
-    size_t rows = 1;
-    for (int64_t i = 1; i < all->rank - 1; i++) rows *= (size_t)all->dims[i];
-    const size_t words = rows * c.words, shards = (size_t)all->dims[0];
+    if (!read_options(f, c) || !all || all->rank < 2 || all->dims[0] < 1 || type < 0 || type > CSM_BF16) return 0;
+    c->type = (csm_array_type)type;
+    c->rows = 1;
+    for (int64_t i = 1; i < all->rank - 1; i++) c->rows *= (size_t)all->dims[i];
+    c->m.shape.ndim = 1;
+    c->m.shape.shape[0] = c->rows;
+    return read_temperatures(f, 2, c);
+}
+static void *merge_all(xla_frame *f, shard_call *c) {
+    const xla_buffer *all = buffer_of(&f->arguments, 0), *labels = buffer_of(&f->arguments, 1);
+    const size_t words = c->rows * c->words, shards = (size_t)all->dims[0];
     const int64_t *records = pairs_of(all, shards * words);
-    int64_t *merged = pairs_of(result, words);
-    double *row_max = pairs_of(maxima, rows);
-    if (!records || !merged || !row_max) return wrong(f);
+    int64_t *merged = pairs_of(buffer_of(&f->results, 0), words);
+    double *row_max = pairs_of(buffer_of(&f->results, 1), c->rows);
+    if (!labels || !records || !merged || !row_max) return wrong(f);
     memcpy(merged, records, words * sizeof *merged);
-    for (size_t s = 1; s < shards; s++) csm_records_merge(merged, records + s * words, rows, c.words);
-    csm_records_second_round(c.kind, (csm_array_type)type, merged, rows, c.words, c.o.temperature, NULL, row_max);
-    for (size_t r = 0; c.kind == CSM_SHARD_LOSS && r < rows; r++)
-        if (((const int32_t *)labels->data)[r] != -1 && merged[r * c.words + CSM_LABEL_WORDS - 1] != 1)
+    for (size_t s = 1; s < shards; s++) csm_records_merge(merged, records + s * words, c->rows, c->words);
+    const double *temperatures = c->o.temperatures ? c->temperatures.view.data : NULL;
+    csm_records_second_round(c->kind, c->type, merged, c->rows, c->words, c->o.temperature, temperatures, row_max);
+    for (size_t r = 0; c->kind == CSM_SHARD_LOSS && r < c->rows; r++)
+        if (((const int32_t *)labels->data)[r] != -1 && merged[r * c->words + CSM_LABEL_WORDS - 1] != 1)
             return failed_with(f, CSM_BAD_LABEL);
     return NULL;
 }
+void *csm_xla_merge_shards(xla_frame *f) { return run(f, read_records, merge_all); }
 
 /* A loss and, if there is a second result, its gradient. */
 static void *finish_loss(const xla_frame *f, shard_call *c, const int64_t *records, const double *block_max) {
@@ -160,17 +185,14 @@ static void *finish_loss(const xla_frame *f, shard_call *c, const int64_t *recor
     return failed_with(f, status);
 }
 
-void *csm_xla_finish_shard(xla_frame *f) {
-    void *answer;
-    shard_call c;
-    if (!is_execution(f, &answer)) return answer;
-    if (!read_call(f, &c)) return wrong(f);
-    const int64_t *records = pairs_of(buffer_of(&f->arguments, 4), c.rows * c.words);
-    const double *block_max = pairs_of(buffer_of(&f->arguments, 5), c.rows * c.blocks);
+static void *finish(xla_frame *f, shard_call *c) {
+    const int64_t *records = pairs_of(buffer_of(&f->arguments, 4), c->rows * c->words);
+    const double *block_max = pairs_of(buffer_of(&f->arguments, 5), c->rows * c->blocks);
     if (!records || !block_max) return wrong(f);
-    if (c.kind == CSM_SHARD_LOSS) return finish_loss(f, &c, records, block_max);
-    const size_t n = c.kind == CSM_SHARD_LOGSUMEXP ? 1 : c.m.shape.n;
-    if (!view_of(&c.m, buffer_of(&f->results, 0), c.m.kind, n, &c.result)) return wrong(f);
+    if (c->kind == CSM_SHARD_LOSS) return finish_loss(f, c, records, block_max);
+    const size_t n = c->kind == CSM_SHARD_LOGSUMEXP ? 1 : c->m.shape.n;
+    if (!view_of(&c->m, buffer_of(&f->results, 0), c->m.kind, n, &c->result)) return wrong(f);
     return failed_with(
-        f, csm_finish_rows(c.kind, c.type, &c.m.shape, &c.m.x, c.y, 0, records, block_max, &c.result, &c.o));
+        f, csm_finish_rows(c->kind, c->type, &c->m.shape, &c->m.x, c->y, 0, records, block_max, &c->result, &c->o));
 }
+void *csm_xla_finish_shard(xla_frame *f) { return run(f, read_call, finish); }

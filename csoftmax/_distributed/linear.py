@@ -40,6 +40,7 @@ class _Layer(NamedTuple):
     sample_weight: Any | None  # (N,)
     upstream: Any | None  # (N,)
     weight: Any | None
+    temperatures: Any | None  # (N, 1)
     compute: np.dtype[Any]
 
     def panels(self, first: int) -> list[slice]:
@@ -101,13 +102,14 @@ def _prepare(
     if bias is not None:
         bias = check_bias(np.asarray(bias), len(w)).astype(compute)
     labels, soft = check_target(target, (*batch, len(w)), batch, compute)
-    checked = check_loss_options(len(w), batch, compute, reduction, **options)
+    checked = check_loss_options(len(w), batch, compute, reduction, row_shape=(*batch, 1), **options)
+    each = None if checked.temperatures is None else np.ascontiguousarray(checked.temperatures).reshape(rows, 1)
     s, upstream = (
         None if a is None else np.ascontiguousarray(a).reshape(rows) for a in (checked.sample_weight, checked.upstream)
     )
     given = soft.reshape(rows, len(w)) if labels is None else labels.reshape(rows)
     layer = _Layer(
-        x.reshape(rows, x.shape[-1]), w, bias, given, labels is None, batch, s, upstream, checked.weight, compute
+        x.reshape(rows, x.shape[-1]), w, bias, given, labels is None, batch, s, upstream, checked.weight, each, compute
     )
     agreed = (
         ("shape of the rows", batch),
@@ -116,7 +118,9 @@ def _prepare(
         ("bias", bias is not None),
         ("chunk_bytes", limit),
         ("filter_eps", eps + 0.0),
-        *zip(("temperature", "label_smoothing", "z_loss", "clip_norm", "clip_value"), checked.factors, strict=True),
+        ("softcap", checked.softcap),
+        ("temperature", describe(each) or checked.temperature + 0.0),
+        *zip(("label_smoothing", "z_loss", "clip_norm", "clip_value"), checked.factors[1:], strict=True),
         ("ignore_index", checked.ignore_index),
         ("soft labels", labels is None),
         ("class weights", checked.weight is not None),
@@ -126,7 +130,8 @@ def _prepare(
     )
     numbers = known("n_classes", n_classes), known("offset", offset), len(w)
     function = "linear_cross_entropy_with_grad" if gradient else "linear_cross_entropy"
-    header = Header(function, x.dtype.name, 0, rows, *numbers, checked.temperature, agreed)
+    temperature = checked.temperature if each is None else float("nan")
+    header = Header(function, x.dtype.name, 0, rows, *numbers, temperature, agreed)
     return header, (header, layer, _Call(reduction, gradient, limit, eps, checked.ignore_index, num_threads))
 
 
@@ -193,6 +198,7 @@ def _add_chunks(
             "gradient": call.gradient,
         }
         more |= {"axis": -1, "n_classes": layout.n_classes, "offset": first, "reduction": "none"}
+        more |= {} if layer.temperatures is None else {"temperature": layer.temperatures[some]}
         more |= {"upstream": factor[some], "out": logits} if call.gradient else {}
         losses[some], grad = run_loss(comm, None, function, logits, layer.target[some], call.num_threads, **more)
         with pending:
@@ -284,7 +290,8 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     ignore_index: SupportsIndex = -100,
     z_loss: float = 0.0,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
+    softcap: float | None = None,
     reduction: Literal["none", "sum", "mean"] = "mean",
     num_threads: SupportsIndex | None = None,
 ) -> Any:
@@ -296,7 +303,7 @@ def linear_cross_entropy(
         Features, the same on all ranks.
     w : array_like of shape (k, D) and the dtype of x
         The classes of this rank.
-    target, weight, sample_weight, label_smoothing, ignore_index, z_loss, temperature, reduction
+    target, weight, sample_weight, label_smoothing, ignore_index, z_loss, temperature, softcap, reduction
         As in `cross_entropy`.
     bias : array_like of shape (k,), optional
         Added to the logits of this rank's classes.
@@ -332,7 +339,8 @@ def linear_cross_entropy(
     result = run_linear(
         group, rows_group, x, w, target, bias=bias, n_classes=n_classes, offset=offset, chunk_bytes=chunk_bytes,
         weight=weight, sample_weight=sample_weight, label_smoothing=label_smoothing, ignore_index=ignore_index,
-        z_loss=z_loss, temperature=temperature, reduction=reduction, gradient=False, num_threads=num_threads,
+        z_loss=z_loss, temperature=temperature, softcap=softcap, reduction=reduction, gradient=False,
+        num_threads=num_threads,
     )  # fmt: skip
     return result.loss
 
@@ -353,7 +361,8 @@ def linear_cross_entropy_with_grad(
     label_smoothing: float = 0.0,
     ignore_index: SupportsIndex = -100,
     z_loss: float = 0.0,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
+    softcap: float | None = None,
     reduction: Literal["none", "sum", "mean"] = "mean",
     upstream: ArrayLike = 1.0,
     clip_norm: float | None = None,
@@ -366,7 +375,7 @@ def linear_cross_entropy_with_grad(
     Parameters
     ----------
     x, w, target, group, rows_group, bias, n_classes, offset, chunk_bytes, weight, sample_weight, label_smoothing, \
-ignore_index, z_loss, temperature, reduction, num_threads
+ignore_index, z_loss, temperature, softcap, reduction, num_threads
         As in `linear_cross_entropy`.
     upstream, clip_norm, clip_value, filter_eps
         As in `csoftmax.linear_cross_entropy_with_grad`, the same on all ranks. `clip_norm` takes one more collective
@@ -397,6 +406,6 @@ ignore_index, z_loss, temperature, reduction, num_threads
     return run_linear(
         group, rows_group, x, w, target, bias=bias, n_classes=n_classes, offset=offset, chunk_bytes=chunk_bytes,
         weight=weight, sample_weight=sample_weight, label_smoothing=label_smoothing, ignore_index=ignore_index,
-        z_loss=z_loss, temperature=temperature, reduction=reduction, gradient=True, upstream=upstream,
+        z_loss=z_loss, temperature=temperature, softcap=softcap, reduction=reduction, gradient=True, upstream=upstream,
         clip_norm=clip_norm, clip_value=clip_value, filter_eps=filter_eps, num_threads=num_threads,
     )  # fmt: skip

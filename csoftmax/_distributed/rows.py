@@ -193,7 +193,7 @@ def _run(
         call = call._replace(out=None)
     chunks = chunks_of(comm, layout, terms, piece.x.itemsize * (1 if y is None else 2))
     is_cut = layout.cut_lengths[comm.rank] > 0
-    keep = name == "softmax" and out is None and chunks == [None] and not is_cut and piece.x.dtype == terms.compute
+    keep = name == "softmax" and out is None and chunks == [None] and not is_cut and terms.keeps_powers
     result: Any = None
     rows: Any = None
     sums = []

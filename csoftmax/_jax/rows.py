@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, SupportsIndex
 
@@ -25,6 +24,7 @@ from .calls import (
     leave_out,
     like,
 )
+from .scaling import scale_softmax, scale_softmax_by
 
 # A function of rows, of a number for each row or None, and of the number for all of them.
 _RowFunction = Callable[[jax.Array, Any, float], jax.Array]
@@ -78,6 +78,16 @@ def _apply_masked(
     return result if mask is None else jnp.where(mask, result, jnp.asarray(absent, x.dtype))
 
 
+def _spread_sink(x: jax.Array, axis: int, sink: ArrayLike) -> jax.Array:
+    """The sink of each row, of length 1 along the axis, in the dtype of x."""
+    shape, given = (*x.shape[:axis], 1, *x.shape[axis + 1 :]), jnp.asarray(sink)
+    try:
+        return jnp.broadcast_to(given.astype(x.dtype), shape)
+    except ValueError:
+        allowed = f"a number and what broadcasts to {shape}, the shape of the rows with length 1 along the axis"
+        raise ValueError(f"sink has shape {given.shape}; allowed are {allowed}") from None
+
+
 def _append_sink(
     x: jax.Array, axis: int, where: ArrayLike | None, sink: ArrayLike | None
 ) -> tuple[jax.Array, jax.Array | None]:
@@ -85,23 +95,22 @@ def _append_sink(
     mask = check_mask(where, x)
     if sink is None:
         return x, mask
-    shape = (*x.shape[:axis], 1, *x.shape[axis + 1 :])
-    given = jnp.asarray(sink)
-    try:
-        column = jnp.broadcast_to(given.astype(x.dtype), shape)
-    except ValueError:
-        allowed = f"a number and what broadcasts to {shape}, the shape of the rows with length 1 along the axis"
-        raise ValueError(f"sink has shape {given.shape}; allowed are {allowed}") from None
+    column = _spread_sink(x, axis, sink)
     if mask is not None:
-        mask = jnp.concatenate([mask, jnp.ones(shape, bool)], axis)
+        mask = jnp.concatenate([mask, jnp.ones(column.shape, bool)], axis)
     return jnp.concatenate([x, column], axis), mask
 
 
-def _over_shards(name: str, axis_name: Any, sink: Any, temperature: Any) -> _RowFunction:
-    """A function of rows whose classes are divided among the devices of a mesh axis."""
-    if sink is not None or is_for_rows(temperature):
-        raise NotImplementedError(f"with axis_name, {name} has no sink and one temperature for all rows")
-    return lambda x, numbers, number: shards.apply_to_rows(x, name, axis_name, number)
+def _apply_over_shards(
+    name: str, x: jax.Array, axis: int, axis_name: Any, temperature: Any, where: Any, sink: Any, absent: float
+) -> jax.Array:
+    """One of softmax and log_softmax of rows whose classes are divided among the devices of a mesh axis."""
+    sinks = None if sink is None else jnp.moveaxis(_spread_sink(x, axis, sink), axis, -1)
+
+    def function(rows: jax.Array, numbers: Any, number: float) -> jax.Array:
+        return shards.apply_to_rows(rows, sinks, numbers, name, axis_name, number)
+
+    return _apply_masked(function, x, axis, check_temperature(temperature, x, axis), where, absent)
 
 
 def _leave_sink_out(y: jax.Array, axis: int, sink: ArrayLike | None) -> jax.Array:
@@ -134,8 +143,8 @@ def softmax(
         A logit that takes part in the denominator and has no output: a number, or an array of length 1 along `axis`
         that broadcasts to the rows. It gets a gradient.
     axis_name : str or tuple of str, optional
-        Within `jax.shard_map`: the axis of the mesh that shards `axis`. Without a sink and temperatures of rows. Shards
-        that begin at multiples of 4096 exchange 96 bytes a row and device, all others the rows.
+        Within `jax.shard_map`: the axis of the mesh that shards `axis`; temperatures and sinks are the same on all of
+        its devices. Shards that begin at multiples of 4096 exchange 96 bytes a row and device, all others the rows.
 
     Returns
     -------
@@ -144,7 +153,7 @@ def softmax(
 
     Raises
     ------
-    TypeError, ValueError, NotImplementedError
+    TypeError, ValueError
         The message names the argument, its value and what is allowed.
 
     Examples
@@ -155,9 +164,10 @@ def softmax(
     Array([-0.19661194,  0.19661193], dtype=float32)
     """
     x, axis = check_floating("x", x, axis)
+    if axis_name is not None:
+        return _apply_over_shards("softmax", x, axis, axis_name, temperature, where, sink, 0.0)
     rows, mask = _append_sink(x, axis, where, sink)
-    function = _softmax if axis_name is None else _over_shards("softmax", axis_name, sink, temperature)
-    y = _apply_masked(function, rows, axis, check_temperature(temperature, rows, axis), mask, 0.0)
+    y = _apply_masked(_softmax, rows, axis, check_temperature(temperature, rows, axis), mask, 0.0)
     return _leave_sink_out(y, axis, sink)
 
 
@@ -184,7 +194,7 @@ def log_softmax(
 
     Raises
     ------
-    TypeError, ValueError, NotImplementedError
+    TypeError, ValueError
         The message names the argument, its value and what is allowed.
 
     Examples
@@ -195,9 +205,10 @@ def log_softmax(
     Array([-0.6931472, -0.6931472], dtype=float32)
     """
     x, axis = check_floating("x", x, axis)
+    if axis_name is not None:
+        return _apply_over_shards("log_softmax", x, axis, axis_name, temperature, where, sink, -jnp.inf)
     rows, mask = _append_sink(x, axis, where, sink)
-    function = _log_softmax if axis_name is None else _over_shards("log_softmax", axis_name, sink, temperature)
-    y = _apply_masked(function, rows, axis, check_temperature(temperature, rows, axis), mask, -jnp.inf)
+    y = _apply_masked(_log_softmax, rows, axis, check_temperature(temperature, rows, axis), mask, -jnp.inf)
     return _leave_sink_out(y, axis, sink)
 
 
@@ -215,37 +226,6 @@ def _logsumexp_backward(temperature: float, saved: Any, dy: jax.Array) -> tuple[
     return scale_softmax_by(p, dy, temperatures[..., None]), jnp.zeros_like(temperatures)
 
 
-def scale_softmax_by(p: jax.Array, dy: jax.Array, temperatures: jax.Array) -> jax.Array:
-    """Softmax p times dy / T for an array of temperatures, which broadcasts to p."""
-    mantissa, exponent = jnp.frexp(temperatures)
-    wide = dy.astype(jnp.promote_types(p.dtype, jnp.float32))
-    near = (p * (wide / temperatures.astype(wide.dtype))).astype(p.dtype)
-    far = _scale_far(p, wide, mantissa.astype(wide.dtype), exponent)
-    return jnp.where(jnp.abs(exponent) <= 60, near, far)
-
-
-def scale_softmax(p: jax.Array, dy: jax.Array, temperature: float) -> jax.Array:
-    """Softmax p times dy / T, which can be beyond the range of the dtype where the product is not."""
-    if temperature == 1:
-        return p * dy
-    dtype, (mantissa, exponent) = p.dtype, math.frexp(temperature)
-    dy = dy.astype(jnp.promote_types(dtype, jnp.float32))
-    if abs(exponent) <= 60:
-        return (p * (dy / temperature)).astype(dtype)
-    return _scale_far(p, dy, mantissa, exponent)
-
-
-def _scale_far(p: jax.Array, dy: jax.Array, mantissa: Any, exponent: Any) -> jax.Array:
-    """The product p dy / T for T = mantissa 2**exponent: mantissas are multiplied, and exponents added."""
-    dtype = p.dtype
-    p, p_exponent = jnp.frexp(p.astype(dy.dtype))
-    dy, dy_exponent = jnp.frexp(dy)
-    product = p * (dy / mantissa)
-    exponents = p_exponent + dy_exponent - exponent
-    half = exponents // 2
-    return jnp.ldexp(jnp.ldexp(product, half), exponents - half).astype(dtype)
-
-
 _logsumexp.defvjp(lambda x, each, number: (_logsumexp(x, each, number), (x, each)), _logsumexp_backward)
 
 
@@ -257,12 +237,13 @@ def logsumexp(
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
     sink: ArrayLike | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> jax.Array:
     """`csoftmax.logsumexp` with a gradient.
 
     Parameters
     ----------
-    x, axis, temperature, where, sink
+    x, axis, temperature, where, sink, axis_name
         As in `softmax`; a row with nothing left gives -inf.
     keepdims : bool, default False
         Keep `axis` with length 1.
@@ -270,7 +251,7 @@ def logsumexp(
     Returns
     -------
     jax.Array
-        Logarithms of the sums, of the dtype of x and its shape without `axis`.
+        Logarithms of the sums, of the dtype of x and its shape without `axis`; with `axis_name` on all of its devices.
 
     Raises
     ------
@@ -285,8 +266,14 @@ def logsumexp(
     Array([0.6931, 1.6931], dtype=float32)
     """
     x, axis = check_floating("x", x, axis)
-    rows, mask = _append_sink(x, axis, where, sink)
-    result = _logsumexp(jnp.moveaxis(leave_out(rows, mask), axis, -1), *check_temperature(temperature, rows, axis))
+    numbers = check_temperature(temperature, x, axis)
+    if axis_name is None:
+        rows, mask = _append_sink(x, axis, where, sink)
+        result = _logsumexp(jnp.moveaxis(leave_out(rows, mask), axis, -1), *numbers)
+    else:
+        sinks = None if sink is None else jnp.moveaxis(_spread_sink(x, axis, sink), axis, -1)
+        rows = jnp.moveaxis(leave_out(x, check_mask(where, x)), axis, -1)
+        result = shards.logsumexp(rows, sinks, numbers[0], axis_name, numbers[1])
     return jnp.expand_dims(result, axis) if check_flag("keepdims", keepdims) else result
 
 

@@ -30,7 +30,7 @@ from .calls import (
     mean_of,
 )
 from .losses import check_weights, scale_weights
-from .rows import scale_softmax, scale_softmax_by
+from .scaling import scale_softmax, scale_softmax_by
 
 Arrays = tuple[jax.Array, jax.Array]
 

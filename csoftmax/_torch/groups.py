@@ -18,13 +18,19 @@ from torch.autograd.function import once_differentiable
 
 from .._arguments.generators import draw_uniforms
 from .._arguments.places import DeviceError
-from .._distributed import rows as over_rows
+from .._distributed.draws import sample as sample_over
 from .._distributed.groups import SingleProcess, as_group
 from .._distributed.linear import run_linear
 from .._distributed.losses import run_loss
 from .._distributed.row_sums import fail_on_both
-from .._distributed.topk import sample as sample_over
-from .operators import check_constants, check_floating, detach, multiply, refuse_gradient
+from .operators import (
+    check_constants,
+    check_floating,
+    detach,
+    multiply,
+    number_or_rows,
+    refuse_gradient,
+)
 
 _Result = TypeVar("_Result")
 
@@ -62,6 +68,7 @@ class Division(NamedTuple):
     mesh: Any = None
     placements: Any = None  # of the argument with the classes
     of_rows: Any = None  # of an array with an element for each row
+    of_kept: Any = None  # the same where the axis of the classes has length 1
     of_classes: Any = None  # of an array with an element for each class
 
     def check(self, function: Callable[[], _Result]) -> _Result:
@@ -79,6 +86,10 @@ class Division(NamedTuple):
             whole = x if shape is None else x.broadcast_to(shape)
             x = _dtensor().DTensor.from_local(whole.contiguous(), self.mesh, [_dtensor().Replicate()] * self.mesh.ndim)
         return x.redistribute(self.mesh, placements).to_local()
+
+    def place_rows(self, numbers: Any) -> Any:
+        """The numbers of this rank's rows, whose axis of the classes has length 1; one for all rows as it is."""
+        return self.place(numbers, self.of_kept) if isinstance(numbers, Tensor) else numbers
 
     def spread(self, local: Tensor, placements: Any, shape: tuple[int, ...]) -> Any:
         """A result as a DTensor, if the argument is one."""
@@ -112,11 +123,10 @@ def divide(name: str, x: Any, dim: Any, group: Any, n_classes: Any = None, offse
         return Division(as_group(group), None, n_classes, offset)
     if group is not None or n_classes is not None or offset is not None:
         raise ValueError(f"{name} is a DTensor, which says how it is divided: group, n_classes and offset must be None")
-    if type(dim) is not int or not -x.dim() <= dim < x.dim():
-        raise ValueError(f"dim must be an axis of {name}, which has {x.dim()}, got {dim!r}")
+    _check_dim(name, x, dim)
     module, mesh, axis = _dtensor(), x.device_mesh, dim % x.dim()
     of_rows: list[Any] = []
-    of_classes, by_class, by_rows = [], [], []
+    of_kept, of_classes, by_class, by_rows = [], [], [], []
     for i, placement in enumerate(x.placements):
         if not (placement.is_replicate() or type(placement) is module.Shard):
             raise ValueError(
@@ -127,6 +137,7 @@ def divide(name: str, x: Any, dim: Any, group: Any, n_classes: Any = None, offse
         by_class += [i] * is_class
         by_rows += [i] * is_row
         of_rows.append(module.Shard(placement.dim - (placement.dim > axis)) if is_row else module.Replicate())
+        of_kept.append(placement if is_row else module.Replicate())
         of_classes.append(module.Shard(0) if is_class else module.Replicate())
     if len(by_class) > 1:
         raise ValueError(
@@ -137,20 +148,45 @@ def divide(name: str, x: Any, dim: Any, group: Any, n_classes: Any = None, offse
     for inner in groups:
         rows_group = inner if rows_group is None else _Product(rows_group, inner)
     classes = as_group(mesh.get_group(by_class[0])) if by_class else SingleProcess()
-    return Division(classes, rows_group, x.shape[dim], None, mesh, x.placements, of_rows, of_classes)
+    return Division(classes, rows_group, x.shape[dim], None, mesh, x.placements, of_rows, of_kept, of_classes)
 
 
-def _check_here(name: str, x: Any) -> None:
+def check_here(name: str, x: Any, dim: Any = -1) -> None:
+    """Refuse what is no floating-point tensor on the CPU, and what is no axis of it."""
     check_floating(name, x)
     if x.device.type != "cpu":
         raise DeviceError(f"{name} is on {x.device}: functions over a group compute on the CPU; pass {name}.cpu()")
+    _check_dim(name, x, dim)
 
 
-def _refuse_rows_and_softcap(temperature: Any, softcap: Any) -> None:
+def _check_dim(name: str, x: Any, dim: Any) -> None:
+    if type(dim) is not int or not -x.dim() <= dim < x.dim():
+        raise ValueError(f"dim must be an axis of {name}, which has {x.dim()}, got {dim!r}")
+
+
+def row_shape(x: Tensor, dim: int) -> tuple[int, ...]:
+    """The shape of x, of length 1 along dim."""
+    dim %= x.dim()
+    return (*x.shape[:dim], 1, *x.shape[dim + 1 :])
+
+
+def spread_temperature(temperature: Any, x: Tensor, dim: int) -> Any:
+    """T as a float, or as a tensor of the shape of the rows of x with length 1 along dim."""
+    number, rows = number_or_rows("temperature", temperature)
+    if rows is None:
+        return number
+    shape = row_shape(x, dim)
+    try:
+        return rows.detach().broadcast_to(shape)
+    except RuntimeError:
+        raise ValueError(
+            f"temperature has shape {tuple(rows.shape)}; allowed are a number and what broadcasts to {shape}"
+        ) from None
+
+
+def _refuse_softcap(softcap: Any) -> None:
     if softcap is not None:
         raise NotImplementedError("softcap is not implemented over shards: cap the logits first")
-    if isinstance(temperature, Tensor) and temperature.dim() > 0:
-        raise NotImplementedError("losses over shards have one temperature for all rows: divide the logits first")
 
 
 class _Loss(torch.autograd.Function):
@@ -180,12 +216,13 @@ def cross_entropy(
     division = divide("logits", logits, dim, group, n_classes, offset)
     weights = {name: options.pop(name) for name in ("weight", "sample_weight")}
 
-    def check() -> None:
-        _check_here("logits", logits)
+    def check() -> Any:
+        check_here("logits", logits, dim)
         check_constants(target=target, **weights)
-        _refuse_rows_and_softcap(options["temperature"], softcap)
+        _refuse_softcap(softcap)
+        return spread_temperature(options["temperature"], logits, dim)
 
-    division.check(check)
+    options["temperature"] = division.place_rows(division.check(check))
     shape = (*logits.shape[: dim % logits.dim()], *logits.shape[dim % logits.dim() + 1 :])
     is_soft = target.is_floating_point()
     given = division.place(target.detach(), division.placements if is_soft else division.of_rows)
@@ -235,15 +272,16 @@ def linear_cross_entropy(
     weights = {name: options.pop(name) for name in ("weight", "sample_weight")}
     gradient = any(t is not None and t.requires_grad for t in (x, w, bias)) and torch.is_grad_enabled()
 
-    def check() -> None:
-        _check_here("x", x)
-        _check_here("w", w)
+    def check() -> Any:
+        check_here("x", x)
+        check_here("w", w)
         check_constants(target=target, **weights)
-        _refuse_rows_and_softcap(options["temperature"], softcap)
+        _refuse_softcap(softcap)
         if gradient and options["reduction"] == "none":
             raise ValueError('reduction="none" has no gradient here; use "sum" or "mean", or torch.no_grad()')
+        return spread_temperature(options["temperature"], x, -1)
 
-    features.check(check)
+    options["temperature"] = features.place_rows(features.check(check))
     of_rows, of_soft = features.of_rows, features.placements
     given = features.place(target.detach(), of_soft if target.is_floating_point() else of_rows)
     weight, sample_weight = detach(*weights.values())
@@ -285,55 +323,12 @@ def _divide_features(x: Any, layer: Division) -> Division:
     return rows._replace(group=layer.group, placements=of_soft, n_classes=layer.n_classes)
 
 
-class _Rows(torch.autograd.Function):
-    """softmax or log_softmax; backward has the collectives of its own call, which all ranks must enter."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, name: str, options: dict[str, Any], where: Any) -> Tensor:
-        y = getattr(over_rows, name)(x.detach(), where=where, **options)
-        ctx.name, ctx.options = name, options
-        ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        (y,) = ctx.saved_tensors
-        return getattr(over_rows, f"{ctx.name}_vjp")(dy, y, **ctx.options), None, None, None
-
-
-def apply_to_rows(
-    name: str, x: Any, dim: int, group: Any, n_classes: Any, offset: Any, *, temperature: Any, where: Any, sink: Any
-) -> Any:
-    """`csoftmax.torch.softmax` or `csoftmax.torch.log_softmax` over ranks."""
-    division = divide("x", x, dim, group, n_classes, offset)
-
-    def check() -> None:
-        _check_here("x", x)
-        check_constants(where=where, temperature=temperature if isinstance(temperature, Tensor) else None)
-        if sink is not None:
-            raise NotImplementedError("sink is not implemented over shards")
-
-    division.check(check)
-    if isinstance(temperature, Tensor):
-        per_row = division.replicated and [
-            p if p.is_shard() and not p.is_shard(dim % x.dim()) else r
-            for p, r in zip(x.placements, division.replicated, strict=True)
-        ]
-        temperature = division.place(temperature.detach(), per_row)
-    mask = division.place(where, division.placements, tuple(x.shape))
-    options = {"axis": dim, "group": division.group, "n_classes": division.n_classes, "offset": division.offset}
-    local = x if division.mesh is None else x.to_local()
-    y = _Rows.apply(local, name, options | {"temperature": temperature}, mask)
-    return division.spread(y, division.placements, tuple(x.shape))
-
-
 def sample(logits: Any, dim: int, group: Any, n_classes: Any, offset: Any, **options: Any) -> Any:
     """`csoftmax.torch.sample` over ranks."""
     division = divide("logits", logits, dim, group, n_classes, offset)
 
     def check() -> None:
-        _check_here("logits", logits)
+        check_here("logits", logits, dim)
         refuse_gradient("logits", logits)
 
     division.check(check)

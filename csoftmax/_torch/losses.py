@@ -188,7 +188,7 @@ def cross_entropy(
     DeviceError
         If there is a group and the logits are on a CUDA device.
     NotImplementedError
-        If there is a group, and a softcap or temperatures of rows.
+        If there is a group, and a softcap.
 
     Examples
     --------

@@ -6,7 +6,6 @@ log-sum-exp is softmax. The parameter is a number or, as another argument, a ten
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 import csoftmax
 
 from .._arguments.numbers import check_flag
-from . import groups
+from . import group_rows, groups
 from .operators import (
     as_number,
     check_floating,
@@ -27,6 +26,8 @@ from .operators import (
     is_for_rows,
     like,
 )
+from .scaling import scale_softmax, scale_softmax_by
+from .sinks import append_sink
 
 
 def _define_row_function(name: str, parameter: str) -> tuple[Any, Any]:
@@ -94,40 +95,6 @@ def _fake_logsumexp(x: Tensor, dim: int, number: float, rows: Tensor | None, whe
     return torch.empty(shape, dtype=x.dtype, device=x.device)
 
 
-def scale_softmax(p: Tensor, dy: Tensor, temperature: float) -> Tensor:
-    """Softmax p times dy / T, in place where 1 / T and dy / T stay within the range of the dtype."""
-    if temperature == 1:
-        return p.mul_(dy)
-    mantissa, exponent = math.frexp(temperature)
-    if abs(exponent) <= 60:
-        if p.dtype.itemsize < 4:
-            return p.float().mul_(dy.float() / temperature).to(p.dtype)
-        return p.mul_(dy / temperature)
-    return _scale_far(p, dy, temperature, mantissa, exponent)
-
-
-def scale_softmax_by(p: Tensor, dy: Tensor, t: Tensor) -> Tensor:
-    """Softmax p times dy / T for a tensor of temperatures in float64, which broadcasts to p."""
-    wide = torch.float64 if p.dtype == torch.float64 else torch.float32
-    near = (p.to(wide) * (dy.to(wide) / t.to(wide))).to(p.dtype)
-    mantissas, exponents = torch.frexp(t)
-    return torch.where(exponents.abs() <= 60, near, _scale_far(p, dy, t, mantissas, exponents))
-
-
-def _scale_far(p: Tensor, dy: Tensor, t: Any, mantissa: Any, exponent: Any) -> Tensor:
-    """The product p dy / T for T = mantissa 2**exponent, a number or a tensor, of any magnitude."""
-    if p.dtype != torch.float64:
-        return p.double().mul_(dy.double()).div_(t).to(p.dtype)
-    # Mantissas are multiplied, exponents added. The powers of two are multiplied in three steps, none of which leaves
-    # the range before the product does.
-    p, p_exponent = torch.frexp(p)
-    dy, dy_exponent = torch.frexp(dy)
-    exponents = (p_exponent + dy_exponent - exponent).clamp(-2400, 2400)
-    third = exponents.div(3, rounding_mode="trunc")
-    step = torch.pow(2.0, third.double())
-    return p.mul_(dy / mantissa).mul_(step).mul_(step).mul_(torch.pow(2.0, (exponents - 2 * third).double()))
-
-
 def _compute_logsumexp_vjp(
     dy: Tensor, x: Tensor, dim: int, temperature: float, rows: Tensor | None, where: Tensor | None
 ) -> Tensor:
@@ -166,27 +133,6 @@ _logsumexp = define(
     _differentiate_logsumexp,
     _save_logsumexp,
 )
-
-
-def _append_sink(
-    x: Tensor, dim: int, where: Tensor | None, sink: Tensor | float | None
-) -> tuple[Tensor, Tensor | None]:
-    """The logits, and their mask, with the sink as the last element along dim; autograd finds its gradient."""
-    if sink is None:
-        return x, where
-    if not x.dim():
-        raise ValueError("x must have an axis where there is a sink")
-    shape = list(x.shape)
-    shape[dim] = 1
-    given: Tensor = sink if isinstance(sink, Tensor) else torch.as_tensor(sink)
-    try:
-        column = given.to(x).broadcast_to(shape)
-    except RuntimeError:
-        allowed = f"a number and what broadcasts to {tuple(shape)}, the shape of the rows with length 1 along dim"
-        raise ValueError(f"sink has shape {tuple(given.shape)}; allowed are {allowed}") from None
-    if where is not None:
-        where = torch.cat([where.broadcast_to(x.shape), torch.ones(shape, dtype=torch.bool, device=x.device)], dim)
-    return torch.cat([x, column], dim), where
 
 
 def softmax(
@@ -228,7 +174,7 @@ def softmax(
     ------
     TypeError, ValueError
         If x is not a floating-point tensor, T is out of its range, or another argument requires grad.
-    DistributedError, DeviceError, NotImplementedError
+    DistributedError, DeviceError
         With a group, as in `cross_entropy`.
 
     Examples
@@ -241,13 +187,13 @@ def softmax(
     tensor([-0.1966,  0.1966])
     """
     if groups.is_over_ranks(x, group):
-        return groups.apply_to_rows(
+        return group_rows.apply_to_rows(
             "softmax", x, dim, group, n_classes, offset, temperature=temperature, where=where, sink=sink
         )
     check_floating("x", x)
     check_tensors(where=where)
     dim = check_int("dim", dim)
-    rows, where = _append_sink(x, dim, where, sink)
+    rows, where = append_sink(x, dim, where, sink)
     y = apply_softmax(rows, dim, *check_temperature(temperature, rows), where)
     return y if sink is None else y.narrow(dim, 0, x.shape[dim])
 
@@ -279,7 +225,7 @@ def log_softmax(
     ------
     TypeError, ValueError
         If x is not a floating-point tensor, T is out of its range, or another argument requires grad.
-    DistributedError, DeviceError, NotImplementedError
+    DistributedError, DeviceError
         With a group, as in `cross_entropy`.
 
     Examples
@@ -290,13 +236,13 @@ def log_softmax(
     tensor([-1.3133, -0.3133])
     """
     if groups.is_over_ranks(x, group):
-        return groups.apply_to_rows(
+        return group_rows.apply_to_rows(
             "log_softmax", x, dim, group, n_classes, offset, temperature=temperature, where=where, sink=sink
         )
     check_floating("x", x)
     check_tensors(where=where)
     dim = check_int("dim", dim)
-    rows, where = _append_sink(x, dim, where, sink)
+    rows, where = append_sink(x, dim, where, sink)
     y = _log_softmax(rows, dim, *check_temperature(temperature, rows), where)
     return y if sink is None else y.narrow(dim, 0, x.shape[dim])
 
@@ -309,12 +255,15 @@ def logsumexp(
     temperature: float | Tensor = 1.0,
     where: Tensor | None = None,
     sink: Tensor | float | None = None,
+    group: Any = None,
+    n_classes: int | None = None,
+    offset: int | None = None,
 ) -> Tensor:
     """`csoftmax.logsumexp` with a gradient.
 
     Parameters
     ----------
-    x, dim, temperature, where, sink
+    x, dim, temperature, where, sink, group, n_classes, offset
         As in `softmax`.
     keepdims : bool, default False
         Keep `dim` with length 1.
@@ -322,12 +271,15 @@ def logsumexp(
     Returns
     -------
     torch.Tensor
-        Logarithms of the sums of ``exp(x / T)``, of the dtype of x and its shape without `dim`.
+        Logarithms of the sums of ``exp(x / T)``, of the dtype of x and its shape without `dim`; over ranks the same on
+        all of them, and of a DTensor a DTensor that is placed like the rows.
 
     Raises
     ------
     TypeError, ValueError
         If x is not a floating-point tensor, T is out of its range, or another argument requires grad.
+    DistributedError, DeviceError
+        With a group, as in `cross_entropy`.
 
     Examples
     --------
@@ -338,10 +290,14 @@ def logsumexp(
     >>> x.grad
     tensor([0.2689, 0.7311])
     """
+    if groups.is_over_ranks(x, group):
+        return group_rows.logsumexp(
+            x, dim, group, n_classes, offset, temperature=temperature, where=where, sink=sink, keepdims=keepdims
+        )
     check_floating("x", x)
     check_tensors(where=where)
     dim = check_int("dim", dim)
-    rows, where = _append_sink(x, dim, where, sink)
+    rows, where = append_sink(x, dim, where, sink)
     result = _logsumexp(rows, dim, *check_temperature(temperature, rows), where)
     return result.unsqueeze(dim) if check_flag("keepdims", keepdims) and x.dim() else result
 

@@ -33,7 +33,7 @@ from .operators import (
     number_or_rows,
     of_loss,
 )
-from .rows import scale_softmax, scale_softmax_by
+from .scaling import scale_softmax, scale_softmax_by
 
 
 def _sort_ids(ids: Tensor, num_segments: int) -> tuple[Tensor, Tensor]:

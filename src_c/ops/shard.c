@@ -305,7 +305,8 @@ static csm_status run_loss(csm_array_type type, const csm_shape *shape, const cs
     const int is_finish = shard->stage == CSM_STAGE_FINISH || shard->stage == CSM_STAGE_LOST;
     const int is_whole = shard->stage == CSM_STAGE_WHOLE;
     const int fits = is_whole ? shape->n == o->classes : (is_finish ? is_part : is_shard)(shape, o);
-    if ((unsigned)type > CSM_BF16 || !fits || (options.softcap != 0 && !is_whole)) return CSM_BAD_OPTION;
+    const int has_norm = !(is_finish && gradient && options.softcap != 0 && options.clip_norm > 0); /* of whole rows */
+    if ((unsigned)type > CSM_BF16 || !fits || !has_norm) return CSM_BAD_OPTION;
     options.temperature = o->temperature;
     options.temperatures = o->temperatures;
     options.threads = o->threads;

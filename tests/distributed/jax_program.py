@@ -4,6 +4,7 @@ Arguments: the number of devices. XLA_FLAGS must force that many before JAX is i
 """
 
 import functools
+import itertools
 import sys
 
 import jax
@@ -44,44 +45,83 @@ def make_rows(rng, n, kind, dtype):
     return jnp.asarray(x).astype(dtype)
 
 
+def pull(function, dy, *arrays):
+    """The result of a function, and the gradients of all arrays of floats."""
+    y, back = jax.vjp(function, *arrays)
+    return y, *back(dy)
+
+
+KINDS = {"float32": ("usual", "far"), "float64": ("far",), "bfloat16": ("usual",)}
+
+
 def check_rows(mesh, options):
     rng = np.random.default_rng(0)
-    spec = P(None, "classes")
-    for n in (4096 * DEVICES, 8192 * DEVICES, 40 * DEVICES, 5000 * DEVICES):
-        for kind, dtype in (("usual", "float32"), ("far", "float32"), ("far", "float64"), ("usual", "bfloat16")):
+    names, spec = (("softmax", 1.0), ("log_softmax", 0.7)), P(None, "classes")
+    lengths = (4096 * DEVICES, 8192 * DEVICES, 40 * DEVICES, 5000 * DEVICES)
+    for n, dtype, (name, t) in itertools.product(lengths, KINDS, names):
+        function = functools.partial(getattr(cj, name), temperature=t, axis_name="classes")
+        sharded = jax.jit(functools.partial(pull, over_classes(function, mesh, out=spec, **options)))
+        for kind in KINDS[dtype]:
             x, dy = make_rows(rng, n, kind, dtype), make_rows(rng, n, "usual", dtype)
-            for name, t in (("softmax", 1.0), ("log_softmax", 0.7)):
-                function, plain = functools.partial(getattr(cj, name), temperature=t), getattr(csoftmax, name)
-                sharded = functools.partial(function, axis_name="classes")
-                y = over_classes(sharded, mesh, out=spec, **options)(x)
-                expected = plain(np.asarray(x), temperature=t)
-                same(y, expected, (name, n, kind, dtype))
+            y, dx = sharded(dy, x)
+            expected = getattr(csoftmax, name)(np.asarray(x), temperature=t)
+            same(y, expected, (name, n, kind, dtype))
+            gradient = getattr(csoftmax, f"{name}_vjp")(np.asarray(dy), expected, temperature=t)
+            same(dx, gradient, (name, "gradient", n, kind, dtype))
 
-                def pull(x, dy, sharded=sharded):
-                    return jax.vjp(sharded, x)[1](dy)[0]
 
-                dx = over_classes(pull, mesh, spec, out=spec, **options)(x, dy)
-                gradient = getattr(csoftmax, f"{name}_vjp")(np.asarray(dy), expected, temperature=t)
-                same(dx, gradient, (name, "gradient", n, kind, dtype))
+def check_options(mesh, options):
+    """logsumexp; temperatures of rows and sinks, which are the same on all devices; all gradients."""
+    rng = np.random.default_rng(2)
+    t, blocks = jnp.asarray([[0.5], [1.0], [1e-30], [2.0], [3.0]], jnp.float32), 8192 * DEVICES
+    sinks = {"none": (), "rows": (jnp.asarray(rng.normal(size=(5, 1)), jnp.float32),), "number": (jnp.float32(0.5),)}
+    cases = [("logsumexp", None, "none", blocks), ("logsumexp", t, "rows", blocks), ("softmax", t, "rows", blocks)]
+    cases += [("log_softmax", t, "number", 4096 * DEVICES), ("logsumexp", t, "rows", 40 * DEVICES)]
+    spec = P(None, "classes")
+    for name, temperature, key, n in cases:
+
+        def function(x, *sink, name=name, temperature=temperature, **more):
+            more |= {"sink": sink[0]} if sink else {}
+            return getattr(cj, name)(x, **more, **({} if temperature is None else {"temperature": temperature}))
+
+        places, is_sum = [P()] * len(sinks[key]), name == "logsumexp"
+        sharded = functools.partial(function, axis_name="classes")
+        sharded = over_classes(sharded, mesh, *places, out=P() if is_sum else spec, **options)
+        found, expected = (jax.jit(functools.partial(pull, f)) for f in (sharded, function))
+        for kind in ("usual", "far"):
+            x, dy = (make_rows(rng, n, k, "float32") for k in (kind, "usual"))
+            dy = jnp.asarray([1.0, 2.0, 4.0, 0.5, 8.0], jnp.float32) if is_sum else dy  # / devices is exact
+            results = zip(found(dy, x, *sinks[key]), expected(dy, x, *sinks[key]), strict=True)
+            for i, (got, right) in enumerate(results):
+                if i == 2 and key == "number":  # a sum over the rows
+                    np.testing.assert_allclose(got, right, rtol=1e-6)
+                else:
+                    same(got, right, (name, key, i, n, kind))
 
 
 def check_losses(mesh, options):
     rng = np.random.default_rng(1)
-    for n in (4096 * DEVICES, 8192 * DEVICES, 40 * DEVICES, 5000 * DEVICES):
-        for kind, dtype in (("usual", "float32"), ("far", "float32"), ("usual", "float64")):
-            x, labels = make_rows(rng, n, kind, dtype), jnp.asarray([0, n - 1, -100, n // 2, 1])
-            for more in ({}, {"label_smoothing": 0.1, "z_loss": 1e-3, "temperature": 2.0}):
-                loss = functools.partial(cj.cross_entropy, reduction="none", **more)
-                sharded = over_classes(functools.partial(loss, axis_name="classes"), mesh, P(), out=P(), **options)
-                same(sharded(x, labels), jax.jit(loss)(x, labels), ("loss", n, kind, dtype, more))
-                upstream = jnp.asarray([1.0, 2.0, 4.0, 0.5, 8.0], loss(x, labels).dtype)  # / devices is exact
-
-                def total(x, labels, function, upstream=upstream):
-                    return (function(x, labels) * upstream).sum()
-
-                found = jax.jit(jax.grad(functools.partial(total, function=sharded)))(x, labels)
-                expected = jax.jit(jax.grad(functools.partial(total, function=loss)))(x, labels)
-                same(found, expected, ("gradient", n, kind, dtype, more))
+    blocks, rows = 8192 * DEVICES, {"temperature": np.array([[0.5], [1.0], [2.0], [3.0], [4.0]], np.float32)}
+    smooth = {"label_smoothing": 0.1, "z_loss": 1e-3, "temperature": 2.0}
+    cases = itertools.product(
+        (4096 * DEVICES, blocks, 40 * DEVICES, 5000 * DEVICES), ("float32", "float64"), ({}, smooth)
+    )
+    for n, dtype, more in [*cases, (blocks, "float32", rows), (40 * DEVICES, "float32", rows)]:
+        loss = functools.partial(cj.cross_entropy, reduction="none", axis_name="classes", **more)
+        forward = over_classes(loss, mesh, P(), out=P(), **options)
+        labels = np.array([0, n - 1, -100, n // 2, 1])
+        sharded = jax.jit(functools.partial(pull, lambda x, f=forward, labels=labels: f(x, labels)))
+        for kind in KINDS[dtype]:
+            x, upstream = (
+                make_rows(rng, n, kind, dtype),
+                np.array([1.0, 2.0, 4.0, 0.5, 8.0], dtype),
+            )  # / devices is exact
+            found, gradient = sharded(upstream, x)
+            expected = csoftmax.cross_entropy_with_grad(np.asarray(x), labels, reduction="none", **more)
+            same(found, expected.loss, ("loss", n, kind, dtype, more))
+            same(gradient, expected.grad * upstream[:, None], ("gradient", n, kind, dtype, more))
+            if n == blocks:
+                same(forward(x, labels), expected.loss, ("loss alone", n, kind, dtype, more))
 
 
 def check_errors(mesh, options):
@@ -90,11 +130,11 @@ def check_errors(mesh, options):
     call = over_classes(functools.partial(cj.cross_entropy, axis_name="classes"), mesh, P(), out=P(), **options)
     with pytest.raises((jax.errors.JaxRuntimeError, ValueError)):
         jax.block_until_ready(call(x, jnp.asarray([0, n])))
-    for change in ({"softcap": 3.0}, {"temperature": jnp.ones((2, 1))}):
-        with pytest.raises(NotImplementedError):
-            over_classes(
-                functools.partial(cj.cross_entropy, axis_name="classes", **change), mesh, P(), out=P(), **options
-            )(x, jnp.asarray([0, 1]))
+    loss = functools.partial(cj.cross_entropy, axis_name="classes", softcap=3.0)
+    with pytest.raises(NotImplementedError):
+        over_classes(loss, mesh, P(), out=P(), **options)(x, jnp.asarray([0, 1]))
+    with pytest.raises(ValueError, match=r"sink has shape \(3, 1\)"):
+        cj.logsumexp(x, sink=jnp.ones((3, 1)), axis_name="classes")
 
 
 def main():
@@ -104,6 +144,7 @@ def main():
     unchecked = [{"check_vma": False}] if DEVICES == 2 else []  # it divides upstream gradients by the devices
     for options in ({}, *unchecked):
         check_rows(mesh, options)
+        check_options(mesh, options)
         check_losses(mesh, options)
         check_errors(mesh, options)
     print("ok")

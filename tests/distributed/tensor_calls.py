@@ -36,13 +36,17 @@ def whole(x):
 def check_dtensor_losses(mesh, placements, rows, classes, seed=0):
     """A loss of a DTensor, with every kind of argument beside it, has the bits of the whole one."""
     x, target, weight = make_problem(seed, rows, classes)
-    soft = torch.softmax(x.flip(0), -1)
+    soft, temperature = torch.softmax(x.flip(0), -1), torch.linspace(0.5, 2, rows)[:, None]
     cases = [
         (target, {}),
         (target, {"reduction": "sum", "label_smoothing": 0.1}),
         (target, {"reduction": "none"}),
         (target, {"weight": weight, "sample_weight": torch.arange(rows) + 1.0}),
         (soft, {"reduction": "none"}),
+        (target, {"temperature": temperature}),
+        (target, {"temperature": torch.tensor([0.7])}),
+        (target, {"temperature": temperature}),
+        (target, {"temperature": torch.tensor([0.7])}),
     ]
     for labels, options in cases:
         expected, gradient = loss_and_gradient(x, labels, **options)
@@ -56,17 +60,32 @@ def check_dtensor_losses(mesh, placements, rows, classes, seed=0):
 
 
 def check_dtensor_rows(mesh, placements, rows, classes):
+    """Functions of rows of a DTensor, with temperatures and sinks that are DTensors or the same on all ranks."""
     x, _, dy = make_problem(1, rows, classes)
-    for function in (ct.softmax, ct.log_softmax):
-        leaf = x.clone().requires_grad_()
-        y = function(leaf)
-        (y * dy).sum().backward()
+    dy = dy.expand(rows, classes).contiguous()
+    t, sink = torch.linspace(0.5, 2, rows)[:, None], torch.linspace(-1, 1, rows)[:, None]
+    kept = [p if p.is_shard(0) else Replicate() for p in placements]
+    cases = [(function, {}) for function in (ct.softmax, ct.log_softmax, ct.logsumexp)]
+    cases += [(ct.logsumexp, {"keepdims": True, "temperature": t}), (ct.log_softmax, {"sink": sink, "temperature": t})]
+    cases += [(ct.logsumexp, {"sink": distribute_tensor(sink, mesh, kept)}), (ct.softmax, {"sink": torch.tensor(0.5)})]
+    for function, options in cases:
+        is_sum, keepdims = function is ct.logsumexp, "keepdims" in options
+        leaf, sinks = x.clone().requires_grad_(), [None, None]
+        if "sink" in options:
+            sinks = [whole(options["sink"]).clone().requires_grad_(), options["sink"].detach().clone().requires_grad_()]
+        y = function(leaf, **options | {"sink": sinks[0]})
+        upstream = dy[:, :1] if keepdims else dy[:, 0] if is_sum else dy
+        y.backward(upstream)
         sharded = distribute_tensor(x, mesh, placements).requires_grad_()
-        result = function(sharded)
-        assert result.placements == tuple(placements)
+        result = function(sharded, **options | {"sink": sinks[1]})
+        placed = kept if is_sum else placements
+        assert result.placements == tuple(placed)
         same(whole(result), y)
-        result.backward(distribute_tensor(dy.expand(rows, classes).contiguous(), mesh, placements))
+        result.backward(distribute_tensor(upstream.contiguous(), mesh, placed))
         same(whole(sharded.grad), leaf.grad)
+        if sinks[0] is not None:  # for more than one row, that of a number is a sum over ranks
+            close = {"rtol": 0, "atol": 0} if sinks[0].dim() else {}
+            torch.testing.assert_close(whole(sinks[1].grad), sinks[0].grad, **close)
     expected = ct.sample(x, size=(2,), rng=3, top_k=50)
     same(whole(ct.sample(distribute_tensor(x, mesh, placements), size=(2,), rng=3, top_k=50)), expected)
 
@@ -76,13 +95,14 @@ def check_dtensor_layers(mesh, of_rows, of_classes, rows, classes):
     w, _, bias = make_problem(3, classes, 8, torch.float64)
     bias = torch.linspace(-1, 1, classes, dtype=torch.float64)
     target = target % classes
+    t = torch.linspace(0.5, 2, rows)[:, None]
     leaves = [t.clone().requires_grad_() for t in (x, w, bias)]
-    expected = ct.linear_cross_entropy(*leaves[:2], target, bias=leaves[2])
+    expected = ct.linear_cross_entropy(*leaves[:2], target, bias=leaves[2], temperature=t)
     expected.backward()
     sharded = [
         distribute_tensor(t, mesh, p).requires_grad_() for t, p in ((x, of_rows), (w, of_classes), (bias, of_classes))
     ]
-    loss = ct.linear_cross_entropy(*sharded[:2], target, bias=sharded[2])
+    loss = ct.linear_cross_entropy(*sharded[:2], target, bias=sharded[2], temperature=t)
     loss.backward()
     torch.testing.assert_close(whole(loss), expected.detach(), rtol=1e-14, atol=0)
     for leaf, found in zip(leaves, sharded, strict=True):

@@ -77,18 +77,121 @@ def test_rows_and_their_gradients_have_the_bits_of_whole_rows(name, axis):
     assert torch.equal(torch.cat([gradient for _, gradient in results], axis), leaf.grad)
 
 
-def test_layers():
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_losses_may_have_temperatures_of_rows(axis, reduction):
+    rng = np.random.default_rng(5)
+    x, target = torch.tensor(rng.normal(size=(9000, 3) if axis == 0 else (3, 9000))), torch.tensor([3, 8999, 5000])
+    temperature = torch.tensor([0.5, 1.0, 2.0]).reshape([1, 3] if axis == 0 else [3, 1])
+    leaf = x.clone().requires_grad_()
+    expected = ct.cross_entropy(leaf, target, dim=axis, temperature=temperature, reduction=reduction)
+    expected.sum().backward()
+
+    def work(group):
+        at = (slice(None),) * axis + (slice(*CUTS[group.rank : group.rank + 2]),)
+        shard = x[at].clone().requires_grad_()
+        options = {"temperature": temperature, "reduction": reduction}
+        loss = ct.cross_entropy(shard, target, dim=axis, group=group, **options)
+        loss.sum().backward()
+        return loss.detach(), shard.grad
+
+    results = results_of(work)
+    assert all(torch.equal(loss, expected.detach()) for loss, _ in results)
+    assert torch.equal(torch.cat([gradient for _, gradient in results], axis), leaf.grad)
+
+
+def run_rows(function, x, dy, axis, cuts, options, order=None):
+    """Results and gradients of a function of rows over ranks whose shards end at the cuts, the same on all ranks last.
+
+    order : the number of the shard that each rank has, whose offset is then given; None: that of the rank
+    """
+
+    def work(group):
+        part = group.rank if order is None else order[group.rank]
+        at = (slice(None),) * axis + (slice(*cuts[part : part + 2]),)
+        given = options | {"where": options["where"][at]} | ({} if order is None else {"offset": cuts[part]})
+        sink = options["sink"].detach().clone().requires_grad_() if "sink" in options else None
+        shard = x[at].clone().requires_grad_()
+        y = function(shard, axis, group=group, **given | {"sink": sink})
+        y.backward(dy[at] if dy.shape == x.shape else dy)
+        return part, y.detach(), shard.grad, None if sink is None else sink.grad
+
+    results = sorted(results_of(work, len(cuts) - 1), key=lambda result: result[0])
+    ys = [y for _, y, _, _ in results]
+    if dy.shape == x.shape:
+        y = torch.cat(ys, axis)
+    else:
+        y = ys[0]
+        assert all(torch.equal(other, y) for other in ys)
+    sinks = [sink for *_, sink in results]
+    assert all(sink is None or torch.equal(sink, sinks[0]) for sink in sinks)
+    return y, torch.cat([gradient for _, _, gradient, _ in results], axis), sinks[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 1e-30, "rows"])
+def test_logsumexp_has_the_bits_of_whole_rows(dtype, temperature):
+    rng = np.random.default_rng(6)
+    x, dy = torch.tensor(rng.normal(size=(3, 9000)) * 5).to(dtype), torch.tensor([[1.0], [-2.0], [0.3]]).to(dtype)
+    where = torch.tensor(rng.random((3, 9000)) < 0.9)
+    where[2] = False
+    t = torch.tensor([[0.5], [1.0], [1e30]], dtype=torch.float64) if temperature == "rows" else temperature
+    for axis, keepdims, cuts in (
+        (1, True, CUTS),
+        (0, False, CUTS),
+        (1, False, [0, 4096, 9000]),
+        (1, True, [0, 0, 9000]),
+    ):
+        rows = x if axis else x.T.contiguous()
+        options = {"temperature": t.T if axis == 0 and temperature == "rows" else t, "keepdims": keepdims}
+        options["where"] = where if axis else where.T
+        upstream = dy if keepdims else dy[:, 0]
+        leaf = rows.clone().requires_grad_()
+        expected = ct.logsumexp(leaf, axis, **options)
+        expected.backward(upstream)
+        y, gradient, _ = run_rows(ct.logsumexp, rows, upstream, axis, cuts, options)
+        assert torch.equal(y, expected.detach())
+        assert torch.equal(gradient, leaf.grad)
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
+@pytest.mark.parametrize("shape", [(3, 1), (1,), ()])
+@pytest.mark.parametrize(
+    ("cuts", "order"), [(CUTS, None), ([0, 4096, 4096], None), ([0, 0, 30], [1, 0]), ([0, 4096, 8192, 8192], [2, 1, 0])]
+)
+def test_sinks_and_their_gradients_are_those_of_whole_rows(name, shape, cuts, order):
+    rng = np.random.default_rng(7)
+    n, function = cuts[-1], getattr(ct, name)
+    x, dy = (torch.tensor(rng.normal(size=(3, n)) * 3) for _ in range(2))
+    dy = dy[:, 0].contiguous() if name == "logsumexp" else dy
+    sink = torch.tensor(rng.normal(size=shape) * 3).requires_grad_()
+    options = {
+        "sink": sink,
+        "where": torch.tensor(rng.random((3, n)) < 0.8),
+        "temperature": torch.tensor([[0.5], [1.0], [2.0]]),
+    }
+    leaf = x.clone().requires_grad_()
+    expected = function(leaf, **options)
+    expected.backward(dy)
+    y, gradient, of_sink = run_rows(function, x, dy, 1, cuts, options, order)
+    assert torch.equal(y, expected.detach())
+    assert torch.equal(gradient, leaf.grad)
+    assert torch.equal(of_sink, sink.grad)
+
+
+@pytest.mark.parametrize("temperature", [1.0, torch.linspace(0.5, 2, 5)[:, None]], ids=["number", "rows"])
+def test_layers(temperature):
     rng = np.random.default_rng(2)
     x, w, bias = (torch.tensor(rng.normal(size=shape)) for shape in ((5, 6), (9000, 6), (9000,)))
     target = torch.tensor(rng.integers(0, 9000, 5))
     leaves = [t.clone().requires_grad_() for t in (x, w, bias)]
-    expected = ct.linear_cross_entropy(*leaves[:2], target, bias=leaves[2])
+    expected = ct.linear_cross_entropy(*leaves[:2], target, bias=leaves[2], temperature=temperature)
     (3 * expected).backward()
 
     def work(group):
         s = slice(*CUTS[group.rank : group.rank + 2])
         shards = [t.clone().requires_grad_() for t in (x, w[s], bias[s])]
-        loss = ct.linear_cross_entropy(*shards[:2], target, bias=shards[2], group=group)
+        loss = ct.linear_cross_entropy(*shards[:2], target, bias=shards[2], group=group, temperature=temperature)
         (3 * loss).backward()
         return loss.detach(), *[t.grad for t in shards]
 
@@ -117,12 +220,14 @@ def test_samples():
 def test_gradcheck(classes):
     rng = np.random.default_rng(4)
     x = torch.tensor(rng.normal(size=(3, classes))).requires_grad_()
-    target, group = torch.tensor([0, 4, 2]), SingleProcess()
+    target, group, rows = torch.tensor([0, 4, 2]), SingleProcess(), torch.tensor([[0.5], [1.0], [2.0]])
     functions = [
         lambda x: ct.cross_entropy(x, target, group=group, label_smoothing=0.1, temperature=0.7),
         lambda x: ct.cross_entropy(x, target, group=group, reduction="none"),
         lambda x: ct.log_softmax(x, group=group),
         lambda x: ct.softmax(x, group=group, temperature=2.0),
+        lambda x: ct.logsumexp(x, group=group, temperature=rows, sink=0.5),
+        lambda x: ct.cross_entropy(x, target, group=group, temperature=rows),
     ]
     for function in functions:
         assert torch.autograd.gradcheck(function, x, fast_mode=classes > 5)
@@ -141,16 +246,22 @@ def test_an_error_of_one_rank_is_raised_on_all():
 
     def work(group):
         bad = group.rank == 1
-        for change in ({"logits": x.to("meta")}, {"logits": x.long()}, {"temperature": -1.0}, {"target": "no tensor"}):
+        changes = {"logits": x.to("meta")}, {"logits": x.long()}, {"target": "no tensor"}, {"temperature": -1.0}
+        for change in (*changes, {"temperature": torch.ones(3, 1)}, {"temperature": torch.ones(2, 1).requires_grad_()}):
             given = {"logits": x, "target": target, "temperature": 1.0} | (change if bad else {})
             with pytest.raises(DistributedError, match=r"rank 1: (DeviceError|TypeError|ValueError)"):
                 ct.cross_entropy(given["logits"], given["target"], group=group, temperature=given["temperature"])
+        for change in ({"sink": torch.ones(3, 1)}, {"sink": "0"}, {"where": x}, {"dim": 2}):
+            given = {"dim": 1, "sink": torch.ones(2, 1)} | (change if bad else {})
+            with pytest.raises(DistributedError, match=r"rank 1: (TypeError|ValueError)"):
+                ct.logsumexp(x, group=group, **given)
+        sink = torch.zeros(2, 1, requires_grad=bad)
+        with pytest.raises(ValueError, match="disagree on sink requires grad: False on rank 0 and True on rank 1"):
+            ct.softmax(x, group=group, sink=sink)
         with pytest.raises(IndexError, match=r"target\[0\] is 20000"):
             ct.cross_entropy(x, torch.tensor([20000, 1]), group=group)
         with pytest.raises(NotImplementedError, match="softcap"):
             ct.cross_entropy(x, target, group=group, softcap=3.0)
-        with pytest.raises(NotImplementedError, match="sink"):
-            ct.softmax(x, group=group, sink=0.0)
         w = torch.zeros(3, 4, requires_grad=True)
         with pytest.raises(ValueError, match='"none" has no gradient'):
             ct.linear_cross_entropy(torch.zeros(2, 4), w, target, group=group, reduction="none")
