@@ -4,7 +4,7 @@
  * counting (kernel/rankings), from 65 elements on by merging; e^x are those of the CRF's kernels, relative to the
  * maximum, or with exponents of their own where the x are more than far apart.  Where x / T are so large that their
  * distances round, or overflow, elements that are near each other are a cluster, and their exponents are relative to
- * its maximum.  Ties as sums over subsets have no exponents: their x round at some 2^-42 there.
+ * its maximum.  Ties as sums over subsets have no exponents: where x / T overflow, their x round at some 2^-42.
  *
  * Losses are added in a tree over the lists.  A list with NaN or +inf among its elements is NaN; elements without
  * a relevance are not read, and their gradient is 0. */
@@ -264,6 +264,7 @@ typedef struct ranking_clusters {
     const int64_t *falling;
     double *maximum, *power;
     double t;
+    int keeps_x; /* x / T do not overflow: `exact` takes them as they are */
 } ranking_clusters;
 
 /* Sets x and p 2^power of the members; x holds what has not been divided by T. */
@@ -287,9 +288,11 @@ static void find_clusters(ranking_run *run, ranking_clusters *c) {
         before = x;
     }
     run->job->base.table->crf.split(run->x, run->p, run->power, padded);
+    c->keeps_x = 1;
+    for (size_t i = 0; i < n; i++) c->keeps_x &= run->key[i] == -CSM_INF || fabs(run->key[i] / c->t) < CSM_INF;
     for (size_t i = 0; i < n; i++) {
         run->power[i] += c->power[i];
-        run->x[i] += c->power[i] * 0x1.62e42fefa39efp-1;
+        run->x[i] = c->keeps_x ? run->key[i] / c->t : run->x[i] + c->power[i] * 0x1.62e42fefa39efp-1;
     }
 }
 
@@ -301,7 +304,7 @@ static double lacks(const ranking_clusters *c, int64_t larger, size_t i) {
 }
 
 /* What the loss lacks: the distances of each chosen member to the largest one that is not before it; of a group of
- * `exact`, those of its members to as many of the largest. */
+ * `exact` without its x, those of its members to as many of the largest. */
 static double loss_lacks(const ranking_clusters *c, const ranking_list *list) {
     double sum = 0;
     for (size_t g = 0, first = 0; g < list->factors; g++) {
@@ -312,6 +315,9 @@ static double loss_lacks(const ranking_clusters *c, const ranking_list *list) {
                 if (ranking_is_observed(list, i)) sum += lacks(c, c->falling[first], i);
             continue;
         }
+        size_t d = 0;
+        for (size_t i = begin; i < end; i++) d += (size_t)ranking_is_observed(list, i);
+        if (d > 1 && c->keeps_x) continue;
         for (size_t j = first, largest = first; j < list->n; j++) {
             const size_t i = (size_t)c->falling[j];
             if (i < begin || i >= end || !ranking_is_observed(list, i)) continue;
@@ -325,7 +331,7 @@ static double loss_lacks(const ranking_clusters *c, const ranking_list *list) {
 
 /* For x / T that are too large for exponentials.  Returns what the loss lacks. */
 static double use_clusters(ranking_run *run, ranking_list *list, double temperature) {
-    ranking_clusters c = {NULL, run->others, run->weight, temperature}; /* the terms overwrite them */
+    ranking_clusters c = {NULL, run->others, run->weight, temperature, 0}; /* the terms overwrite them */
     double max;
     read_members(run, 1, &max);
     find_clusters(run, &c);
