@@ -233,6 +233,8 @@ class ConditionalLogit(BaseEstimator):
             warnings.warn(message, UserWarning, stacklevel=2)
         if not keep.any():
             raise ValueError(f"none of {count} groups has a choice in y")
+        if weight is not None and not weight[keep].any():
+            raise ValueError("sample_weight is 0 for every group with a choice; a positive one is needed")
         rows, offsets = _drop(found, keep, len(x))
         moved = x if len(rows) == len(x) and found.order is None else x[rows]
         within = np.add.reduceat(chosen[rows], offsets[:-1]) if len(offsets) > 1 else np.zeros(0)
@@ -593,6 +595,10 @@ class PlackettLuce(BaseEstimator):
         values = as_array("relevance", relevance)
         if values.shape != (size,):
             raise ValueError(f"relevance has shape {values.shape}; there is one for each of {size} rows")
+        if size == 0:
+            raise ValueError("X has no rows; at least one is needed")
+        if sample_weight is not None and not np.any(sample_weight):
+            raise ValueError("sample_weight is 0 for every group; a positive one is needed")
         observed = None if observed is None else _check_observed(observed, size)
         found = find_groups(groups, indptr, size)
         order = found.order

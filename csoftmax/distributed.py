@@ -14,6 +14,7 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
+from ._distributed.draws import sample
 from ._distributed.finish import (
     finish_gradient,
     finish_log_softmax,
@@ -28,7 +29,7 @@ from ._distributed.losses import cross_entropy, cross_entropy_with_grad
 from ._distributed.nodes import Nodes
 from ._distributed.rows import log_softmax, log_softmax_vjp, logsumexp, softmax, softmax_vjp
 from ._distributed.shard import Partial, merge, partial, split
-from ._distributed.topk import entmax, sample, sparsemax, topk, topk_softmax
+from ._distributed.topk import entmax, sparsemax, topk, topk_softmax
 
 __all__ = [
     "DistributedError",

@@ -46,8 +46,16 @@ def is_for_rows(value: Any) -> bool:
     return type(value) is not float and (isinstance(value, (list, tuple)) or np.ndim(value) > 0)
 
 
+_OF_ROWS = "the shape of the rows with length 1 along the axis"
+
+
 def _check_rows(
-    name: str, value: Any, row_shape: tuple[int, ...], allowed: str, is_allowed: Callable[[Any], Any]
+    name: str,
+    value: Any,
+    row_shape: tuple[int, ...],
+    allowed: str,
+    is_allowed: Callable[[Any], Any],
+    shape_name: str = _OF_ROWS,
 ) -> Any:
     """A float64 array for the rows: row_shape is the shape of x with length 1 along the axis."""
     given = as_array(name, value)
@@ -56,7 +64,7 @@ def _check_rows(
     try:
         values = np.broadcast_to(given.astype(np.float64), row_shape)
     except ValueError:
-        shapes = f"a number and what broadcasts to {row_shape}, the shape of the rows with length 1 along the axis"
+        shapes = f"a number and what broadcasts to {row_shape}, {shape_name}"
         raise ValueError(f"{name} has shape {given.shape}; allowed are {shapes}") from None
     bad = ~is_allowed(values)
     if bad.any():
@@ -65,14 +73,19 @@ def _check_rows(
     return values
 
 
-def check_temperatures(temperature: Any, row_shape: tuple[int, ...], gradient: bool) -> float | Any:
-    """T as a float, or as a float64 array for the rows: row_shape is the shape of x with length 1 along the axis."""
+def check_temperatures(
+    temperature: Any, row_shape: tuple[int, ...], gradient: bool, shape_name: str = _OF_ROWS
+) -> float | Any:
+    """T as a float, or as a float64 array for the rows: row_shape is the shape of x with length 1 along the axis.
+
+    shape_name : what row_shape is, for messages.
+    """
     if not is_for_rows(temperature):
         return check_temperature(temperature, gradient)
+    last = row_shape, "at least 0", lambda t: t >= 0
     if gradient:
-        allowed = "positive and finite"
-        return _check_rows("temperature", temperature, row_shape, allowed, lambda t: (t > 0) & (t < math.inf))
-    return _check_rows("temperature", temperature, row_shape, "at least 0", lambda t: t >= 0)
+        last = row_shape, "positive and finite", lambda t: (t > 0) & (t < math.inf)
+    return _check_rows("temperature", temperature, *last, shape_name)
 
 
 def check_alpha(alpha: Any) -> float:

@@ -66,7 +66,8 @@ def check_segment_temperatures(temperature: Any, where: SegmentAxis, gradient: b
     if np.ndim(temperature) == 1 and len(temperature) == count:  # one a segment, on whichever axis these are
         shape = tuple(count if i == where.place else 1 for i in range(len(where.reduced)))
         temperature = np.reshape(temperature, shape)
-    checked = check_temperatures(temperature, where.reduced, gradient)
+    shape_name = "the shape of x with the segments in place of the elements"
+    checked = check_temperatures(temperature, where.reduced, gradient, shape_name)
     return checked if isinstance(checked, float) else where.last(checked)
 
 

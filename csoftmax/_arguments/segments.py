@@ -308,8 +308,12 @@ def _check_offsets(indptr: Any) -> Any:
     values = _on_host("indptr", indptr)
     if len(values) == 0:
         raise ValueError("indptr is empty; it has one element more than there are segments")
-    if values[0] < 0 or np.any(values[1:] < values[:-1]) or values[-1] > np.iinfo(np.int64).max:
-        raise ValueError(f"indptr must rise from at least 0, got {describe_values(values)}")
+    falls = values[1:] < values[:-1]
+    if falls.any():
+        at = int(falls.argmax())
+        raise ValueError(f"indptr must rise, but indptr[{at}] is {values[at]} and indptr[{at + 1}] is {values[at + 1]}")
+    if values[0] < 0 or values[-1] > np.iinfo(np.int64).max:
+        raise ValueError(f"indptr must rise from at least 0 to the number of elements, got {describe_values(values)}")
     return np.array(values, np.int64)
 
 

@@ -25,6 +25,9 @@ FEATURE_LANES: Final[int]
 GEOMETRIC_LANES: Final[int]
 GEOMETRIC_TASKS: Final[dict[str, int]]
 SHARD_KINDS: Final[dict[str, int]]
+FIRST_SELECTED: Final[int]
+MANY_SELECTED: Final[int]
+MANY_PART: Final[int]
 SUM_WORDS: Final[int]
 RECORD_WORDS: Final[int]
 LABEL_WORDS: Final[int]
@@ -689,6 +692,15 @@ def finish_shard(
     temperatures: NDArray[np.float64] | None,
     row_max: NDArray[np.float64] | None,
     num_threads: int | None,
+) -> None: ...
+def run_sample_masses(
+    dtype: int, masses: NDArray[np.float64], sums: NDArray[np.int64] | None, *arguments: Any
+) -> None: ...
+def run_sample_nucleus(
+    dtype: int, top_p: NDArray[np.float64], sums: NDArray[np.int64], kept: NDArray[np.int64], *arguments: Any
+) -> None: ...
+def run_sample_draws(
+    dtype: int, masses: NDArray[np.float64], uniforms: NDArray[np.float64], indices: NDArray[np.int64], *arguments: Any
 ) -> None: ...
 def run_shard_loss(
     dtype: int,

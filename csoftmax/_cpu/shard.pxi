@@ -1,6 +1,33 @@
 # Shards of the classes of rows: records, their merge, and results from merged records. Included by binding.pyx.
 # Records, maxima of blocks and what is merged are contiguous; dtype is one of DTYPES, kind one of SHARD_KINDS.
 
+cdef extern from "core/extension.h" nogil:
+    enum:
+        CSM_SAMPLE_FIRST_SELECTED
+        CSM_SAMPLE_MANY_SELECTED
+        CSM_SAMPLE_MANY_PART
+    ctypedef enum csm_sample_stage:
+        CSM_SAMPLE_STAGE_MASSES
+        CSM_SAMPLE_STAGE_NUCLEUS
+        CSM_SAMPLE_STAGE_DRAWS
+    ctypedef struct csm_sample_shard:
+        csm_sample_stage stage
+        size_t classes, offset
+        const double *row_max
+        const double *last
+        const int64_t *last_class
+        double *masses
+        int64_t *sums
+        int64_t *kept
+    cpu.csm_status csm_run_sample_shard(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *, size_t,
+                                        const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_sample_options *,
+                                        const csm_sample_shard *)
+
+
+FIRST_SELECTED = CSM_SAMPLE_FIRST_SELECTED
+MANY_SELECTED = CSM_SAMPLE_MANY_SELECTED
+MANY_PART = CSM_SAMPLE_MANY_PART
+
 
 cdef void *_memory(array) except? NULL:
     # that of a contiguous array; a tenth of the time of array.ctypes.data
@@ -238,3 +265,70 @@ def find_second_round(int kind, int dtype, records, double temperature, temperat
     return cpu.csm_records_second_round(<cpu.csm_shard_kind>kind, <cpu.csm_array_type>dtype, _words(records),
                                         records.size // words, words, temperature, _doubles(temperatures),
                                         <double *>_doubles(row_max))
+
+
+cdef class _SampleShard:
+    # the arguments that the stages of drawing over shards share; parameters are None or have a float64 for each row
+    cdef _Buffers b
+    cdef csm_sample_shard s
+    cdef cpu.csm_sample_options o
+
+    def __init__(self, x, row_max, size_t classes, size_t offset, temperature, min_p, last, last_class, num_threads):
+        self.b = _Buffers()
+        self.s.classes = classes
+        self.s.offset = offset
+        self.s.row_max = _doubles(row_max)
+        self.s.last = _doubles(last)
+        self.s.last_class = NULL if last_class is None else _words(last_class)
+        self.o = cpu.csm_default_sample_options()
+        self.o.threads = _threads(num_threads)
+        self.o.interrupt = _check_signals
+        self.b.take(0, x, True, False)
+        self.o.temperature = self.b.take(1, temperature, False, False)
+        self.o.min_p = self.b.take(2, min_p, False, False)
+
+    cdef void run(self, int dtype, size_t draws, const cpu.csm_view *uniforms, const cpu.csm_view *indices) except *:
+        cdef cpu.csm_status status
+        with nogil:
+            status = csm_run_sample_shard(dtype, csm_current_table(), &self.b.shape, &self.b.view[0], draws, uniforms,
+                                          indices, &self.o, &self.s)
+        _raise(status)
+
+
+def run_sample_masses(int dtype, masses, sums, *arguments):
+    """Write the masses of the blocks of a shard and, unless None, the records of their sums.
+
+    arguments: those of _SampleShard; all row_max are finite.
+    """
+    cdef _SampleShard c = _SampleShard(*arguments)
+    c.s.stage = CSM_SAMPLE_STAGE_MASSES
+    c.s.masses = <double *>_doubles(masses)
+    c.s.sums = NULL if sums is None else _words(sums)
+    c.run(dtype, 1, NULL, NULL)
+
+
+def run_sample_nucleus(int dtype, top_p, sums, kept, *arguments):
+    """Find how many of the largest logits of rows, in falling order, top_p keeps: kept has two int64 a row.
+
+    The first is 0 if they are more than these; the second tells whether a whole row is drawn from 64 of them if these
+    suffice. sums are records of whole rows.
+    """
+    cdef _SampleShard c = _SampleShard(*arguments)
+    c.s.stage = CSM_SAMPLE_STAGE_NUCLEUS
+    c.s.sums = _words(sums)
+    c.s.kept = _words(kept)
+    c.o.top_p = c.b.take(3, top_p, False, False)
+    c.run(dtype, 1, NULL, NULL)
+
+
+def run_sample_draws(int dtype, masses, uniforms, indices, *arguments):
+    """Write the classes of a shard that the uniform numbers draw, -1 for those of other shards.
+
+    masses are those of all blocks of the rows. Numbers in rising order are fast.
+    """
+    cdef _SampleShard c = _SampleShard(*arguments)
+    c.s.stage = CSM_SAMPLE_STAGE_DRAWS
+    c.s.masses = <double *>_doubles(masses)
+    cdef const cpu.csm_view *numbers = c.b.take(3, uniforms, True, False)
+    cdef const cpu.csm_view *to = c.b.take(4, indices, True, True)
+    c.run(dtype, uniforms.shape[-1], numbers, to)

@@ -1,5 +1,6 @@
 /* Code that all CUDA kernels share: the storage type of a module (-DSTORAGE_f32, _f64, _f16 or _bf16), copies between
- * global and shared memory, and sums in the lanes of the CPU's specification.
+ * global and shared memory, and sums in the lanes of the CPU's specification.  A module that defines IN_DOUBLE computes
+ * in double whatever its storage type.
  *
  * exp, the row constants and the formulas of an element come from the core's headers with its scalar vocabulary, and
  * the sums run over the same lanes in the same order, so that results have the CPU's bits.  Modules are compiled with
@@ -18,18 +19,20 @@
 #include "vec/scalar.h"
 #include "kernel/cross_entropy/row.h"
 
-#if defined(STORAGE_f64)
+#if defined(STORAGE_f64) || defined(IN_DOUBLE)
 #include "math/double.inc.h"
 #define v64_LOAD_REAL v64_load_f64
 #define v64_LOAD_PART_REAL v64_load_part_f64
-typedef double T;
-#define LOAD v64_load_f64
-#define STORE v64_store_f64
 #else
 #include "math/single.inc.h"
 #define v32_LOAD_REAL v32_load_f32
 #define v32_LOAD_PART_REAL v32_load_part_f32
-#if defined(STORAGE_f32)
+#endif
+#if defined(STORAGE_f64)
+typedef double T;
+#define LOAD v64_load_f64
+#define STORE v64_store_f64
+#elif defined(STORAGE_f32)
 typedef float T;
 #define LOAD v32_load_f32
 #define STORE v32_store_f32
@@ -43,7 +46,6 @@ typedef uint16_t T;
 #define STORE v32_store_bf16
 #else
 #error "a STORAGE_<dtype> must be defined"
-#endif
 #endif
 #include "math/exp.inc.h"
 #include "kernel/softmax/element.inc.h"
@@ -62,6 +64,12 @@ enum {
 static_assert(CSM_BLOCK == BLOCK_ELEMENTS && sizeof(csm_block) == BLOCK_BYTES, "sizes that the launch plans assume");
 #define ALL_LANES 0xffffffffu
 #define INLINE_MEMBER __device__ __forceinline__
+
+/* The constants that `divide` of cross_entropy.cu computes on the device. */
+struct prepared {
+    double divisor;
+    csm_loss_call call; /* without the constants of the temperature */
+};
 
 struct alignas(16) vector {
     T v[VECTOR];

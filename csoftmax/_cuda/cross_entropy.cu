@@ -32,11 +32,6 @@
 #include "kernel/softcap/job.h"
 #include "kernel/softcap/tanh.inc.h"
 
-/* The constants that `divide` passes to `rows` and `reduce`. */
-struct prepared {
-    double divisor;
-    csm_loss_call call; /* without the constants of the temperature */
-};
 enum { IGNORED = -1, BAD = -2 };
 
 /* The state that the threads of a row share. */

@@ -25,7 +25,7 @@ from .sizes import (
 )
 
 _SHARED_RECORDS_BYTES = 8192  # beyond this much, the records of a row's blocks lie in global memory
-_GRID_WITH_RECORDS = 1024  # number of blocks of threads with records in global memory
+GRID_WITH_RECORDS = 1024  # number of blocks of threads with records in global memory
 
 
 class CrossEntropyLaunch(NamedTuple):
@@ -85,6 +85,11 @@ class RowLayout(NamedTuple):
     def op(self) -> str:
         """The operation whose module has the kernels for these rows."""
         return "cross_entropy" if self.indptr is None else "segment_cross_entropy"
+
+    @property
+    def stretches(self) -> int:
+        """How many stretches there are."""
+        return self.rows // self.segments if self.segments else 0
 
     @property
     def arguments(self) -> tuple[Any, ...]:
@@ -173,7 +178,7 @@ def launch_rows(
     plan = plan_cross_entropy_launch(dtype, longest, read_shared_limit(device), is_segmented=is_segmented)
     rows = stretches if is_segmented else layout.rows
     count = rows * listed if is_segmented else rows
-    grid = min(count, _GRID_WITH_RECORDS) if plan.record_bytes else count
+    grid = min(count, GRID_WITH_RECORDS) if plan.record_bytes else count
     records = cupy.empty(grid * plan.record_bytes, np.uint8) if plan.record_bytes else None
     last = np.int64(rows), which, np.int64(listed), np.int64(longest), make_scales(dtype, temperature)
     arguments = *arrays, records, prepared, *layout.arguments, *last

@@ -70,7 +70,8 @@ def as_rows(a: Any, *shape: int) -> Any:
 def groups_of(numbers: NDArray[Any]) -> Iterator[tuple[Any, NDArray[Any]]]:
     """Each number that occurs, and the places where it does, on the CPU."""
     order = np.argsort(numbers, kind="stable")
-    for places in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1):
+    ascending = numbers[order]
+    for places in np.split(order, np.flatnonzero(ascending[1:] != ascending[:-1]) + 1):  # infinities have no difference
         if len(places):
             yield numbers[places[0]], places
 

@@ -1,4 +1,5 @@
-"""Launches of cross_entropy.cu over segments: rows of different lengths, each a block of threads.
+"""Launches of cross_entropy.cu over segments, rows of different lengths, each a block of threads; and of
+segment_any.cu for sets of positives, in which a warp computes a segment.
 
 The host knows the lengths of the segments, so that launches for short segments reserve little shared memory: there is
 one for each class of lengths, and for each temperature.  Elements that are not in order are gathered before and
@@ -8,39 +9,57 @@ scattered after.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .._cpu import binding
-from .cross_entropy import RowLayout, launch_divide, launch_reduce, launch_rows, launch_target
-from .launch import as_rows, contiguous_or_new, groups_of
-from .segments import split_by_length
+from .cross_entropy import (
+    GRID_WITH_RECORDS,
+    RowLayout,
+    Target,
+    launch_divide,
+    launch_reduce,
+    launch_rows,
+    launch_target,
+)
+from .launch import MAX_GRID, as_rows, contiguous_or_new, launch_kernel, make_scales
+from .segments import SegmentsLaunch, plan_launches, warps_for
+from .sizes import BLOCK_BYTES, BLOCK_ELEMENTS
 
 
-class _Launch(NamedTuple):
-    """Segments that are computed together."""
+def _weigh(layout: RowLayout, weights: Any) -> Target:
+    """What segments with positives add to the divisor of a mean: their weights, 0 for one without elements."""
+    import cupy
 
-    temperature: float
-    longest: int
-    which: NDArray[np.int64]  # their numbers
-    stretches: int  # of elements, in each of which they are computed
+    has_elements = cupy.broadcast_to(layout.indptr[1:] > layout.indptr[:-1], (layout.stretches, layout.segments))
+    is_kept = cupy.ascontiguousarray(has_elements).ravel()
+    return Target(None, None, is_kept.astype(np.float64) if weights is None else cupy.where(is_kept, weights, 0.0))
 
 
-def _plan_launches(
-    lengths: Any, stretches: int, temperature: float, temperatures: NDArray[Any] | None
-) -> Iterator[_Launch]:
-    """A launch for each class of lengths and each temperature."""
-    most = int(lengths.max(initial=0))
-    if temperatures is None:
-        for longest, which in split_by_length(lengths, 0, most):
-            yield _Launch(temperature, min(longest, most), which, stretches)
-        return
-    for number, places in groups_of(temperatures.ravel()):  # of the segments of all stretches
-        for longest, which in split_by_length(lengths[places % len(lengths)], 0, most):
-            yield _Launch(float(number), min(longest, most), places[which], 1)
+def _launch_any(
+    dtype: int, device: int, layout: RowLayout, launch: SegmentsLaunch, arrays: tuple[Any, ...], prepared: Any
+) -> None:
+    """Compute segments with positives.
+
+    arrays : logits, positives, gradient, weights, upstream gradients, losses, and losses in the compute type; each may
+        be None but the first two and the first losses.
+    """
+    import cupy
+
+    longest, listed, warps = launch.longest, len(launch.which), warps_for(launch.longest)
+    grid = min(-(-launch.stretches * listed // warps), MAX_GRID)
+    space, records, shared = None, None, warps * (longest * 8 + 2 * BLOCK_BYTES)
+    if longest > BLOCK_ELEMENTS:
+        grid, shared = min(grid, GRID_WITH_RECORDS), 0
+        space = cupy.empty(layout.length * layout.stretches, np.float64)
+        records = cupy.empty(grid * (-(-longest // BLOCK_ELEMENTS) + 1) * BLOCK_BYTES, np.uint8)
+    where_they_lie = np.int64(launch.stretches), *layout.arguments
+    last = cupy.asarray(launch.which), np.int64(listed), np.int64(longest)
+    arguments = *arrays, space, records, prepared, *where_they_lie, *last
+    scales = make_scales(binding.DTYPES["float64"], launch.temperature)
+    launch_kernel("segment_any", dtype, device, "any", grid, 32 * warps, shared, *arguments, scales)
 
 
 def launch_segment_cross_entropy(
@@ -51,6 +70,7 @@ def launch_segment_cross_entropy(
     labels: Any,
     ignore: int | None,
     soft: Any,
+    positives: Any,
     sample_weight: Any,
     upstream: Any,
     factors: tuple[float, float, float, float, float],
@@ -86,10 +106,13 @@ def launch_segment_cross_entropy(
 
     with cupy.cuda.Device(device):
         labels, weights, upstream = (as_rows(a, layout.rows) for a in (labels, sample_weight, upstream))
-        logits, soft, to = in_order(x), in_order(soft), contiguous_or_new(y)
+        logits, soft, positives, to = in_order(x), in_order(soft), in_order(positives), contiguous_or_new(y)
         if to is not None:
             to = (to if order is None else cupy.empty(y.shape, y.dtype)).reshape(stretches, length)
-        target = launch_target(dtype, layout, labels, ignore, soft, None, weights)
+        if positives is None:
+            target = launch_target(dtype, layout, labels, ignore, soft, None, weights)
+        else:
+            target = _weigh(layout, weights)
         mean = reduction == binding.REDUCTIONS["mean"]
         options = *factors[1:], soft is not None, y is not None
 
@@ -100,18 +123,21 @@ def launch_segment_cross_entropy(
 
         losses = cupy.empty(layout.rows, np.float64)
         row_losses = cupy.empty(layout.rows, loss.dtype) if reduction == binding.REDUCTIONS["none"] else None
-        arrays = logits, soft, to, target.labels, target.masses, None, weights, upstream, losses, row_losses
         prepared, divided = divide(factors[0]), factors[0]
         if to is not None:  # elements of no segment, the logits of which may be here
             to[:, : int(segments.indptr[0])] = 0
             to[:, int(segments.indptr[-1]) :] = 0
-        for launch in _plan_launches(segments.lengths, stretches, factors[0], temperatures):
+        most = int(segments.lengths.max(initial=0))
+        for launch in plan_launches(segments.lengths, stretches, factors[0], temperatures, 0, most):
             if launch.temperature != divided:
                 prepared, divided = divide(launch.temperature), launch.temperature
-            which = cupy.asarray(launch.which)
-            launch_rows(
-                dtype, device, layout, launch.longest, arrays, prepared, launch.temperature, which, launch.stretches
-            )
+            to_losses = weights, upstream, losses, row_losses
+            if positives is not None:
+                _launch_any(dtype, device, layout, launch, (logits, positives, to, *to_losses), prepared)
+                continue
+            arrays = logits, soft, to, target.labels, target.masses, None, *to_losses
+            last = launch.temperature, cupy.asarray(launch.which), launch.stretches
+            launch_rows(dtype, device, layout, launch.longest, arrays, prepared, *last)
         if row_losses is not None:
             loss[...] = row_losses.reshape(loss.shape)
         else:

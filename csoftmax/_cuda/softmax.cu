@@ -316,19 +316,20 @@ extern "C" __global__ void __launch_bounds__(32, 1)
     }
 }
 
-/* Segments of up to CSM_BLOCK elements of rows of `length`: a warp for each.  which: their numbers; results: numbers in
- * a row of y where it lacks the axis; capacity: the room of a warp. */
+/* Segments of up to CSM_BLOCK elements: a warp for each.  A stretch of `length` elements has `of_stretch` segments,
+ * which are counted through all stretches; which: the numbers of `count` of them, in each of so many stretches;
+ * capacity: the room of a warp. */
 extern "C" __global__ void __launch_bounds__(128, 3)
-    segments(const T *x, const uint8_t *__restrict__ mask, T *y, long long rows, long long length, long long results,
-             const long long *__restrict__ indptr, const int *__restrict__ which, int count, int capacity,
-             csm_scales c) {
+    segments(const T *x, const uint8_t *__restrict__ mask, T *y, long long stretches, long long length,
+             const long long *__restrict__ indptr, long long of_stretch, const long long *__restrict__ which,
+             long long count, int capacity, csm_scales c) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     REAL *warp_data = (REAL *)(void *)memory + warp * (capacity + (SEGMENTED ? LOG_SEGMENT_ELEMENTS : 0));
     REAL *part = warp_data + capacity;
-    for (long long unit = (long long)blockIdx.x * warps + warp; unit < rows * count;
+    for (long long unit = (long long)blockIdx.x * warps + warp; unit < stretches * count;
          unit += (long long)gridDim.x * warps) {
-        const long long at = unit / count, segment = which[unit - at * count];
-        const long long begin = at * length + indptr[segment];
+        const long long at = which[unit % count] + unit / count * of_stretch, segment = at % of_stretch;
+        const long long begin = at / of_stretch * length + indptr[segment];
         const int k = (int)(indptr[segment + 1] - indptr[segment]);
         const uint8_t *kept = mask ? mask + begin : NULL;
         REAL *s = warp_data + lead(x + begin);
@@ -353,7 +354,7 @@ extern "C" __global__ void __launch_bounds__(128, 3)
         combine_blocks(&block, 1, &row.sums);
         __syncwarp();
         if (REDUCES) {
-            if (lane == 0) STORE(y + at * results + segment, log_sum_exp(row, c));
+            if (lane == 0) STORE(y + at, log_sum_exp(row, c));
         } else if (is_filled(row)) {
             const filled value = {fill_of(row), kept};
             store(y + begin, k, value, lane, WARP);

@@ -297,15 +297,15 @@ extern "C" __global__ void __launch_bounds__(32, 1)
 
 /* Segments of up to CSM_BLOCK elements, as in softmax.cu. */
 extern "C" __global__ void __launch_bounds__(128, 3)
-    segments(const T *dy, const T *y, const uint8_t *__restrict__ mask, T *dx, long long rows, long long length,
-             const long long *__restrict__ indptr, const int *__restrict__ which, int count, int capacity,
-             csm_scales c) {
+    segments(const T *dy, const T *y, const uint8_t *__restrict__ mask, T *dx, long long stretches, long long length,
+             const long long *__restrict__ indptr, long long of_stretch, const long long *__restrict__ which,
+             long long count, int capacity, csm_scales c) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     REAL *warp_data = (REAL *)(void *)memory + warp * 2 * capacity;
-    for (long long unit = (long long)blockIdx.x * warps + warp; unit < rows * count;
+    for (long long unit = (long long)blockIdx.x * warps + warp; unit < stretches * count;
          unit += (long long)gridDim.x * warps) {
-        const long long at = unit / count, segment = which[unit - at * count];
-        const long long begin = at * length + indptr[segment];
+        const long long at = which[unit % count] + unit / count * of_stretch, segment = at % of_stretch;
+        const long long begin = at / of_stretch * length + indptr[segment];
         const int k = (int)(indptr[segment + 1] - indptr[segment]);
         const REAL *b;
         REAL *a =

@@ -11,7 +11,8 @@ import dask
 
 from .._arguments.foreign import is_lazy_frame
 from .._arguments.numbers import check_count
-from .collections import as_lazy, fix_partitions, in_one_chunk, lay_beside
+from .beside import lay_beside
+from .collections import as_lazy, fix_partitions, in_one_chunk
 from .options import current, find_client
 
 __all__ = ["batches"]

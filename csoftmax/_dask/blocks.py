@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import dask.array as da
 import numpy as np
 from dask.array.utils import meta_from_array
+from dask.base import tokenize
+from dask.highlevelgraph import HighLevelGraph
 
 from .._arguments.numbers import check_count
 from .._distributed.nodes import Nodes
-from .collections import Letters, begins_of, in_one_chunk, is_unknown
+from .collections import Begins, Letters, in_one_chunk, is_unknown
 from .options import current
 
 Argument = tuple[Any, Letters]  # a lazy array, and its axes
@@ -68,40 +70,47 @@ def check_split_every(split_every: Any) -> int:
     return current().split_every if split_every is None else check_count("split_every", split_every, 2)
 
 
-def merge_chunks(function: Callable[[list[Any]], Any], a: Any, axis: int | tuple[int, ...], split_every: int) -> Any:
+def merge_chunks(
+    function: Callable[[list[Any]], Any],
+    a: Any,
+    axis: int | tuple[int, ...],
+    split_every: int,
+    *,
+    settle: Callable[[Any, Any], Any] | None = None,
+    beside: Any = None,
+) -> Any:
     """The results of all chunks of some axes merged in a tree; the axes are left out.
 
-    function : of a list of results, none of which is a list, in any grouping.
+    Its tasks are those of the tree alone: dask.array.reduction has one more for each chunk that others use as well.
+
+    function : of a list of results in any grouping.
+    settle, beside : what is done at last with the merged result and the chunk of another array, without these axes.
     """
-    combine = functools.partial(_combine, function)
-    return da.reduction(
-        a,
-        chunk=_keep,
-        combine=combine,
-        aggregate=combine,
-        axis=axis,
-        keepdims=False,
-        concatenate=False,
-        dtype=object,
-        meta=np.empty((0,) * (a.ndim - np.size(axis)), object),
-        split_every=split_every,
-    )
+    axes = (axis,) if isinstance(axis, int) else axis
+    rows = [i for i in range(a.ndim) if i not in axes]
+    token = tokenize(function, a.name, axes, split_every, settle, None if beside is None else beside.name)
+    name = f"csoftmax-merged-{token}"
+    tasks: dict[Any, Any] = {}
+    for at in itertools.product(*(range(a.numblocks[i]) for i in rows)):
+        ranges = [range(n) if i in axes else (at[rows.index(i)],) for i, n in enumerate(a.numblocks)]
+        parts: list[Any] = [(a.name, *index) for index in itertools.product(*ranges)]
+        for level in itertools.count():
+            if len(parts) <= split_every:
+                break
+            groups = [parts[i : i + split_every] for i in range(0, len(parts), split_every)]
+            parts = [(f"csoftmax-merge-{level}-{token}", *at, i) for i in range(len(groups))]
+            tasks.update((key, (function, group)) for key, group in zip(parts, groups, strict=True))
+        settled = (_merge_and_settle, function, settle, parts, None if beside is None else (beside.name, *at))
+        tasks[(name, *at)] = (function, parts) if settle is None else settled
+    dependencies = [a] if beside is None else [a, beside]
+    graph = HighLevelGraph.from_collections(name, tasks, dependencies=dependencies)
+    return da.Array(graph, name, tuple(a.chunks[i] for i in rows), object, meta=np.empty((0,) * len(rows), object))
 
 
-def _keep(result: Any, axis: Any, keepdims: Any) -> Any:
-    return result
-
-
-def _combine(function: Callable[[list[Any]], Any], results: Any, axis: Any, keepdims: Any) -> Any:
-    return function(list(_flatten(results)))
-
-
-def _flatten(results: Any) -> Iterator[Any]:
-    if not isinstance(results, list):
-        yield results
-        return
-    for item in results:
-        yield from _flatten(item)
+def _merge_and_settle(
+    function: Callable[[list[Any]], Any], settle: Callable[[Any, Any], Any], parts: list[Any], beside: Any
+) -> Any:
+    return settle(function(parts), beside)
 
 
 def add_rows(values: Sequence[Any], split_every: int) -> list[Any]:
@@ -118,14 +127,15 @@ def add_rows(values: Sequence[Any], split_every: int) -> list[Any]:
     letters = tuple(range(n))
     found, one = [(a, letters) for a in values], {0: 1}
     if any(map(is_unknown, first.chunks[0])):
-        lengths = map_chunks(_length, (0,), found[:1], dtype=np.int64, chunks=one)
-        begins, rows = lengths.cumsum(axis=0) - lengths, lengths.sum()
+        lengths = find_lengths(first, 0)
+        begins, rows = lengths.cumsum(axis=0) - lengths, [(lengths.sum(), ())]
     else:
-        begins, rows = begins_of(first.chunks[0]), da.from_array(np.array(sum(first.chunks[0]), np.int64))
+        begins, rows = Begins(first.chunks[0]), []
     nodes = map_chunks(_nodes, (0,), [(begins, (0,)), *found], dtype=object, chunks=one)
     merged = merge_chunks(_merge_nodes, nodes, 0, split_every)
     width = int(np.prod(first.shape[1:], dtype=np.int64))
-    totals = map_chunks(functools.partial(_totals, width), (), [(merged, ()), (rows, ())], dtype=object)
+    known = None if rows else sum(first.chunks[0])
+    totals = map_chunks(functools.partial(_totals, width, known), (), [(merged, ()), *rows], dtype=object)
     return [pick((totals, ()), i, (), dtype=np.float64) for i in range(len(values))]
 
 
@@ -133,18 +143,29 @@ def _add_row(value: Any) -> Any:
     return Nodes.total(Nodes.nodes(np.reshape(value, 1)), 1)
 
 
-def _length(a: Any) -> Any:
-    return np.array([len(a)], np.int64)
+def find_lengths(x: Any, axis: int) -> Any:
+    """The length of each chunk along an axis, lazily."""
+    first = tuple(slice(None) if i == axis else 0 for i in range(x.ndim))
+    x = x if x.npartitions == x.numblocks[axis] else x.blocks[first]
+    one: dict[int, Any] = {axis: 1}
+    function = functools.partial(_length, axis)
+    return map_chunks(function, (axis,), [(x, tuple(range(x.ndim)))], dtype=np.int64, chunks=one)
+
+
+def _length(axis: int, a: Any) -> Any:
+    return np.array([a.shape[axis]], np.int64)
 
 
 def _nodes(begin: Any, *values: Any) -> tuple[Any, ...]:
     width = int(np.prod(values[0].shape[1:], dtype=np.int64))
-    return tuple(Nodes.nodes(np.reshape(a, -1), int(begin[0]) * width) for a in values)
+    start = int(np.reshape(begin, ())) * width
+    return tuple(Nodes.nodes(np.reshape(a, -1), start) for a in values)
 
 
 def _merge_nodes(parts: list[Any]) -> tuple[Any, ...]:
     return tuple(functools.reduce(Nodes.merge, each) for each in zip(*parts, strict=True))
 
 
-def _totals(width: int, nodes: tuple[Any, ...], rows: Any) -> tuple[Any, ...]:
-    return tuple(np.float64(Nodes.total(each, int(rows) * width)) for each in nodes)
+def _totals(width: int, known: int | None, nodes: tuple[Any, ...], found: Any = None) -> tuple[Any, ...]:
+    rows = int(found) if known is None else known
+    return tuple(np.float64(Nodes.total(each, rows * width)) for each in nodes)

@@ -10,8 +10,9 @@ import numpy as np
 
 from .._arguments.layouts import normalize_axes
 from .._arguments.places import is_cupy
+from .beside import lay_beside
 from .blocks import Argument, map_chunks, pick
-from .collections import Letters, align_classes, as_lazy, in_one_chunk, is_number, lay_beside, row_chunks
+from .collections import Letters, align_classes, as_lazy, in_one_chunk, is_number, row_chunks
 
 
 class Call(NamedTuple):
@@ -69,7 +70,7 @@ def plan_call(
             continue
         names.append(name)
         to = (rows, chunks) if name in of_rows else (letters, x.chunks)
-        others.append(lay_beside(name, a, *to, broadcasts=name != "y"))
+        others.append(lay_beside(name, a, *to, broadcasts=name != "y", like=x))
     return Call(function, x, first, axes, tuple(names), tuple(others), {**options, **numbers, "axis": axis})
 
 
@@ -99,19 +100,15 @@ def call_chunks(call: Call, dtype: Any, *, keepdims: bool | None = None, counts:
     keepdims : whether the class axes stay with length 1; None: the result has the shape of x.
     counts : how many results there are, where the function returns a tuple.
     """
-    function = call_chunk(call, **({} if keepdims is None else {"keepdims": True}))
+    function = call_chunk(call, **({} if keepdims is None else {"keepdims": keepdims}))
     classes = call.axes if call.x.ndim else ()
-    ones = None if keepdims is None else dict.fromkeys(classes, 1)
-    layout: dict[str, Any] = {"like": call.x, "chunks": ones}
+    letters = tuple(i for i in call.letters if keepdims is not False or i not in classes)
+    ones = None if keepdims is not True else dict.fromkeys(classes, 1)
     arguments = [(call.x, call.letters), *call.others]
     if counts is None:
-        results = [map_chunks(function, call.letters, arguments, dtype=dtype, **layout)]
-    else:
-        both = map_chunks(function, call.letters, arguments, dtype=object, chunks=ones)
-        results = [pick((both, call.letters), i, call.letters, dtype=dtype, like=call.x) for i in range(counts)]
-    if keepdims is False:
-        results = [a.squeeze(classes) for a in results]
-    return results[0] if counts is None else tuple(results)
+        return map_chunks(function, letters, arguments, dtype=dtype, like=call.x, chunks=ones)
+    results = map_chunks(function, letters, arguments, dtype=object, chunks=ones)
+    return tuple(pick((results, letters), i, letters, dtype=dtype, like=call.x) for i in range(counts))
 
 
 def _call(

@@ -12,6 +12,7 @@ from typing import Any
 import dask
 import dask.array as da
 import numpy as np
+from dask.layers import ArrayBlockwiseDep
 
 from .._arguments.foreign import is_lazy_array, is_lazy_frame
 from .._arguments.kinds import refuse_kind
@@ -119,45 +120,23 @@ def check_known(x: Any, axis: int) -> None:
         )
 
 
-def lay_beside(name: str, a: Any, letters: Letters, chunks: Sequence[Any], *, broadcasts: bool = True) -> Any:
-    """An argument in the chunks of the call, from the right, and its axes; an axis of length 1 stays as it is.
+class Begins(ArrayBlockwiseDep):  # type: ignore[misc]
+    """The index at which each chunk of an axis begins, as an argument of tasks; -1 - i for chunk i of unknown place.
 
-    letters, chunks : the axes that it may have, and their chunks.
+    Part of the tasks that need it: an array of such numbers would be a task for each chunk, without arguments, and the
+    scheduler of a cluster sends few of those at a time.
     """
-    a = as_lazy(name, a)
-    shape = tuple(sum(c) for c in chunks)
-    own = letters[len(letters) - a.ndim :] if a.ndim <= len(letters) else None
-    fits = own is not None and (broadcasts or a.ndim == len(letters))
-    new = {}
-    for i in range(a.ndim if fits else 0):
-        there = chunks[len(letters) - a.ndim + i]
-        n, m = a.shape[i], sum(there)
-        if n == 1 and broadcasts and m != 1:
-            new[i] = -1
-            continue
-        if is_unknown(n) or is_unknown(m):
-            if len(a.chunks[i]) != len(there):
-                raise ValueError(
-                    f"{name} has {len(a.chunks[i])} chunks along axis {i}, and the logits have {len(there)}; where "
-                    f"lengths of chunks are unknown, their numbers must be equal: {FIND_LENGTHS}"
-                )
-        elif n != m:
-            fits = False
-        elif a.chunks[i] != there:
-            new[i] = there
-    if not fits:
-        how = "does not broadcast to" if broadcasts else "must be"
-        raise ValueError(f"{name} has shape {a.shape}, which {how} {shape}")
-    return rechunk(a, new), own
 
+    def __init__(self, chunks: tuple[Any, ...]):
+        super().__init__((chunks,))
+        is_placed = not any(map(is_unknown, chunks))
+        self.begins = [0, *itertools.accumulate(chunks[:-1])] if is_placed else [-1 - i for i in range(len(chunks))]
 
-def begins_of(chunks: tuple[Any, ...]) -> Any:
-    """The index at which each chunk of an axis begins, one a chunk; -1 - i for chunk i where lengths are unknown."""
-    if any(map(is_unknown, chunks)):
-        begins = -1 - np.arange(len(chunks))
-    else:
-        begins = np.cumsum([0, *chunks[:-1]])
-    return da.from_array(begins.astype(np.int64), chunks=1)
+    def __getitem__(self, place: tuple[int, ...]) -> int:
+        return int(self.begins[place[0]])
+
+    def __dask_tokenize__(self) -> Any:
+        return type(self).__name__, self.begins
 
 
 def row_chunks(x: Any, axes: Sequence[int]) -> tuple[Letters, tuple[Any, ...]]:

@@ -29,6 +29,7 @@ def finish_gradients(
     factors: list[Argument],
     *,
     upstream: Any,
+    clips: bool,
     may_be_lost: bool,
     num_threads: Any,
     split_every: int,
@@ -37,14 +38,16 @@ def finish_gradients(
     """The gradients.
 
     factors : the divisor, and the upstream gradient where it is an array; else `upstream` is a number.
+    clips : whether there is a clip_norm.
     may_be_lost : whether factors may be so large that gradients of classes far below the maximum count.
     to : dtype and kind of the result.
     """
     rows, further = sums.rows, list(factors)
-    shared = {"upstream": upstream, "has_rows": len(factors) > 1, "num_threads": num_threads}
+    shared = {"upstream": upstream, "has_rows": len(factors) > 1, "clips": clips, "num_threads": num_threads}
     merge = functools.partial(merge_chunks, axis=sums.axis, split_every=split_every)
-    squares = sums.finish(functools.partial(_squares, shared), *factors, dtype=object, keeps_class=False)
-    further.append((merge(_merge_squares, squares), rows))
+    if clips:
+        squares = sums.finish(functools.partial(_squares, shared), *factors, dtype=object, keeps_class=False)
+        further.append((merge(_merge_squares, squares), rows))
     if may_be_lost:
         marks = sums.finish(functools.partial(_mark_lost, shared), *factors, dtype=object, keeps_class=False)
         marked = merge(_merge_marks, marks), rows
@@ -62,9 +65,7 @@ def _split(shared: dict[str, Any], terms: Terms, further: tuple[Any, ...]) -> tu
 
 def _squares(shared: dict[str, Any], terms: Terms, piece: Piece, part: Partial, merged: Merged, *further: Any) -> Any:
     divisor, upstream, _ = _split(shared, terms, further)
-    losses = terms.losses
-    assert losses is not None
-    if not losses.factors[3] or divisor == 0:
+    if divisor == 0:
         return None
     return add_squares(terms, merged, piece, part.block_max, upstream, divisor)
 
@@ -104,7 +105,8 @@ def _merge_lost(parts: list[_Lost | None]) -> _Lost | None:
 def _write(
     shared: dict[str, Any], axis: int, terms: Terms, piece: Piece, part: Partial, merged: Merged, *further: Any
 ) -> Any:
-    divisor, upstream, (squares, *lost) = _split(shared, terms, further)
+    divisor, upstream, lost = _split(shared, terms, further)
+    squares = lost.pop(0) if shared["clips"] else None
     result, rows = place_result(terms, piece, axis, None)
     threads = shared["num_threads"]
     options = {"upstream": upstream, "divisor": divisor, "num_threads": threads}

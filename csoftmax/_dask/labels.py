@@ -12,15 +12,14 @@ from .._arguments.layers import scale_products
 from .collections import is_number
 
 
-def raise_bad_chunk(target: Any, n_classes: int, ignore_index: int | None, begins: list[Any], first: int = 0) -> None:
+def raise_bad_chunk(target: Any, n_classes: int, ignore_index: int | None, begins: list[int], first: int = 0) -> None:
     """`raise_bad_label` with the place of the label among all rows, or in a chunk where that is not known.
 
     target : labels, or soft labels with the class axis last, from the class `first` on.
     begins : of each axis of the rows the index at which the chunk begins; -1 - i: chunk i of unknown place.
     """
-    starts = [int(b[0]) for b in begins]
-    unknown = [-1 - b for b in starts if b < 0]
-    offset = (*(max(0, b) for b in starts), *[first] * (target.ndim - len(starts)))
+    unknown = [-1 - b for b in begins if b < 0]
+    offset = (*(max(0, b) for b in begins), *[first] * (target.ndim - len(begins)))
     chunk = f" of chunk {', '.join(map(str, unknown))}" if unknown else ""
     raise_bad_label(
         target, n_classes, ignore_index, lambda at: tuple(i + first for i, first in zip(at, offset, strict=True)), chunk

@@ -23,9 +23,10 @@ from .._distributed.finish import Merged, add_losses, round_losses
 from .._distributed.losses import Chunk, find_shares
 from .._distributed.shard import Partial, Piece, Terms, plan_partial
 from .._ops.cross_entropy import plan_cross_entropy
+from .beside import lay_beside
 from .blocks import Argument, add_rows, check_split_every, map_chunks, pick
 from .calls import Call, is_on_gpu, plan_call
-from .collections import Letters, as_lazy, begins_of, give_frame, is_number, lay_beside, row_chunks
+from .collections import Begins, Letters, as_lazy, give_frame, is_number, row_chunks
 from .gradients import finish_gradients
 from .labels import largest_of, raise_bad_chunk, scale_chunk
 from .shards import sum_up, whole_sums
@@ -101,12 +102,12 @@ def _lay_out(call: Call, options: dict[str, Any]) -> tuple[dict[str, Argument], 
     if _is_soft(target) and not soft:
         raise_soft_shape(target.shape, x.shape, tuple(x.shape[i] for i in rows), target.dtype)
     beside = (call.letters, x.chunks) if soft else (rows, chunks)
-    arrays = {"target": lay_beside("target", target, *beside, broadcasts=False)}
+    arrays = {"target": lay_beside("target", options["target"], *beside, broadcasts=False, like=x)}
     numbers = {name: a for name, a in options.items() if name != "target"}
     for name in ("sample_weight", "upstream"):
         a = options.get(name)
         if a is not None and not is_number(a):
-            arrays[name] = lay_beside(name, numbers.pop(name), rows, chunks)
+            arrays[name] = lay_beside(name, numbers.pop(name), rows, chunks, like=x)
     weight = options["weight"]
     if weight is not None and not is_number(weight):
         weight = as_lazy("weight", numbers.pop("weight"))
@@ -114,9 +115,9 @@ def _lay_out(call: Call, options: dict[str, Any]) -> tuple[dict[str, Argument], 
         arrays["weight"] = lay_beside("weight", weight, *along, broadcasts=False)
         arrays["largest weight"] = largest_of(weight), ()
         if "sample_weight" in arrays:
-            arrays["largest sample_weight"] = largest_of(options["sample_weight"]), ()
+            arrays["largest sample_weight"] = largest_of(arrays["sample_weight"][0]), ()
     for i, c in zip(rows, chunks, strict=True):
-        arrays[f"begins {i}"] = begins_of(c), (i,)
+        arrays[f"begins {i}"] = Begins(c), (i,)
     return arrays, numbers
 
 
@@ -144,7 +145,8 @@ def plan_loss(
             f"not rounded, got reduction={reduction!r}"
         )
     if not is_number(options["temperature"]):
-        arrays["temperature"] = lay_beside("temperature", numbers.pop("temperature"), call.letters, call.x.chunks)
+        beside = call.letters, call.x.chunks
+        arrays["temperature"] = lay_beside("temperature", numbers.pop("temperature"), *beside, like=call.x)
     numbers["num_threads"] = 1 if options["num_threads"] is None else options["num_threads"]
     return Losses(call, arrays, numbers, reduction, gradient, dtypes, arity)
 
@@ -173,7 +175,7 @@ def _run_whole(losses: Losses) -> tuple[Any, Any]:
     function = functools.partial(_compute_whole, settings, names)
     both = map_chunks(function, call.letters, [(call.x, call.letters), *arrays], dtype=object, chunks=_ones(losses))
     raw = losses.dtypes[0] if losses.reduction == "none" else np.float64
-    loss = _rows_of(losses, pick((both, call.letters), 0, call.letters, dtype=raw, like=call.x, chunks=None))
+    loss = pick((both, call.letters), 0, rows, dtype=raw, like=call.x)
     gradient = None
     if losses.gradient:
         whole = dict(zip(call.letters, call.x.chunks, strict=True))
@@ -184,10 +186,6 @@ def _run_whole(losses: Losses) -> tuple[Any, Any]:
 
 def _ones(losses: Losses) -> dict[int, Any]:
     return dict.fromkeys(losses.call.axes, 1) if losses.call.x.ndim else {}
-
-
-def _rows_of(losses: Losses, a: Any) -> Any:
-    return a.squeeze(losses.call.axes) if losses.call.x.ndim else a
 
 
 def _check_labels(settings: Settings, target: Any, begins: list[Any], first: int = 0) -> None:
@@ -221,7 +219,7 @@ def _weigh(terms: Terms, merged: Merged) -> Any:
 
 
 def _compute_whole(settings: Settings, names: tuple[str, ...], x: Any, *blocks: Any) -> tuple[Any, Any]:
-    """The losses of the rows, with length 1 along the class axes, and the gradient or None."""
+    """The losses of the rows, and the gradient or None."""
     given, largest, begins = settings.given(names, blocks)
     divisor, target = given.pop("divisor", 1.0), given.pop("target")
     _check_labels(settings, target, begins)
@@ -245,7 +243,7 @@ def _compute_whole(settings: Settings, names: tuple[str, ...], x: Any, *blocks: 
         more = options.temperatures, options.softcap
         binding.finish_shard_loss(plan.dtype, False, None, None, loss, rows, None, *arrays, *numbers, *more)
         gradient = None if plan.gradient is None else plan.gradient.finish()
-    return np.expand_dims(loss, axes) if axes else loss, gradient
+    return loss, gradient
 
 
 # Rows whose classes are in several chunks.
@@ -272,6 +270,7 @@ def _run_divided(losses: Losses) -> tuple[Any, Any]:
             sums,
             factors,
             upstream=numbers.get("upstream", 1.0),
+            clips=bool(numbers.get("clip_norm")),
             may_be_lost=_may_be_lost(losses),
             num_threads=numbers["num_threads"],
             split_every=losses.split_every,

@@ -11,9 +11,10 @@ from .._arguments.generators import draw_uniforms, restore_states, save_states
 from .._arguments.numbers import check_count
 from .._ops import sample as whole
 from .._ops.sample import Draws
+from .beside import lay_beside
 from .blocks import check_split_every, map_chunks, pick
 from .calls import call_chunk, plan_call, try_out
-from .collections import as_lazy, give_frame, is_unknown, lay_beside, row_chunks
+from .collections import as_lazy, give_frame, is_unknown, row_chunks
 
 __all__ = ["sample"]
 

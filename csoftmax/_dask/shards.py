@@ -12,7 +12,7 @@ from dask.sizeof import sizeof
 from .._distributed.finish import Merged, check_merged
 from .._distributed.shard import Partial, Piece, Terms, merge, sum_piece
 from .blocks import Argument, map_chunks, merge_chunks
-from .collections import Letters, begins_of
+from .collections import Begins, Letters
 
 # Checks the chunks of a call, of which the first one begins at a class: (x, first class, *others) -> (terms, piece).
 Plan = Callable[..., tuple[Terms, Piece]]
@@ -61,24 +61,24 @@ class Sums(NamedTuple):
 def sum_up(plan: Plan, x: Any, axis: int, others: Sequence[Argument], split_every: int) -> Sums:
     """The sums of rows, with a second round for those that need it.
 
-    The tasks of the second round return at once where no row needs it.
+    The tasks of the second round return at once where no row needs it; their tree has fewer levels, each of which waits
+    for the scheduler.
     """
     letters = tuple(range(x.ndim))
     rows = tuple(i for i in letters if i != axis)
-    chunks = [(x, letters), (begins_of(x.chunks[axis]), (axis,)), *others]
+    chunks = [(x, letters), (Begins(x.chunks[axis]), (axis,)), *others]
     one = {axis: 1}
     parts = map_chunks(functools.partial(_sum, plan), letters, chunks, dtype=object, chunks=one)
     merged = merge_chunks(_merge, parts, axis, split_every)
     arguments = [(merged, rows), *chunks]
     second = map_chunks(functools.partial(_sum_again, plan), letters, arguments, dtype=object, chunks=one)
-    again = merge_chunks(_merge, second, axis, split_every)
-    settled = map_chunks(_settle, rows, [(merged, rows), (again, rows)], dtype=object)
+    settled = merge_chunks(_merge, second, axis, split_every**2, settle=_settle, beside=merged)
     return Sums(plan, axis, letters, chunks, parts, second, settled)
 
 
-def _sum(plan: Plan, x: Any, first: Any, *others: Any, row_max: Any = None) -> Partial:
+def _sum(plan: Plan, x: Any, first: int, *others: Any, row_max: Any = None) -> Partial:
     """The sums of a chunk, without the chunk itself."""
-    terms, piece = plan(x, int(first[0]), *others)
+    terms, piece = plan(x, first, *others)
     return dataclasses.replace(sum_piece(terms, piece, row_max), local=None)
 
 
@@ -91,14 +91,14 @@ def _merge(parts: list[Partial | None]) -> Partial | None:
     return None if parts[0] is None else merge(parts)
 
 
-def _settle(merged: Partial, again: Partial | None) -> Partial:
+def _settle(again: Partial | None, merged: Partial) -> Partial:
     return merged if again is None else again
 
 
 def _finish(plan: Plan, write: Finish, count: int, *blocks: Any) -> Any:
     x, first, *others = blocks[:count]
     part, second, merged, *further = blocks[count:]
-    terms, piece = plan(x, int(first[0]), *others)
+    terms, piece = plan(x, first, *others)
     own = part if second is None else second
     return write(terms, piece, *check_sums(own, piece, merged), *further)
 

@@ -16,7 +16,7 @@ from .._ops import topk as whole
 from .._ops.topk import TopK
 from .blocks import Argument, check_split_every, map_chunks, merge_chunks, pick
 from .calls import Call, call_chunk, plan_call, try_out
-from .collections import begins_of
+from .collections import Begins
 from .rows import run_rows
 
 __all__ = ["topk", "topk_softmax"]
@@ -121,7 +121,7 @@ def topk(
     if not call.is_divided:
         return _run_whole(call, count, dtypes)
     (at,) = call.axes
-    begins = begins_of(call.x.chunks[at]), (at,)
+    begins = Begins(call.x.chunks[at]), (at,)
     function = functools.partial(_choose, at, count, largest)
     best = map_chunks(function, call.letters, [(call.x, call.letters), begins], dtype=object, chunks={at: 1})
     merged = merge_chunks(functools.partial(_merge, count, largest), best, at, arity)
@@ -133,7 +133,7 @@ def topk(
 def _choose(axis: int, k: int, largest: bool, x: Any, first: Any) -> _Best:
     rows = np.moveaxis(x, axis, -1)
     values, indices = whole.topk(rows, min(k, rows.shape[-1]), largest=largest)
-    return values, indices + int(first[0])
+    return values, indices + first
 
 
 def _finish(axis: int, k: int, largest: bool, best: _Best) -> tuple[Any, Any]:
@@ -197,7 +197,7 @@ def topk_softmax(
     (at,) = call.axes
     rows = tuple(i for i in call.letters if i != at)
     given = dict(zip(call.names, call.others, strict=True))
-    names, arguments = ["x", "first"], [(call.x, call.letters), (begins_of(call.x.chunks[at]), (at,))]
+    names, arguments = ["x", "first"], [(call.x, call.letters), (Begins(call.x.chunks[at]), (at,))]
     if "where" in given:
         names.append("where")
         arguments.append(given["where"])
@@ -227,7 +227,7 @@ def _choose_masked(axis: int, k: int, names: tuple[str, ...], *blocks: Any) -> t
     p = None
     if "p" in given:
         p = np.take_along_axis(np.moveaxis(given["p"], axis, -1), indices, -1)
-    return (values, indices + int(given["first"][0]), p), is_kept
+    return (values, indices + given["first"], p), is_kept
 
 
 def _merge_masked(k: int, parts: list[tuple[_Best, Any]]) -> tuple[_Best, Any]:

@@ -14,7 +14,7 @@ from .._arguments.numbers import as_number
 from .._arguments.places import as_float
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
-from .shard import Partial, check_origin, check_rounds, check_terms
+from .shard import Partial, check_origin, check_rounds, check_terms, join_sink, make_room
 from .terms import BLOCK, NO_LABEL, Piece, Terms, whole_blocks
 
 __all__ = [
@@ -54,7 +54,7 @@ def check_merged(part: Partial, merged: Any) -> Merged:
     if merged.second_round is not None:
         raise ValueError(
             "rows have maxima outside the range of the first round: call partial again with "
-            "row_max=merged.second_round and merge the results"
+            f"row_max=merged{'.with_sink(sink)' * part.terms.has_sink}.second_round and merge the results"
         )
     check_rounds(part, merged)
     return accept_merged(merged)
@@ -92,13 +92,26 @@ def _from_records(part: Partial, records: Any) -> Partial:
     shape = (*terms.batch, terms.words)
     if records.dtype != np.int64 or records.shape != shape:
         raise ValueError(f"merged has dtype {records.dtype} and shape {records.shape}; records are int64 of {shape}")
-    if part.fragments or part.joined or terms.n_classes <= BLOCK or (terms.losses and terms.losses.has_weight):
+    last = terms.n_classes - terms.has_sink
+    is_cut = part.fragments or part.joined or (terms.has_sink and last % BLOCK)
+    if is_cut or terms.n_classes <= BLOCK or (terms.losses and terms.losses.has_weight):
         raise ValueError(
             "merged must be a Partial where shards begin elsewhere than at multiples of 4096, rows have at most 4096 "
-            "classes, or losses have class weights"
+            "classes or a sink in the last block, or losses have class weights"
         )
     records = np.array(records, order="C")
-    return Partial(records, None, {}, None, ((0, terms.n_classes),), part.row_max, None, terms)
+    return Partial(records, None, {}, None, ((0, last),), part.row_max, None, terms)
+
+
+def _join_sink(part: Partial, merged: Any, sink: Any) -> tuple[Partial, Any]:
+    """A partial result and the merged ones, of rows with a sink if one is given."""
+    if sink is None:
+        if part.terms.has_sink:
+            raise ValueError("sink must be given where partial was called with has_sink=True")
+        return part, merged
+    if not isinstance(merged, Partial):
+        merged = _from_records(part, merged)
+    return make_room(part), join_sink(merged, sink)
 
 
 def check_classes(terms: Terms) -> None:
@@ -209,15 +222,16 @@ def _apart(out: Any, axis: int, *arrays: Any) -> list[Any]:
 
 
 @accept_foreign
-def _finish_rows(x: Any, name: str, part: Partial, merged: Any, axis: int, out: Any) -> Any:
-    check_kind(part, f"finish_{name}", KIND_OF[name])
+def _finish_rows(x: Any, name: str, given: Partial, merged: Any, axis: int, sink: Any, out: Any) -> Any:
+    check_kind(given, f"finish_{name}", KIND_OF[name])
+    part, merged = _join_sink(given, merged, sink)
     whole = check_merged(part, merged)
     rows = _rows(part.terms, x, axis=axis)
     _check_shape(part, rows, "x")
     own, powers = None, part.e
     if powers is not None and powers.shape == rows.shape and out is None and rows.ndim == np.ndim(x):
         own = np.moveaxis(powers, -1, axis)
-        part.e = None  # its memory becomes the result
+        given.e = None  # its memory becomes the result
     result, to = _place_result(out, as_float("x", x)[0], axis, own)
     rows, where = _apart(out, axis, rows, mask_of(part, whole))
     write_rows(name, part, whole, rows, to, where=where, from_e=own is not None)
@@ -228,7 +242,13 @@ KIND_OF = {"softmax": "softmax", "log_softmax": "log", "logsumexp": "log"}
 
 
 def finish_softmax(
-    x: ArrayLike, partial: Partial, merged: Any, *, axis: int = -1, out: NDArray[Any] | None = None
+    x: ArrayLike,
+    partial: Partial,
+    merged: Any,
+    *,
+    axis: int = -1,
+    sink: ArrayLike | None = None,
+    out: NDArray[Any] | None = None,
 ) -> Any:
     """The softmax of a shard, from merged sums.
 
@@ -242,6 +262,8 @@ def finish_softmax(
         The merged sums of all shards; their records alone where all shards begin at multiples of 4096.
     axis : int, default -1
         Axis of the classes.
+    sink : float or array_like, optional
+        As in `csoftmax.softmax`, the same in every shard; merged results are without it. See `has_sink` of `partial`.
     out : ndarray of the shape and dtype of x, optional
         Array that receives the result. It may be `x`.
 
@@ -253,7 +275,7 @@ def finish_softmax(
     Raises
     ------
     ValueError
-        If classes are missing, or rows need a second round (`Partial.second_round`).
+        If classes are missing, rows need a second round (`Partial.second_round`), or `sink` and `has_sink` do not fit.
 
     Examples
     --------
@@ -264,17 +286,23 @@ def finish_softmax(
     >>> float(finish_softmax(x[:, :4096], parts[0], merge(parts)).sum())
     0.5
     """
-    return _finish_rows(x, "softmax", partial, merged, axis, out)
+    return _finish_rows(x, "softmax", partial, merged, axis, sink, out)
 
 
 def finish_log_softmax(
-    x: ArrayLike, partial: Partial, merged: Any, *, axis: int = -1, out: NDArray[Any] | None = None
+    x: ArrayLike,
+    partial: Partial,
+    merged: Any,
+    *,
+    axis: int = -1,
+    sink: ArrayLike | None = None,
+    out: NDArray[Any] | None = None,
 ) -> Any:
     """The log-softmax of a shard, from merged sums.
 
     Parameters
     ----------
-    x, partial, merged, axis, out
+    x, partial, merged, axis, sink, out
         As in `finish_softmax`; the partial result is of kind "log".
 
     Returns
@@ -296,7 +324,7 @@ def finish_log_softmax(
     >>> float(finish_log_softmax(x[:, :4096], parts[0], merge(parts))[0, 0])
     -9.010913347279288
     """
-    return _finish_rows(x, "log_softmax", partial, merged, axis, out)
+    return _finish_rows(x, "log_softmax", partial, merged, axis, sink, out)
 
 
 def sum_up_rows(part: Partial, merged: Merged) -> Any:
@@ -320,12 +348,12 @@ def as_scalar_or_rows(terms: Terms, result: Any) -> Any:
     return result.view(terms.storage)[()]
 
 
-def finish_logsumexp(partial: Partial, merged: Any) -> Any:
+def finish_logsumexp(partial: Partial, merged: Any, *, sink: ArrayLike | None = None) -> Any:
     """The log-sum-exp of rows, from merged sums.
 
     Parameters
     ----------
-    partial, merged
+    partial, merged, sink
         As in `finish_softmax`; the partial result is of kind "log".
 
     Returns
@@ -348,7 +376,8 @@ def finish_logsumexp(partial: Partial, merged: Any) -> Any:
     array([9.01091335])
     """
     check_kind(partial, "finish_logsumexp", "log")
-    return as_scalar_or_rows(partial.terms, sum_up_rows(partial, check_merged(partial, merged)))
+    part, merged = _join_sink(partial, merged, sink)
+    return as_scalar_or_rows(part.terms, sum_up_rows(part, check_merged(part, merged)))
 
 
 def write_vjp(part: Partial, merged: Merged, dy: Any, y: Any, result: Any, *, where: Any, num_threads: Any) -> None:

@@ -118,6 +118,7 @@ def _prepare(
         ("bias", bias is not None),
         ("chunk_bytes", limit),
         ("filter_eps", eps + 0.0),
+        ("softcap", checked.softcap),
         ("temperature", describe(each) or checked.temperature + 0.0),
         *zip(("label_smoothing", "z_loss", "clip_norm", "clip_value"), checked.factors[1:], strict=True),
         ("ignore_index", checked.ignore_index),
@@ -290,6 +291,7 @@ def linear_cross_entropy(
     ignore_index: SupportsIndex = -100,
     z_loss: float = 0.0,
     temperature: ArrayLike = 1.0,
+    softcap: float | None = None,
     reduction: Literal["none", "sum", "mean"] = "mean",
     num_threads: SupportsIndex | None = None,
 ) -> Any:
@@ -301,7 +303,7 @@ def linear_cross_entropy(
         Features, the same on all ranks.
     w : array_like of shape (k, D) and the dtype of x
         The classes of this rank.
-    target, weight, sample_weight, label_smoothing, ignore_index, z_loss, temperature, reduction
+    target, weight, sample_weight, label_smoothing, ignore_index, z_loss, temperature, softcap, reduction
         As in `cross_entropy`.
     bias : array_like of shape (k,), optional
         Added to the logits of this rank's classes.
@@ -337,7 +339,8 @@ def linear_cross_entropy(
     result = run_linear(
         group, rows_group, x, w, target, bias=bias, n_classes=n_classes, offset=offset, chunk_bytes=chunk_bytes,
         weight=weight, sample_weight=sample_weight, label_smoothing=label_smoothing, ignore_index=ignore_index,
-        z_loss=z_loss, temperature=temperature, reduction=reduction, gradient=False, num_threads=num_threads,
+        z_loss=z_loss, temperature=temperature, softcap=softcap, reduction=reduction, gradient=False,
+        num_threads=num_threads,
     )  # fmt: skip
     return result.loss
 
@@ -359,6 +362,7 @@ def linear_cross_entropy_with_grad(
     ignore_index: SupportsIndex = -100,
     z_loss: float = 0.0,
     temperature: ArrayLike = 1.0,
+    softcap: float | None = None,
     reduction: Literal["none", "sum", "mean"] = "mean",
     upstream: ArrayLike = 1.0,
     clip_norm: float | None = None,
@@ -371,7 +375,7 @@ def linear_cross_entropy_with_grad(
     Parameters
     ----------
     x, w, target, group, rows_group, bias, n_classes, offset, chunk_bytes, weight, sample_weight, label_smoothing, \
-ignore_index, z_loss, temperature, reduction, num_threads
+ignore_index, z_loss, temperature, softcap, reduction, num_threads
         As in `linear_cross_entropy`.
     upstream, clip_norm, clip_value, filter_eps
         As in `csoftmax.linear_cross_entropy_with_grad`, the same on all ranks. `clip_norm` takes one more collective
@@ -402,6 +406,6 @@ ignore_index, z_loss, temperature, reduction, num_threads
     return run_linear(
         group, rows_group, x, w, target, bias=bias, n_classes=n_classes, offset=offset, chunk_bytes=chunk_bytes,
         weight=weight, sample_weight=sample_weight, label_smoothing=label_smoothing, ignore_index=ignore_index,
-        z_loss=z_loss, temperature=temperature, reduction=reduction, gradient=True, upstream=upstream,
+        z_loss=z_loss, temperature=temperature, softcap=softcap, reduction=reduction, gradient=True, upstream=upstream,
         clip_norm=clip_norm, clip_value=clip_value, filter_eps=filter_eps, num_threads=num_threads,
     )  # fmt: skip

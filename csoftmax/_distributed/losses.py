@@ -169,7 +169,8 @@ def masses_of(chunk: Chunk) -> NDArray[np.float64]:
             return kept * chunk.merged.whole.weight[labels].astype(np.float64)
         return kept * np.ascontiguousarray(records[..., -1]).view(np.float64)
     if chunk.merged.whole is not None:
-        records, _, _ = terms.sums(chunk.merged.whole, None)
+        unweighted = terms._replace(losses=losses._replace(sample_weight=None))  # rows of weight 0 are not summed up
+        records, _, _ = unweighted.sums(chunk.merged.whole, None)
     words = np.zeros((*terms.batch, binding.SUM_WORDS), np.int64)
     words[..., :-1] = records[..., binding.TERMS_WORDS :]
     totals = total_sums(words)
@@ -204,7 +205,7 @@ def _merge_squares(
     terms = chunk.terms
     losses = terms.losses
     assert losses is not None
-    if not losses.factors[3] or chunk.merged.whole is not None:
+    if not losses.factors[3] or losses.clips_capped or chunk.merged.whole is not None:
         return None
     own = np.zeros((*terms.batch, binding.SUM_WORDS), np.int64)
     with pending:
@@ -232,9 +233,11 @@ def _write_lost(
     num_threads: Any,
     pending: Pending,
 ) -> None:
-    """Compute rows whose gradients underflow again, from whole rows."""
+    """Compute rows whose gradients underflow again, or all if the shards lack the norm, from whole rows."""
     terms, piece = chunk.terms, chunk.piece
-    lost = find_lost(chunk.part, chunk.merged, piece, upstream, divisor)
+    lost = np.ones(terms.batch, np.int64)
+    if terms.losses is None or not terms.losses.clips_capped:
+        lost = find_lost(chunk.part, chunk.merged, piece, upstream, divisor)
     if not lost.any():  # 2 on all ranks where any of them may have 1
         return
     marks = group.all_gather(np.concatenate([[pending.error is not None], (lost == 1).reshape(-1)]).astype(np.int64))
@@ -289,11 +292,12 @@ def _write_chunk(
         upstream = upstream[chunk.rows]
     squares = _merge_squares(group, layout, chunk, upstream, divisor, pending)
     loss = np.zeros(chunk.terms.batch)
+    options: dict[str, Any] = {"from_e": part.e is not None, "squares": squares, "num_threads": num_threads}
     with pending:
-        loss = write_gradient(
-            part, merged, piece, to, upstream=upstream, divisor=divisor, from_e=part.e is not None, squares=squares,
-            num_threads=num_threads,
-        )  # fmt: skip
+        if merged.whole is None and chunk.terms.losses is not None and chunk.terms.losses.clips_capped:
+            loss = add_losses(part, merged)
+        else:
+            loss = write_gradient(part, merged, piece, to, upstream=upstream, divisor=divisor, **options)
     if merged.whole is None:
         _write_lost(group, layout, chunk, to, upstream, divisor, num_threads, pending)
     return loss
@@ -329,7 +333,7 @@ class _Plan(NamedTuple):
         slices = chunks_of(comm, layout, terms, itemsize)
         is_cut = layout.cut_lengths[comm.rank] > 0
         keep = call.gradient and call.out is None and slices == [None] and not is_cut
-        return cls(terms, piece, slices, keep and piece.x.dtype == terms.compute)
+        return cls(terms, piece, slices, keep and terms.keeps_powers)
 
 
 def _sum_ahead(comm: Collectives, layout: Layout, call: Loss, num_threads: Any) -> tuple[_Plan, Partial] | None:
@@ -398,6 +402,7 @@ def cross_entropy(
     ignore_index: SupportsIndex = -100,
     z_loss: float = 0.0,
     temperature: ArrayLike = 1.0,
+    softcap: float | None = None,
     reduction: Literal["none", "sum", "mean"] = "mean",
     num_threads: SupportsIndex | None = None,
 ) -> Any:
@@ -416,7 +421,7 @@ def cross_entropy(
         over the rows of all of them, in the order of its ranks.
     weight : array_like of shape (k,), optional
         Class weights of this rank's classes.
-    sample_weight, label_smoothing, ignore_index, z_loss, temperature, reduction
+    sample_weight, label_smoothing, ignore_index, z_loss, temperature, softcap, reduction
         As in `csoftmax.cross_entropy`, the same on all ranks.
 
     Returns
@@ -444,7 +449,7 @@ def cross_entropy(
     loss, _ = run_loss(
         group, rows_group, "cross_entropy", logits, target, num_threads, axis=axis, n_classes=n_classes, offset=offset,
         weight=weight, sample_weight=sample_weight, label_smoothing=label_smoothing, ignore_index=ignore_index,
-        z_loss=z_loss, temperature=temperature, reduction=reduction, gradient=False,
+        z_loss=z_loss, temperature=temperature, softcap=softcap, reduction=reduction, gradient=False,
     )  # fmt: skip
     return loss
 
@@ -464,6 +469,7 @@ def cross_entropy_with_grad(
     ignore_index: SupportsIndex = -100,
     z_loss: float = 0.0,
     temperature: ArrayLike = 1.0,
+    softcap: float | None = None,
     reduction: Literal["none", "sum", "mean"] = "mean",
     upstream: ArrayLike = 1.0,
     clip_norm: float | None = None,
@@ -476,10 +482,11 @@ def cross_entropy_with_grad(
     Parameters
     ----------
     logits, target, group, rows_group, axis, n_classes, offset, weight, sample_weight, label_smoothing, ignore_index, \
-z_loss, temperature, reduction, num_threads
+z_loss, temperature, softcap, reduction, num_threads
         As in `cross_entropy`.
     upstream, clip_norm, clip_value
-        As in `csoftmax.cross_entropy_with_grad`, the same on all ranks. `clip_norm` takes one more collective.
+        As in `csoftmax.cross_entropy_with_grad`, the same on all ranks. `clip_norm` takes one more collective; with
+        `softcap`, whose slopes the norm contains, it gathers whole rows.
     out : ndarray of the shape and dtype of the gradient, optional
         Array that receives the gradient. It may be `logits`.
 
@@ -502,6 +509,6 @@ z_loss, temperature, reduction, num_threads
     return CrossEntropyResult(*run_loss(
         group, rows_group, "cross_entropy_with_grad", logits, target, num_threads, axis=axis, n_classes=n_classes,
         offset=offset, weight=weight, sample_weight=sample_weight, label_smoothing=label_smoothing,
-        ignore_index=ignore_index, z_loss=z_loss, temperature=temperature, reduction=reduction, gradient=True,
-        upstream=upstream, clip_norm=clip_norm, clip_value=clip_value, out=out,
+        ignore_index=ignore_index, z_loss=z_loss, temperature=temperature, softcap=softcap, reduction=reduction,
+        gradient=True, upstream=upstream, clip_norm=clip_norm, clip_value=clip_value, out=out,
     ))  # fmt: skip

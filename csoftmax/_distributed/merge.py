@@ -74,7 +74,7 @@ def _merge_words(gathered: NDArray[np.int64], terms: Terms) -> NDArray[np.int64]
     return words
 
 
-def _ordered(bits: NDArray[np.int64]) -> NDArray[np.int64]:
+def ordered(bits: NDArray[np.int64]) -> NDArray[np.int64]:
     """Bits of doubles as integers of the same order, and back."""
     return np.where(bits < 0, bits ^ np.int64(2**63 - 1), bits)
 
@@ -82,8 +82,8 @@ def _ordered(bits: NDArray[np.int64]) -> NDArray[np.int64]:
 def reduce_records(group: Any, records: NDArray[np.int64]) -> NDArray[np.int64]:
     """Merge records by reductions of int64; overwrites its argument."""
     words = records.shape[-1]
-    own = _ordered(records[..., 6])
-    highest = _ordered(group.all_reduce(np.ascontiguousarray(own), "max"))
+    own = ordered(records[..., 6])
+    highest = ordered(group.all_reduce(np.ascontiguousarray(own), "max"))
     binding.fold_records(records, np.ascontiguousarray(highest).view(np.float64))
     records[..., 6] = highest
     begins = [0, 16, 22, 28][: binding.record_sums(words)]

@@ -194,7 +194,7 @@ class _Plan(NamedTuple):
         chunks = chunks_of(comm, layout, terms, piece.x.itemsize * (1 if piece.y is None else 2))
         is_cut, has_out = layout.cut_lengths[comm.rank] > 0, call.out is not None and call.sink is None
         keep = name == "softmax" and not has_out and chunks == [None] and not is_cut
-        return cls(layout, terms, piece, chunks, keep and piece.x.dtype == terms.compute)
+        return cls(layout, terms, piece, chunks, keep and terms.keeps_powers)
 
 
 def _sum_ahead(

@@ -12,7 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._arguments.foreign import as_native
 from .._arguments.numbers import check_count, check_flag
+from .._arguments.places import CPU
+from .._arguments.sinks import check_sink
 from .._cpu import binding
+from .._cpu.dtypes import as_buffer
 from .agreement import find_difference
 from .terms import BLOCK, KINDS, Piece, Terms, plan_partial, whole_blocks
 
@@ -85,6 +88,36 @@ class Partial:
             return row_max
         return None
 
+    def with_sink(self, sink: ArrayLike) -> Partial:
+        """Add the sink of each row to this merged result of all shards, as functions that finish do.
+
+        Needed for its `second_round` alone: where sinks are far out of range, functions that finish ask for that.
+
+        Parameters
+        ----------
+        sink : float or array_like
+            As in `csoftmax.softmax`.
+
+        Returns
+        -------
+        Partial
+            The sums of rows with one more class, which cannot be finished without `sink`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `finish_softmax` with that sink.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from csoftmax.distributed import merge, partial
+        >>> part = partial(np.zeros((1, 8192)), offset=0, n_classes=8192)
+        >>> merge([part]).with_sink(1e300).second_round
+        array([1.e+300])
+        """
+        return join_sink(self, sink)
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave out arrays of the size of the shard."""
         return self.__dict__ | {"e": None, "local": None}
@@ -145,6 +178,7 @@ def partial(
     axis: SupportsIndex = -1,
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
+    has_sink: bool = False,
     keep: bool = False,
     y: ArrayLike | None = None,
     target: ArrayLike | None = None,
@@ -153,6 +187,7 @@ def partial(
     label_smoothing: float = 0.0,
     ignore_index: SupportsIndex = -100,
     z_loss: float = 0.0,
+    softcap: float | None = None,
     row_max: ArrayLike | None = None,
     num_threads: SupportsIndex | None = None,
 ) -> Partial:
@@ -173,6 +208,9 @@ def partial(
         Axis of the classes.
     temperature, where, num_threads
         As in `csoftmax.softmax`; `where` is not for losses.
+    has_sink : bool, default False
+        Rows get a sink when they are finished ("softmax", "log"). Needed unless n_classes is below 4096 or a larger
+        multiple of 4096: the elements of the last block, which the sink joins, then become part of the result.
     keep : bool, default False
         Keep the powers of the elements for `finish_softmax`, which then need not compute them again (float32 and
         float64). `finish_softmax` returns their memory.
@@ -182,7 +220,7 @@ def partial(
         For losses, one label from 0 to n_classes - 1 for each row, or the soft labels of this shard.
     weight : array_like of shape (k,), optional
         Class weights of the shard.
-    sample_weight, label_smoothing, ignore_index, z_loss
+    sample_weight, label_smoothing, ignore_index, z_loss, softcap
         As in `csoftmax.cross_entropy`, the same in every shard.
     row_max : array_like of the shape of the rows, optional
         The second round: `Partial.second_round` of the merged first one.
@@ -217,6 +255,7 @@ def partial(
         "label_smoothing": label_smoothing,
         "ignore_index": ignore_index,
         "z_loss": z_loss,
+        "softcap": softcap,
         "temperature": temperature,
     }
     if kind != "loss" and kind in KINDS:
@@ -230,7 +269,10 @@ def partial(
         y=as_native(y, "y"),
         target=as_native(target, "target"),
         losses={name: as_native(a, name) for name, a in losses.items()},
+        has_sink=check_flag("has_sink", has_sink),
     )
+    if terms.has_sink and kind not in ("softmax", "log"):
+        raise ValueError(f"kind {kind!r} takes no has_sink: only 'softmax' and 'log' do")
     maxima = None
     if row_max is not None:
         maxima = np.array(row_max, np.float64, order="C")
@@ -241,7 +283,8 @@ def partial(
 
 def _refuse_options(kind: str, losses: dict[str, Any]) -> None:
     """Refuse options that only losses have."""
-    unused = {"weight": None, "sample_weight": None, "label_smoothing": 0.0, "ignore_index": -100, "z_loss": 0.0}
+    unused: dict[str, Any] = {"label_smoothing": 0.0, "ignore_index": -100, "z_loss": 0.0}
+    unused |= dict.fromkeys(("weight", "sample_weight", "softcap"))
     for name, default in unused.items():
         given = losses[name]
         if given is not default and (default is None or np.ndim(given) or given != default):
@@ -341,6 +384,42 @@ def merge(*partials: Any) -> Any:
     result = _copy(parts[0])
     for part in parts[1:]:
         _merge_into(result, part)
+    return result
+
+
+def make_room(a: Partial) -> Partial:
+    """A partial result as one of rows with a sink, where that is a block of its own, or the rows are there whole."""
+    terms = a.terms
+    n = terms.n_classes
+    if terms.has_sink:
+        return a
+    if n == BLOCK or (n % BLOCK and n > BLOCK):
+        raise ValueError(
+            "sink needs partial results of partial(..., has_sink=True), unless n_classes is below 4096 or a larger "
+            f"multiple of 4096; it is {n}"
+        )
+    agreed = tuple((name, True if name == "has_sink" else value) for name, value in terms.agreed)
+    more = terms._replace(n_classes=n + 1, has_sink=True, agreed=agreed)
+    fragments = a.fragments if a.whole is None else {0: [a.whole]}
+    return dataclasses.replace(a, terms=more, whole=None, fragments=fragments)
+
+
+def join_sink(merged: Partial, sink: Any) -> Partial:
+    """Merged sums of all shards with the sinks of the rows."""
+    check_origin(merged)
+    terms = merged.terms
+    if terms.has_sink and any(stop == terms.n_classes for _, stop in merged.intervals):
+        raise ValueError("merged has a sink already: the result of with_sink is for its second_round alone")
+    if terms.kind not in ("softmax", "log"):
+        raise ValueError(f"sums of kind {terms.kind!r} take no sink: only 'softmax' and 'log' do")
+    row_shape = list(terms.batch)
+    row_shape.insert(terms.axis, 1)
+    rows = check_sink(as_native(sink, "sink"), tuple(row_shape), terms.storage, CPU).reshape(*terms.batch, 1)
+    result = _copy(make_room(merged))
+    terms = result.terms
+    where = np.ones(rows.shape, np.bool_) if terms.has_where else None
+    last = Piece(terms.n_classes - 1, as_buffer(np.ascontiguousarray(rows)), None, where)
+    _merge_into(result, sum_piece(terms, last, merged.row_max))
     return result
 
 

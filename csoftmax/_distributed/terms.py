@@ -61,6 +61,12 @@ class Losses(NamedTuple):
     factors: tuple[float, float, float, float, float]  # of LossOptions
     has_weight: bool
     words: int
+    softcap: float  # 0: none
+
+    @property
+    def clips_capped(self) -> bool:
+        """Whether a norm is clipped after the slopes of a soft cap, which takes whole rows."""
+        return self.softcap != 0 and self.factors[3] > 0
 
 
 class Terms(NamedTuple):
@@ -77,6 +83,8 @@ class Terms(NamedTuple):
     agreed: Agreed = ()  # all that shards must have in common but for n_classes
     has_where: bool = False
     origin: tuple[int, tuple[int, ...]] | None = None  # of some rows: their first, and the shape of those of the call
+    axis: int = -1  # of the classes, as the caller has them
+    has_sink: bool = False  # the last class is the sink, which no shard has
 
     @property
     def words(self) -> int:
@@ -110,6 +118,11 @@ class Terms(NamedTuple):
         """The compute type."""
         return np.dtype(np.float64 if self.name == "float64" else np.float32)
 
+    @property
+    def keeps_powers(self) -> bool:
+        """Whether there is room for powers where the result will be, and they do not belong to capped logits."""
+        return self.storage == self.compute and (self.losses is None or self.losses.softcap == 0)
+
     def clear_records(self) -> NDArray[np.int64]:
         """Records of no element."""
         records = np.empty((*self.batch, self.words), np.int64)
@@ -124,13 +137,13 @@ class Terms(NamedTuple):
         assert losses is not None
         arrays = piece.x, losses.labels, _IGNORED, piece.soft, piece.weight, losses.sample_weight, upstream
         numbers = losses.factors, losses.words, self.n_classes, piece.first, weight_sum, divisor, row_max, num_threads
-        return *arrays, *numbers, self.temperatures
+        return *arrays, *numbers, self.temperatures, losses.softcap
 
     def sums(self, piece: Piece, row_max: Any, keep: bool = False, num_threads: Any = None) -> tuple[Any, Any, Any]:
         """The records of a piece that consists of whole blocks, the maxima of these, and the powers or None."""
         records = np.empty((*self.batch, self.words), np.int64)
         block_max = np.empty((*self.batch, -(-piece.x.shape[-1] // BLOCK)))
-        e = binding.empty(piece.x.shape, piece.x.dtype) if keep and piece.x.dtype == self.compute else None
+        e = binding.empty(piece.x.shape, piece.x.dtype) if keep and self.keeps_powers else None
         if self.losses is not None:
             arguments = self.loss_arguments(piece, row_max, None, float(self.n_classes), 1.0, num_threads)
             if not binding.run_shard_loss(self.dtype, e, records, block_max, *arguments):
@@ -196,10 +209,10 @@ def plan_losses(
     numbers = labels
     if labels is not None and n_classes is not None:
         numbers = _check_labels(labels, n_classes, checked.ignore_index)
-    words = _words_of(labels is None, checked.weight is not None, checked.label_smoothing)
-    losses = Losses(
-        numbers, labels, checked.ignore_index, checked.sample_weight, checked.factors, checked.weight is not None, words
-    )
+    has_weight = checked.weight is not None
+    words = _words_of(labels is None, has_weight, checked.label_smoothing)
+    same = labels, checked.ignore_index, checked.sample_weight, checked.factors
+    losses = Losses(numbers, *same, has_weight, words, checked.softcap)
     return losses, soft, checked.weight, checked.temperatures
 
 
@@ -228,10 +241,11 @@ def plan_partial(
     y: Any = None,
     target: Any = None,
     losses: dict[str, Any] | None = None,
+    has_sink: bool = False,
 ) -> tuple[Terms, Piece]:
     """Check a call of `partial`: what it has in common with other shards, and its elements.
 
-    n_classes None: not yet known.
+    n_classes None: not yet known. has_sink: one more class, which no shard has.
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {kind!r}")
@@ -266,14 +280,23 @@ def plan_partial(
     else:
         temperature, each = number_and_rows(check_temperatures(temperature, row_shape, gradient), batch, 1.0)
     each = None if each is None else np.array(each, order="C")
-    agreed = _agree(kind, name, batch, describe(each) or temperature + 0.0, where is not None, checked, weight)
-    terms = Terms(kind, dtype, name, n, batch, temperature, each, checked, agreed, where is not None)
+    options = describe(each) or temperature + 0.0, where is not None, has_sink
+    agreed = _agree(kind, name, batch, *options, checked, weight)
+    numbers = n + has_sink, batch, temperature, each
+    terms = Terms(kind, dtype, name, *numbers, checked, agreed, where is not None, None, axes[0], has_sink)
     second = None if y is None else as_buffer(axis_last(y, axes))
     return terms, Piece(offset, as_buffer(rows), second, where, soft, weight)
 
 
 def _agree(
-    kind: str, dtype: str, batch: tuple[int, ...], temperature: Any, has_where: bool, losses: Losses | None, weight: Any
+    kind: str,
+    dtype: str,
+    batch: tuple[int, ...],
+    temperature: Any,
+    has_where: bool,
+    has_sink: bool,
+    losses: Losses | None,
+    weight: Any,
 ) -> Agreed:
     """What shards of a call must have in common."""
     common = (
@@ -282,6 +305,7 @@ def _agree(
         ("shape of the rows", batch),
         ("temperature", temperature),
         ("where", has_where),
+        ("has_sink", has_sink),
     )
     if losses is None:
         return common
@@ -289,6 +313,7 @@ def _agree(
         *common,
         ("label_smoothing", losses.factors[1] + 0.0),
         ("z_loss", losses.factors[2] + 0.0),
+        ("softcap", losses.softcap),
         ("ignore_index", losses.ignore_index),
         ("soft labels", losses.labels is None),
         ("class weights", weight is not None),

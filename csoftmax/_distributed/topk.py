@@ -1,4 +1,4 @@
-"""The k best classes, and draws, of rows whose classes are divided among the ranks of a group."""
+"""The k best classes of rows whose classes are divided among the ranks of a group."""
 
 from __future__ import annotations
 
@@ -10,22 +10,17 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._arguments.foreign import as_native
-from .._arguments.generators import check_uniforms, draw_uniforms, restore_states, save_states
 from .._arguments.layouts import check_where, masked, normalize_axes
-from .._arguments.numbers import check_choice, check_count, check_flag, check_num_threads, check_temperature
+from .._arguments.numbers import check_choice, check_count, check_flag, check_temperature
 from .._arguments.places import CPU, as_float
 from .._cpu.dtypes import as_buffer
-from .._ops import sample as whole_sample
 from .._ops import topk as whole_topk
 from .._ops.topk import TopK
-from .agreement import Agreed, describe
+from .agreement import Agreed
 from .groups import Header, Layout, as_group, enter
 from .rows import give_result, known, softmax
 
-__all__ = ["entmax", "sample", "sparsemax", "topk", "topk_softmax"]
-
-GATHERED_BYTES = 256 << 20  # of the logits that all ranks together hold at a time while they draw
-_NOT_OVER_SHARDS = ("typical_p", "top_n_sigma", "order")
+__all__ = ["entmax", "sparsemax", "topk", "topk_softmax"]
 
 
 class _Local(NamedTuple):
@@ -38,22 +33,13 @@ class _Local(NamedTuple):
     is_kept: Any  # None without where: whether a row has a class in this shard that takes part
 
 
-def _header(function: str, x: Any, n_classes: int, offset: int, options: Agreed) -> Header:
+def header_of_rows(function: str, x: Any, n_classes: int, offset: int, options: Agreed) -> Header:
     batch = x.shape[:-1]
     agreed = ("shape of the rows", batch), *options
     return Header(function, x.dtype.name, 0, math.prod(batch), n_classes, offset, x.shape[-1], 1.0, agreed)
 
 
-class _Draw(NamedTuple):
-    """A checked call of sample on this rank."""
-
-    rows: Any  # the logits of the shard, the class axis last
-    draws: Any  # the uniform numbers of rank 0; zeros on the others
-    shape: tuple[int, ...]  # size
-    parameters: dict[str, Any]  # arrays or None
-
-
-def _rows(name: str, x: Any, axis: Any, where: Any, keeps_integers: bool = False) -> tuple[Any, int, Any]:
+def rows_of_shard(name: str, x: Any, axis: Any, where: Any, keeps_integers: bool = False) -> tuple[Any, int, Any]:
     """The shard with the class axis last, the axis, and whether rows have a class that takes part."""
     native = as_native(x, name)
     given = CPU.array(name, native)
@@ -101,10 +87,10 @@ def _run(
     def prepare() -> tuple[Header, _Local]:
         count, checked = check_count("k", k), options()
         largest = checked.get("largest", True)
-        rows, place, is_kept = _rows("x", x, axis, where, function == "topk")
+        rows, place, is_kept = rows_of_shard("x", x, axis, where, function == "topk")
         best = whole_topk.topk(rows, min(count, rows.shape[-1]), largest=largest)
         agreed = ("k", count), ("where", where is not None), *checked.items()
-        header = _header(function, rows, known("n_classes", n_classes), known("offset", offset), agreed)
+        header = header_of_rows(function, rows, known("n_classes", n_classes), known("offset", offset), agreed)
         return header, _Local(rows, place, *best, is_kept)
 
     layout, local = enter(comm, prepare)
@@ -241,159 +227,6 @@ def topk_softmax(
         is_kept = comm.all_reduce(local.is_kept.astype(np.int64), "max") != 0
         best = np.where(is_kept[..., None], best, best.dtype.type(0))
     return _finish(x, local, best, np.take_along_axis(indices, scaled.indices, -1))
-
-
-def sample(
-    logits: ArrayLike,
-    *,
-    group: Any,
-    axis: SupportsIndex = -1,
-    n_classes: SupportsIndex | None = None,
-    offset: SupportsIndex | None = None,
-    temperature: ArrayLike = 1.0,
-    top_k: ArrayLike | None = None,
-    top_p: ArrayLike | None = None,
-    min_p: ArrayLike | None = None,
-    where: ArrayLike | None = None,
-    size: SupportsIndex | tuple[SupportsIndex, ...] | None = None,
-    rng: Any = None,
-    uniforms: ArrayLike | None = None,
-    replace: bool = True,
-    return_log_prob: bool = False,
-    num_threads: SupportsIndex | None = None,
-    **options: Any,
-) -> Any:
-    """Draw classes of rows whose classes are divided among the ranks of a group.
-
-    Parameters
-    ----------
-    logits : array_like of shape (..., m)
-        The classes of this rank along `axis`.
-    group, axis, n_classes, offset, num_threads
-        As in `softmax`.
-    temperature, top_k, top_p, min_p, where, size
-        As in `csoftmax.sample`, the same on all ranks; `where` is that of this rank's classes.
-    rng, uniforms
-        As in `csoftmax.sample`. Those of rank 0 count, and only its generator advances.
-    replace, return_log_prob, **options
-        Only the defaults are allowed; `typical_p`, `top_n_sigma` and `order` are not.
-
-    Returns
-    -------
-    ndarray of int64 of the shape of the rows, followed by `size`
-        The draws of ``csoftmax.sample`` with the whole rows and the generator of rank 0, on all ranks.
-
-    Raises
-    ------
-    NotImplementedError
-        For what draws over shards do not have.
-    TypeError, ValueError, MemoryError, DistributedError
-        As in `softmax`.
-
-    Notes
-    -----
-    With `top_k` the ranks gather that many classes of each shard, otherwise the logits of the rows, some rows at a
-    time, and all draw.
-
-    Examples
-    --------
-    >>> from csoftmax.distributed import SingleProcess, sample
-    >>> sample([0.0, 50.0, 0.0], group=SingleProcess(), size=3, rng=0)
-    array([1, 1, 1])
-    """
-    comm = as_group(group)
-    parameters = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    unused = options | {"replace": replace, "return_log_prob": return_log_prob}
-    states: list[Any] = []
-
-    def prepare() -> tuple[Header, _Draw]:
-        _refuse_options(unused)
-        check_num_threads(num_threads)
-        states.extend(save_states(rng))
-        rows, _, _ = _rows("logits", logits, axis, where)
-        batch = rows.shape[:-1]
-        given = size if isinstance(size, tuple) else () if size is None else (size,)
-        shape = tuple(check_count("size", n, 0, "an int, a tuple of ints or None") for n in given)
-        numbers = {n: None if p is None else np.asarray(as_native(p, n)) for n, p in parameters.items()}
-        draws = np.zeros((*batch, math.prod(shape)))
-        if uniforms is not None and rng is not None:
-            raise ValueError("rng must be None where uniforms are given, because they take its place")
-        if comm.rank == 0:
-            own = as_native(uniforms, "uniforms")
-            draws = draw_uniforms(rng, batch, shape) if own is None else check_uniforms(own, batch, shape)
-        agreed = ("size", shape), *((n, _as_value(p)) for n, p in numbers.items())
-        header = _header("sample", rows, known("n_classes", n_classes), known("offset", offset), agreed)
-        return header, _Draw(rows, draws, shape, numbers)
-
-    try:
-        layout, call = enter(comm, prepare)
-        return give_result(logits, None, _draw(comm, layout, call, num_threads))
-    except BaseException:
-        restore_states(states)
-        raise
-
-
-def _refuse_options(options: dict[str, Any]) -> None:
-    """Refuse what `csoftmax.sample` has and draws over shards have not, and what neither has."""
-    given = dict(options)
-    refused = [name for name in _NOT_OVER_SHARDS if given.pop(name, None) is not None]
-    refused += ["replace=False"] * (not check_flag("replace", given.pop("replace")))
-    refused += ["return_log_prob"] * check_flag("return_log_prob", given.pop("return_log_prob"))
-    if given:
-        raise TypeError(f"sample has no argument {next(iter(given))!r}")
-    if refused:
-        raise NotImplementedError(f"sample over shards has no {', '.join(refused)}")
-
-
-def _as_value(parameter: Any) -> Any:
-    """A parameter as a value that is compared between ranks."""
-    if parameter is None or parameter.ndim:
-        return describe(parameter)
-    return float(parameter) + 0.0 if parameter.dtype.kind in "iuf" else str(parameter)
-
-
-def _draw(comm: Any, layout: Layout, call: _Draw, num_threads: Any) -> Any:
-    """Gather some rows at a time, or their candidates, and draw from them."""
-    bits = np.ascontiguousarray(call.draws).view(np.int64)
-    uniforms = comm.all_reduce(bits, "sum").view(np.float64)  # zeros but on rank 0
-    batch, length = call.rows.shape[:-1], call.rows.shape[-1]
-    count, draws = math.prod(batch), call.draws.shape[-1]
-    flat, uniforms = call.rows.reshape(count, length), uniforms.reshape(count, draws)
-    each: dict[str, Any] = {
-        name: None if p is None else np.broadcast_to(p, batch).reshape(count) for name, p in call.parameters.items()
-    }
-    itemsize = call.rows.itemsize
-    largest = _largest_k(each["top_k"], layout.n_classes, itemsize)
-    longest = max(layout.lengths) if largest is None else largest
-    step = max(1, GATHERED_BYTES // max(1, longest * comm.size * (itemsize + 8 * (largest is not None))))
-    indices = np.empty(uniforms.shape, np.int64)
-    for begin in range(0, count, step):
-        some = slice(begin, begin + step)
-        shape = batch if step >= count else (len(range(count)[some]),)  # which errors name rows by
-        options: dict[str, Any] = {name: None if p is None else p[some].reshape(shape) for name, p in each.items()}
-        options |= {"size": draws, "uniforms": uniforms[some].reshape(*shape, draws), "num_threads": num_threads}
-        if largest is None:
-            values, classes = np.concatenate(_gather(comm, layout, flat[some], layout.lengths), axis=-1), None
-        else:
-            best = whole_topk.topk(flat[some], min(largest, length))
-            values, classes, _, _ = _candidates(comm, layout, *best, largest)
-        try:
-            drawn = whole_sample.sample(values.reshape(*shape, values.shape[-1]), **options)
-        except ValueError as error:
-            if step >= count:
-                raise
-            raise ValueError(f"of the rows from {begin} on, counted in C order: {error}") from error
-        drawn = drawn.reshape(len(values), draws)
-        indices[some] = drawn if classes is None else np.take_along_axis(classes, drawn, -1)
-    return indices.reshape((*batch, *call.shape))[()]
-
-
-def _largest_k(top_k: Any, n_classes: int, itemsize: int) -> int | None:
-    """The largest top_k, if every row has one and the candidates, with their indices, are fewer bytes than the rows."""
-    if top_k is None or top_k.dtype.kind not in "iu" or not top_k.size or top_k.min() < 1:
-        return None
-    largest = int(top_k.max())
-    return largest if largest * (itemsize + 8) < n_classes * itemsize else None
 
 
 def _refuse(name: str) -> NoReturn:

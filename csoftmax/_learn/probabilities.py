@@ -98,9 +98,16 @@ def _simplify(y: NDArray[Any]) -> NDArray[Any]:
 
 
 def check_true_labels(
-    y: NDArray[Any], labels: ArrayLike | None, k: int, *, one_column: bool = False
+    y: NDArray[Any], labels: ArrayLike | None, k: int, *, rows: NDArray[np.intp] | None = None, one_column: bool = False
 ) -> NDArray[np.intp]:
-    """Column of y_prob that each label belongs to.  one_column: y_prob has the second of two columns only."""
+    """Column of y_prob that each label belongs to.
+
+    rows: their numbers, for messages.  one_column: y_prob has the second of two columns only.
+    """
+
+    def place(bad: NDArray[np.intp]) -> int:
+        return int(bad[0] if rows is None else rows[bad[0]])
+
     if labels is not None:
         given = read_array("labels", labels)
         if given.shape != (k,) or len(set(given.tolist())) != k:
@@ -109,7 +116,7 @@ def check_true_labels(
             )
         indices, bad = find_labels(y, given)
         if len(bad):
-            raise ValueError(f"y_true[{bad[0]}] is {show(y[bad[0]])}, which is not in labels")
+            raise ValueError(f"y_true[{place(bad)}] is {show(y[bad[0]])}, which is not in labels")
         return indices
     y = _simplify(y)
     if y.dtype.kind == "b":
@@ -124,13 +131,13 @@ def check_true_labels(
         bad = np.flatnonzero(~(np.isfinite(y) & (y == np.round(y))))
         if len(bad):
             raise ValueError(
-                f"y_true[{bad[0]}] is {show(y[bad[0]])}; classes are whole numbers, 0 to {k - 1}, or labels must be "
-                "given. The labels come first, then the probabilities"
+                f"y_true[{place(bad)}] is {show(y[bad[0]])}; classes are whole numbers, 0 to {k - 1}, or labels must "
+                "be given. The labels come first, then the probabilities"
             )
     bad = np.flatnonzero((y < 0) | (y >= k))
     if len(bad) and (one_column or len(np.unique(y)) != k):
         raise ValueError(
-            f"y_true[{bad[0]}] is {show(y[bad[0]])}; classes are 0 to {k - 1}, or {k} different labels, "
+            f"y_true[{place(bad)}] is {show(y[bad[0]])}; classes are 0 to {k - 1}, or {k} different labels, "
             "sorted as the columns are, or labels must be given"
         )
     return _sort_labels(y, k) if len(bad) else y.astype(np.intp)

@@ -144,7 +144,7 @@ def plan_rankings(
         if chosen.order is not None:
             elements, relevance = x[chosen.order], relevance[chosen.order]
             observed = None if observed is None else observed[chosen.order]
-    temperature = check_temperatures(temperature, batch, True)
+    temperature = check_temperatures(temperature, batch, True, "one for each list")
     if not isinstance(temperature, float):
         temperature = np.ascontiguousarray(temperature)
     if sample_weight is not None:

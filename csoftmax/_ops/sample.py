@@ -158,8 +158,20 @@ class SamplePlan(NamedTuple):
         elif not len(self._row(row)):
             why = "where leaves none of its classes"
         else:
-            why = f"it holds {'only -inf' if largest == -np.inf else 'NaN' if largest != largest else '+inf'}"
-        raise ValueError(f"logits have no mass to draw from in row ({', '.join(map(str, row))}): {why}")
+            why = None
+        raise_without_mass(row, largest, why)
+
+
+def raise_without_mass(row: tuple[Any, ...], largest: float, why: str | None = None) -> NoReturn:
+    """Raise for a row without mass, whose largest logit is not finite; why: another reason."""
+    held = "only -inf" if largest == -np.inf else "NaN" if largest != largest else "+inf"
+    place = ", ".join(map(str, row))
+    raise ValueError(f"logits have no mass to draw from in row ({place}): {why or f'it holds {held}'}")
+
+
+def check_parameters(given: dict[str, Any], batch: tuple[int, ...]) -> dict[str, Any]:
+    """Parameters as arrays with one number a row, or None."""
+    return {name: check_parameter(name, value, batch, *_PARAMETERS[name][:3]) for name, value in given.items()}
 
 
 def plan_sample(
@@ -196,7 +208,7 @@ def plan_sample(
                 continue  # the usual case
             if place.on_cuda or place.moves:  # they are few, and are checked on the CPU
                 (value,) = to_host(value)
-            parameters[name] = check_parameter(name, value, batch, *_PARAMETERS[name][:3])
+            parameters |= check_parameters({name: value}, batch)
         numbers = None if order is None else _check_order(order, parameters)
         draws = _check_size(size)
         if not replace:

@@ -14,7 +14,7 @@ from .._arguments.kinds import keep_labels
 from .._arguments.labels import LossOptions, as_label_bits, check_loss_options, check_target, raise_bad_label
 from .._arguments.layouts import Result, axis_last, lay_out_gradient
 from .._arguments.numbers import check_choice
-from .._arguments.places import DeviceError, Place, as_float, place_of, to_host
+from .._arguments.places import Place, as_float, place_of, to_host
 from .._arguments.recorded import hand_over_recorded
 from .._arguments.segment_layouts import SegmentAxis, check_segment_temperatures, lay_out_axis
 from .._arguments.segments import Segments, as_segments, place_segments
@@ -77,7 +77,8 @@ class SegmentLossPlan(NamedTuple):
         labels, sample_weight, upstream = (None if a is None else axis.last(a) for a in given)
         rows = None if self.gradient is None else self.gradient.rows
         ignore = as_label_bits(o.ignore_index, self.labels)
-        arrays = rows, axis.last(loss) if is_none else loss, labels, ignore, self.soft, sample_weight, upstream
+        to = axis.last(loss) if is_none else loss
+        arrays = rows, to, labels, ignore, self.soft, self.positives, sample_weight, upstream
         there = place_segments(axis.segments, self.place)
         last = binding.REDUCTIONS[self.reduction], o.temperatures, axis.segments, *there, axis.place
         _cuda.launch_segment_cross_entropy(self.dtype, self.x, *arrays, o.factors, *last)
@@ -85,6 +86,8 @@ class SegmentLossPlan(NamedTuple):
 
     def _raise_bad_label(self) -> None:
         axis, ignored, segments = self.axis, self.options.ignore_index, self.axis.segments
+        if self.positives is not None:  # of which there are no bad ones
+            return
         labels, soft = to_host(self.labels, self.soft)
         if labels is None:
             is_read = np.zeros(soft.shape[-1], bool)
@@ -154,8 +157,6 @@ def _lay_out_loss(
     if chosen.dtype == np.bool_ and chosen.shape == x.shape:
         is_any = positives == "any"
         target = chosen if is_any else chosen.astype(compute)
-    if is_any and place.on_cuda:
-        raise DeviceError('positives="any" has no kernels for CUDA. device="cpu" computes on the CPU.')
     labels, soft = (None, None) if is_any else check_target(target, x.shape, at.reduced, compute, place)
     t = check_segment_temperatures(options.pop("temperature"), at, True)
     options["temperature"] = t if isinstance(t, float) else 1.0
@@ -263,8 +264,7 @@ def segment_cross_entropy(
     loss is +inf. The loss of "any" is log1p of the sum of the others over that of the positives, so that it keeps its
     digits where the positives are certain.
 
-    On CUDA "any" raises `DeviceError`, and a bad label makes the loss and the gradient of its segment NaN, as in
-    `cross_entropy`.
+    On CUDA a bad label makes the loss and the gradient of its segment NaN, as in `cross_entropy`.
 
     Examples
     --------

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from .. import _cuda
 from .._arguments.foreign import accept_foreign
 from .._arguments.kinds import keep_labels
-from .._arguments.places import DeviceError, place_of
+from .._arguments.places import place_of
 from .._arguments.recorded import hand_over_recorded
 from .._arguments.segment_layouts import SegmentRows, check_segment_temperatures, lay_out_segments
 from .._arguments.segments import Segments, as_segments, place_segments
@@ -36,17 +36,14 @@ class SegmentsPlan(NamedTuple):
 
     def execute(self) -> Any:
         """Compute, and return the result."""
-        rows, number, each = self.rows, self.temperature, None
+        rows, t = self.rows, self.temperature
         segments, place = rows.axis.segments, rows.result.place
-        if place.on_cuda:
-            arrays = rows.first, rows.second, rows.result.rows, rows.where
-            with place.context():
-                there = place_segments(segments, place)
-                _cuda.launch_segments(self.operation, rows.dtype, *arrays, self.temperature, segments, *there)
-                return rows.result.finish()
-        if not isinstance(number, float):
-            number, each = 1.0, self.temperature
+        number, each = (t, None) if isinstance(t, float) else (1.0, t)
         arguments = self.operation, rows.dtype, rows.first, rows.second, rows.result.rows, rows.where, number, each
+        if place.on_cuda:
+            with place.context():
+                _cuda.launch_segments(*arguments, segments, *place_segments(segments, place))
+                return rows.result.finish()
         binding.run_segments(*arguments, segments.indptr, segments.order, self.num_threads)
         return rows.result.finish()
 
@@ -70,8 +67,6 @@ def plan_segments(
     with place.context():
         rows = lay_out_segments(place, x, y, axis, segments, where, out, gradient=gradient, reduces=name == "logsumexp")
         temperature = check_segment_temperatures(temperature, rows.axis, gradient)
-        if place.on_cuda and not isinstance(temperature, float):
-            raise DeviceError('temperatures of segments have no kernels for CUDA. device="cpu" computes on the CPU.')
     return SegmentsPlan(binding.OPS[name], temperature, rows, num_threads)
 
 

@@ -378,7 +378,7 @@ class SoftmaxState:
 
         Returns
         -------
-        ndarray of shape (*shape, *values)
+        scalar or ndarray of shape (*shape, *values)
             In the dtype of the state; 0 in rows whose log-sum-exp is -inf.
 
         Raises
@@ -416,7 +416,7 @@ class SoftmaxState:
                 again = Sums(len(x), self._width)
                 again.add(made.sums, made.softmax)
                 sums.total[chosen], sums.n[chosen] = again.total, again.n
-            return self._rounded(mean_of(sums, totals)).reshape(self._shape + self._values)
+            return self._rounded(mean_of(sums, totals)).reshape(self._shape + self._values)[()]
 
     def max(self) -> Any:
         """Return the largest elements of the rows.

@@ -70,6 +70,30 @@ csm_status csm_run_divergence(csm_dtype, const csm_table *, const csm_shape *, c
                               const csm_view *gradient, double *loss, const csm_divergence_options *);
 csm_status csm_run_sample(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x, size_t draws,
                           const csm_view *uniform, const csm_view *indices, const csm_sample_options *);
+enum {
+    CSM_SAMPLE_FIRST_SELECTED = 64, /* number of classes first selected for top-p */
+    CSM_SAMPLE_MANY_SELECTED = 4096, /* with more, and at least a part of the row, passes over it are faster */
+    CSM_SAMPLE_MANY_PART = 24
+};
+/* Stages of drawing from rows of several blocks whose classes are divided among shards (ops/sample_shard.c). */
+typedef enum csm_sample_stage {
+    CSM_SAMPLE_STAGE_MASSES, /* masses of the blocks of a shard, and their sum; draws: 1 */
+    CSM_SAMPLE_STAGE_NUCLEUS, /* x: the largest logits of rows in falling order, which top_p cuts; draws: 1 */
+    CSM_SAMPLE_STAGE_DRAWS /* draws of classes of this shard, -1 for all others */
+} csm_sample_stage;
+typedef struct csm_sample_shard {
+    csm_sample_stage stage;
+    size_t classes, offset; /* of the whole row; of the shard's first class, a multiple of 4096 */
+    const double *row_max; /* the largest logit of each row */
+    const double *last; /* the last logit of each row that top_p keeps, NaN for all; or NULL */
+    const int64_t *last_class; /* its class in the whole row */
+    double *masses; /* of blocks: of the shard, or of the row for DRAWS */
+    int64_t *sums; /* records: MASSES: of the shard, or NULL; NUCLEUS: of the row */
+    int64_t *kept; /* NUCLEUS, two a row: how many are kept, 0: more; whether whole rows begin with a selection */
+} csm_sample_shard;
+csm_status csm_run_sample_shard(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x, size_t draws,
+                                const csm_view *uniform, const csm_view *indices, const csm_sample_options *,
+                                const csm_sample_shard *);
 csm_status csm_run_penalize(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x, const csm_view *y,
                             size_t count, const csm_view *tokens, const csm_penalize_options *);
 csm_status csm_run_crf(csm_dtype, csm_crf_task, const csm_table *, const void *emissions, csm_crf_options *);

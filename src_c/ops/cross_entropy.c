@@ -11,6 +11,7 @@
 #include "cross_entropy.h"
 
 #include "../core/labels.h"
+#include "../core/options.h"
 #include "../core/reduction.h"
 
 /* Rows */
@@ -363,7 +364,10 @@ csm_status csm_run_loss_shard(csm_dtype dtype, const csm_table *table, const csm
 csm_status csm_run_cross_entropy(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x,
                                  const csm_view *gradient, double *loss, csm_loss_options *o) {
     if (!o) return CSM_BAD_OPTION; /* labels are required */
-    return csm_run_loss_shard(dtype, table, shape, x, gradient, loss, o, NULL);
+    csm_loss_options known = csm_default_loss_options(), *used = csm_known_options(&known, sizeof known, o);
+    csm_status status = csm_run_loss_shard(dtype, table, shape, x, gradient, loss, used, NULL);
+    o->position = used->position;
+    return status;
 }
 
 #define CROSS_ENTROPY(suffix, storage, compute)                                                                \

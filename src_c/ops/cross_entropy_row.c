@@ -37,10 +37,13 @@ static void fill_row(const csm_loss_run *call, char *gradient, double value, con
         memcpy(gradient + j * c->itemsize, &element, c->itemsize);
 }
 
+/* The product of the factors of a row's gradients. */
+static double factor_of(const csm_loss_run *call, const csm_loss_input *in) {
+    return in->weight * fabs(in->upstream) * (in->mass + call->lost_extra);
+}
 /* Whether the factors of a row are so large that the kernels can lose a gradient. */
 static int may_lose_gradient(const csm_loss_run *call, const csm_loss_input *in) {
-    const double upstream = fabs(in->upstream);
-    return in->weight * upstream * (in->mass + call->lost_extra) > call->lost_limit || upstream > call->lost_upstream;
+    return factor_of(call, in) > call->lost_limit || fabs(in->upstream) > call->lost_upstream;
 }
 /* Whether one of these classes is lost, where that is so; the row's maximum is in the input. */
 static int holds_lost_gradient(const csm_loss_run *call, const char *x, const csm_loss_input *in, char *wide) {
@@ -61,8 +64,7 @@ static int has_lost_gradient(const csm_loss_run *call, const csm_loss_job *job, 
     const csm_call *c = &call->base;
     const char *x = job->x + at * job->x_step;
     const size_t n = c->shape.n;
-    const double factor = in->weight * fabs(in->upstream) * (in->mass + call->lost_extra);
-    if (job->far && csm_loss_loses_slope(call, factor, job->far[at])) return 1;
+    if (job->far && csm_loss_loses_slope(call, factor_of(call, in), job->far[at])) return 1;
     if (!may_lose_gradient(call, in)) return 0;
     in->max = -CSM_INF;
     for (size_t b = 0; b < csm_block_count(n); b++) {
@@ -383,7 +385,7 @@ static void sum_shard(row_state *s, const csm_loss_job *job, ptrdiff_t at, size_
     }
     if (label >= 0) {
         r.label.owners = 1;
-        r.label.x = csm_element(c, s->x, (size_t)label);
+        if (is_kept) r.label.x = csm_element(c, s->x, (size_t)label); /* no other row is read */
         r.w_label = csm_class_weight(call, (size_t)label);
     }
     for (size_t b = 0; b < count && is_kept; b++) {
@@ -435,6 +437,16 @@ static int read_shard_input(row_state *s, const csm_loss_job *job, ptrdiff_t at,
     return 1;
 }
 
+/* 1 if the kernels lose a gradient of the shard, 2 if they may lose one of the row, else 0. */
+static int lost_in_shard(const row_state *s, const csm_loss_job *job, ptrdiff_t at) {
+    const csm_loss_run *call = s->call;
+    const double factor = factor_of(call, &s->in);
+    const int may_lose = may_lose_gradient(call, &s->in);
+    if (job->far && csm_loss_loses_slope(call, factor, job->far[at])) return 1;
+    if (may_lose && holds_lost_gradient(call, s->x, &s->in, s->wide)) return 1;
+    return may_lose || (job->far && csm_loss_loses_slope(call, factor, CSM_INF)) ? 2 : 0;
+}
+
 /* Finds n of every block of the shard. */
 static void restore_blocks(row_state *s, size_t index) {
     const csm_call *c = &s->call->base;
@@ -461,9 +473,7 @@ static void finish_shard(row_state *s, const csm_loss_job *job, ptrdiff_t at, si
     const int is_number = combine_record(s, &r, index);
     *loss = is_number ? s->row.loss : CSM_NAN;
     if (shard->stage == CSM_STAGE_LOST) {
-        int64_t *lost = &shard->records[index];
-        if (is_number && call->has_lost && may_lose_gradient(call, &s->in))
-            *lost = holds_lost_gradient(call, s->x, &s->in, s->wide) ? 1 : 2;
+        if (is_number && call->has_lost) shard->records[index] = lost_in_shard(s, job, at);
         return;
     }
     if (shard->stage == CSM_STAGE_FINISH && !s->gradient) return;
@@ -499,12 +509,12 @@ static void run_row(csm_loss_run *call, const csm_loss_job *job, ptrdiff_t at, i
     csm_call *c = &call->base;
     row_state s = state_of(call, job, at, thread, memory);
     double *loss = &job->loss[at * job->order];
+    if (job->slope) s.uncapped = job->uncapped + at * job->uncapped_step;
+    if (job->slope) s.slope = job->slope + at * job->slope_step;
     if (call->shard) {
         run_shard(call, &s, job, at);
         return;
     }
-    if (job->slope) s.uncapped = job->uncapped + at * job->uncapped_step;
-    if (job->slope) s.slope = job->slope + at * job->slope_step;
     if (!csm_loss_read_input(call, job, at, &s.in)) { /* the logits are not read */
         *loss = 0;
         fill_row(call, s.gradient, 0, &s.poll);

@@ -7,6 +7,7 @@
 #include "divergence.h"
 
 #include "../core/extension.h"
+#include "../core/options.h"
 #include "../core/reduction.h"
 #include "../isa/dispatch.h"
 
@@ -324,9 +325,10 @@ static csm_status run_divergence(csm_dtype dtype, const csm_table *table, const 
 csm_status csm_run_divergence(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x,
                               const csm_view *y, const csm_view *gradient, double *loss,
                               const csm_divergence_options *o) {
-    const csm_divergence_options defaults = csm_default_divergence_options();
+    csm_divergence_options known = csm_default_divergence_options();
+    o = csm_known_options(&known, sizeof known, o);
     csm_fp_environment saved = csm_fp_enter();
-    csm_status status = run_divergence(dtype, table, shape, x, y, gradient, loss, o ? o : &defaults, &saved);
+    csm_status status = run_divergence(dtype, table, shape, x, y, gradient, loss, o, &saved);
     csm_fp_leave(saved);
     return status;
 }

@@ -6,6 +6,7 @@
  */
 #include "../core/call.h"
 #include "../core/extension.h"
+#include "../core/options.h"
 #include "../core/reduction.h"
 #include "../kernel/entmax/alpha.h"
 #include "../kernel/entmax/loss.h"
@@ -336,9 +337,9 @@ static csm_status prepare(entmax_call *call, entmax_stage stage, csm_dtype dtype
 
 csm_status csm_run_entmax(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *input,
                           const csm_view *y, const csm_view *result, const csm_entmax_options *o) {
-    const csm_entmax_options defaults = csm_default_entmax_options();
+    csm_entmax_options known = csm_default_entmax_options();
     entmax_call call;
-    if (!o) o = &defaults;
+    o = csm_known_options(&known, sizeof known, o);
     csm_fp_environment saved = csm_fp_enter();
     csm_status status = prepare(&call, y ? VJP : FORWARD, dtype, table, shape,
                                 (entmax_arrays){.input = input, .y = y, .result = result}, o, &saved);
@@ -442,9 +443,9 @@ static csm_status run_loss(entmax_call *call, const csm_shape *shape, double *lo
 csm_status csm_run_entmax_loss(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x,
                                const csm_view *labels, const csm_view *soft, const csm_view *gradient, double *loss,
                                const csm_entmax_options *o) {
-    const csm_entmax_options defaults = csm_default_entmax_options();
+    csm_entmax_options known = csm_default_entmax_options();
     entmax_call call;
-    if (!o) o = &defaults;
+    o = csm_known_options(&known, sizeof known, o);
     if (!labels == !soft || (unsigned)o->reduction > CSM_MEAN) return CSM_BAD_OPTION;
     csm_fp_environment saved = csm_fp_enter();
     const entmax_arrays arrays = {.input = x, .result = gradient, .labels = labels, .soft_labels = soft};

@@ -12,6 +12,7 @@
  */
 #include "../core/call.h"
 #include "../core/extension.h"
+#include "../core/options.h"
 
 enum { TABLE, CLASSES, COUNTS, STORED, WIDE, VALUES, BLOCK, BUFFERS };
 
@@ -279,10 +280,7 @@ csm_status csm_run_penalize(csm_dtype dtype, const csm_table *table, const csm_s
     if (call) {
         memset(call, 0, sizeof *call);
         call->options = csm_default_penalize_options();
-        if (options) {
-            const size_t size = options->size < sizeof *options ? options->size : sizeof *options;
-            memcpy(&call->options, options, size);
-        }
+        call->options = *(const csm_penalize_options *)csm_known_options(&call->options, sizeof call->options, options);
         status = run_penalize(call, dtype, table, shape, x, y, count, tokens, &saved);
     }
     csm_release(call);

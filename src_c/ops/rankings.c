@@ -2,7 +2,9 @@
  *
  * A list is computed by one thread, alone, in double, so that its bits depend on nothing else.  Its order is found by
  * counting (kernel/rankings), from 65 elements on by merging; e^x are those of the CRF's kernels, relative to the
- * maximum, or with exponents of their own where the x are more than far apart.
+ * maximum, or with exponents of their own where the x are more than far apart.  Where x / T are so large that their
+ * distances round, or overflow, elements that are near each other are a cluster, and their exponents are relative to
+ * its maximum.  Ties as sums over subsets have no exponents: their x round at some 2^-42 there.
  *
  * Losses are added in a tree over the lists.  A list with NaN or +inf among its elements is NaN; elements without
  * a relevance are not read, and their gradient is 0. */
@@ -15,7 +17,9 @@
 
 #define RANKING_TINY \
     0x1p-860 /* least e^(x - max): quotients of sums of up to 2^60 terms stay within the range of double */
-#define RANKING_LARGEST 0x1p45 /* beyond it, the maximum is subtracted first */
+#define RANKING_LARGEST 0x1p45 /* beyond it, x / T are taken relative to a neighbour */
+#define RANKING_GAP 2048.0 /* e^-gap vanishes beside 1, whatever the number of terms */
+#define RANKING_GAP_POWER 2955.0 /* the power of two that stands for a larger gap */
 enum { NUMBERS, PLACES, EXACT, BUFFERS, PIECE_ELEMENTS = 16384 };
 
 typedef struct ranking_job {
@@ -162,7 +166,7 @@ static void sort_members(ranking_run *run) {
     run->has_ties = has_ties;
 }
 
-/* Reads x / T of the members in their order, and their maximum.  Returns 1 if the list is NaN. */
+/* Reads x / T of the members in their order, and their maximum.  Returns 1 if one of them is NaN or +inf. */
 static int read_members(ranking_run *run, double temperature, double *max) {
     const csm_ranking_call *c = run->job->call;
     const csm_call *base = &run->job->base;
@@ -215,27 +219,118 @@ static void find_groups(ranking_run *run, ranking_list *list) {
     list->begin = run->begin;
 }
 
-/* e of the members, or p and power where they are too far apart. */
-static void exponentials(ranking_run *run, ranking_list *list, double max) {
+/* Whether the division by T has made a number -inf. */
+static int has_lost(const ranking_run *run) {
+    const csm_call *base = &run->job->base;
+    const char *x = (const char *)run->job->call->x + run->first * base->itemsize;
+    for (size_t i = 0; i < run->n; i++)
+        if (run->x[i] == -CSM_INF && csm_element(base, x, (size_t)run->order[i]) > -CSM_INF) return 1;
+    return 0;
+}
+
+/* e of the members, or p and power where they are too far apart.  Returns 0 if x / T are too large for both. */
+static int exponentials(ranking_run *run, ranking_list *list, double temperature, double max) {
     const csm_crf_kernels *k = &run->job->base.table->crf;
     const size_t n = run->n, padded = (n + 7) / 8 * 8;
-    double reference = max, power, least = CSM_INF;
+    double power, least = CSM_INF, lowest = 0;
     int is_tiny = 0;
-    if (max > RANKING_LARGEST || max < -RANKING_LARGEST) {
-        for (size_t i = 0; i < n && max > -CSM_INF; i++) run->x[i] -= max;
-        reference = 0;
-    }
-    k->exponentials(run->x, &reference, run->e, &power, 1, padded);
+    if (max > RANKING_LARGEST || (max < -RANKING_LARGEST && max > -CSM_INF)) return 0;
+    k->exponentials(run->x, &max, run->e, &power, 1, padded);
     for (size_t i = 0; i < n; i++) is_tiny |= run->e[i] < RANKING_TINY;
     run->has_absent = 0;
     list->is_wide = 0;
-    if (!is_tiny) return;
+    if (!is_tiny) return 1;
     for (size_t i = 0; i < n; i++) {
         run->has_absent |= run->x[i] == -CSM_INF;
-        if (run->x[i] > -CSM_INF && run->e[i] < least) least = run->e[i];
+        if (!(run->x[i] > -CSM_INF)) continue;
+        if (run->e[i] < least) least = run->e[i];
+        if (run->x[i] < lowest) lowest = run->x[i];
     }
+    if (lowest < -RANKING_LARGEST || (run->has_absent && temperature < 1 && has_lost(run))) return 0;
     list->is_wide = least < RANKING_TINY;
     if (list->is_wide) k->split(run->x, run->p, run->power, padded);
+    return 1;
+}
+
+/* (a - b) / T, infinite only if the result is. */
+static double distance(double a, double b, double t) {
+    const double d = a - b;
+    return d < CSM_INF ? d / t : (a * 0.5 - b * 0.5) / (t * 0.5);
+}
+
+/* Members that are near each other, RANKING_GAP_POWER of exponents apart from the next: the members in falling order of
+ * x, and for each of them the maximum of its cluster and the cluster's exponent. */
+typedef struct ranking_clusters {
+    const int64_t *falling;
+    double *maximum, *power;
+    double t;
+} ranking_clusters;
+
+/* Sets x and p 2^power of the members; x holds what has not been divided by T. */
+static void find_clusters(ranking_run *run, ranking_clusters *c) {
+    const size_t n = run->n, padded = (n + 7) / 8 * 8;
+    int64_t *const order = run->order;
+    double maximum = -CSM_INF, before = -CSM_INF, power = 0;
+    memcpy(run->key, run->x, n * sizeof *run->key);
+    run->order = run->member; /* neither keys nor members are needed any more */
+    merge_places(run);
+    c->falling = run->order;
+    run->order = order;
+    for (size_t j = 0; j < n; j++) {
+        const size_t i = (size_t)c->falling[j];
+        const double x = run->key[i];
+        if (j > 0 && x > -CSM_INF && distance(before, x, c->t) > RANKING_GAP) power -= RANKING_GAP_POWER;
+        if (j == 0 || power < c->power[c->falling[j - 1]] || x == -CSM_INF) maximum = x;
+        c->maximum[i] = maximum;
+        c->power[i] = power;
+        run->x[i] = x > -CSM_INF ? -distance(maximum, x, c->t) : x;
+        before = x;
+    }
+    run->job->base.table->crf.split(run->x, run->p, run->power, padded);
+    for (size_t i = 0; i < n; i++) {
+        run->power[i] += c->power[i];
+        run->x[i] += c->power[i] * 0x1.62e42fefa39efp-1;
+    }
+}
+
+/* What the distance from a member to a larger one lacks, because their clusters are not as far apart as they were. */
+static double lacks(const ranking_clusters *c, int64_t larger, size_t i) {
+    if (c->maximum[i] == -CSM_INF) return 0;
+    const double power = c->power[larger] - c->power[i];
+    return distance(c->maximum[larger], c->maximum[i], c->t) - power * 0x1.62e42fefa39efp-1;
+}
+
+/* What the loss lacks: the distances of each chosen member to the largest one that is not before it; of a group of
+ * `exact`, those of its members to as many of the largest. */
+static double loss_lacks(const ranking_clusters *c, const ranking_list *list) {
+    double sum = 0;
+    for (size_t g = 0, first = 0; g < list->factors; g++) {
+        const size_t begin = ranking_begin(list, g), end = ranking_begin(list, g + 1);
+        while ((size_t)c->falling[first] < begin) first++;
+        if (list->ties != CSM_RANKING_EXACT || end - begin == 1) {
+            for (size_t i = begin; i < end; i++)
+                if (ranking_is_observed(list, i)) sum += lacks(c, c->falling[first], i);
+            continue;
+        }
+        for (size_t j = first, largest = first; j < list->n; j++) {
+            const size_t i = (size_t)c->falling[j];
+            if (i < begin || i >= end || !ranking_is_observed(list, i)) continue;
+            while ((size_t)c->falling[largest] < begin) largest++;
+            sum += lacks(c, c->falling[largest++], i);
+        }
+        if (csm_poll_stops(&list->poll, list->n)) break;
+    }
+    return sum;
+}
+
+/* For x / T that are too large for exponentials.  Returns what the loss lacks. */
+static double use_clusters(ranking_run *run, ranking_list *list, double temperature) {
+    ranking_clusters c = {NULL, run->others, run->weight, temperature}; /* the terms overwrite them */
+    double max;
+    read_members(run, 1, &max);
+    find_clusters(run, &c);
+    list->is_wide = 1;
+    return loss_lacks(&c, list);
 }
 
 /* Writes the gradient of the list times a factor; grad NULL: the factor for every member. */
@@ -259,7 +354,7 @@ static void write_gradient(const ranking_run *run, const double *grad, double fa
 }
 
 /* The terms of a list whose numbers have been read. */
-static csm_status compute_terms(ranking_run *run, double max, double *loss) {
+static csm_status compute_terms(ranking_run *run, double temperature, double max, double *loss) {
     ranking_job *job = run->job;
     const csm_ranking_call *c = job->call;
     ranking_list list = {.table = job->base.table,
@@ -274,8 +369,9 @@ static csm_status compute_terms(ranking_run *run, double max, double *loss) {
                          .others = run->others,
                          .weight = run->weight,
                          .grad = run->grad};
+    double rest = 0;
     find_groups(run, &list);
-    exponentials(run, &list, max);
+    if (!exponentials(run, &list, temperature, max)) rest = use_clusters(run, &list, temperature);
     if (!list.is_wide && !list.begin && !list.observed && list.factors == list.n && !run->has_absent)
         list.loss = job->base.table->rankings.terms(run->e, run->n, run->others, run->weight, run->grad);
     else if (list.is_wide) csm_ranking_terms_wide(&list);
@@ -286,7 +382,7 @@ static csm_status compute_terms(ranking_run *run, double max, double *loss) {
         if (!beside) return CSM_NO_MEMORY;
         if (!csm_ranking_exact(&list, beside)) return CSM_INTERRUPTED;
     }
-    *loss = list.loss;
+    *loss = list.loss + rest;
     return CSM_OK;
 }
 
@@ -305,12 +401,13 @@ static csm_status run_list(ranking_run *run) {
         if (c->grad) write_gradient(run, NULL, 0);
         return CSM_OK;
     }
-    if (read_members(run, temperature, &max)) {
+    const int is_large = read_members(run, temperature, &max) != 0;
+    if (is_large && (temperature >= 1 || read_members(run, 1, &max))) {
         *to = CSM_NAN;
         if (c->grad) write_gradient(run, NULL, factor == 0 ? 0 : CSM_NAN);
         return CSM_OK;
     }
-    const csm_status status = compute_terms(run, max, &loss);
+    const csm_status status = compute_terms(run, temperature, is_large ? CSM_INF : max, &loss);
     if (status != CSM_OK) return status;
     *to = weight * loss;
     if (c->grad) write_gradient(run, run->grad, factor / temperature);

@@ -10,6 +10,8 @@
  */
 #include "sample.h"
 
+#include "../core/options.h"
+
 enum {
     SPLIT_ELEMENTS = 1 << 20 /* shortest row, and fewest draws of a row, that are split however many rows there are */
 };
@@ -83,15 +85,16 @@ static csm_status draw_row(csm_sample_call *call, size_t at, int thread) {
     const int usual = is_usual(&row, &is_named);
     if (!is_named) return CSM_BAD_OPTION;
     if (!(scales->temperature == row.temperature)) csm_set_scales(scales, row.temperature, csm_is_single(c));
-    row.blocks = (csm_block *)(void *)csm_sample_buffer(call, thread, CSM_SAMPLE_BLOCKS,
-                                                        csm_block_count(n) * sizeof *row.blocks);
+    const size_t n_blocks = csm_block_count(call->shard ? call->shard->classes : n);
+    row.blocks = (csm_block *)(void *)csm_sample_buffer(call, thread, CSM_SAMPLE_BLOCKS, n_blocks * sizeof *row.blocks);
     if (!row.blocks) return CSM_NO_MEMORY;
     row.from = csm_row_of(c, &call->x, at);
     row.mask = csm_mask_of(c, at);
+    if (call->is_direct) row.whole = row.from.data;
+    if (call->shard) return csm_sample_shard_row(&row);
     if (usual && row.temperature == 0) row.top_k = 1;
     const int selects = usual && (row.top_k < n || row.top_p < 1);
-    if (call->is_direct) row.whole = row.from.data;
-    else if (selects || n <= CSM_SAMPLE_KEPT_ELEMENTS) status = csm_sample_copy(&row);
+    if (!call->is_direct && (selects || n <= CSM_SAMPLE_KEPT_ELEMENTS)) status = csm_sample_copy(&row);
     if (status == CSM_OK && !usual) status = csm_sample_filter(&row);
     if (status == CSM_OK) status = selects ? csm_sample_selected(&row) : csm_sample_sum_all(&row);
     if (status == CSM_OK) status = o->without_replacement ? csm_sample_take(&row) : csm_sample_draw(&row);
@@ -127,11 +130,11 @@ static void choose_threads(csm_sample_call *call, int threads) {
                      : csm_threads_for((double)call->rows * ((double)n + (double)call->draws), call->rows, threads);
 }
 
-/* Copies the options, of which an older caller has fewer, and checks what does not depend on the rows. */
+/* Copies the options, and checks what does not depend on the rows. */
 static csm_status copy_options(csm_sample_call *call, const csm_sample_options *given) {
     csm_sample_options *o = &call->options;
     *o = csm_default_sample_options();
-    if (given) memcpy(o, given, given->size < sizeof *o ? given->size : sizeof *o);
+    *o = *(const csm_sample_options *)csm_known_options(o, sizeof *o, given);
     call->order_count = o->order ? o->order_count : CSM_FILTER_COUNT;
     for (size_t i = 0; i < call->order_count; i++) {
         if (i == CSM_FILTER_COUNT) return CSM_BAD_OPTION;
@@ -179,20 +182,26 @@ static csm_status run_sample(csm_sample_call *call, csm_dtype dtype, const csm_t
     return status;
 }
 
-csm_status csm_run_sample(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x,
-                          size_t draws, const csm_view *uniform, const csm_view *indices,
-                          const csm_sample_options *options) {
+csm_status csm_run_sample_shard(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x,
+                                size_t draws, const csm_view *uniform, const csm_view *indices,
+                                const csm_sample_options *options, const csm_sample_shard *shard) {
     csm_fp_environment saved = csm_fp_enter();
     csm_sample_call *call = csm_allocate(sizeof *call); /* its views are too large for a small stack */
     csm_status status = CSM_NO_MEMORY;
     if (call) {
         memset(call, 0, sizeof *call);
+        call->shard = shard;
         status = copy_options(call, options);
         if (status == CSM_OK) status = run_sample(call, dtype, table, shape, x, draws, uniform, indices, &saved);
     }
     csm_release(call);
     csm_fp_leave(saved);
     return status;
+}
+csm_status csm_run_sample(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x,
+                          size_t draws, const csm_view *uniform, const csm_view *indices,
+                          const csm_sample_options *options) {
+    return csm_run_sample_shard(dtype, table, shape, x, draws, uniform, indices, options, NULL);
 }
 
 #define SAMPLE(suffix, storage, compute)                                                                             \

@@ -8,6 +8,7 @@
  *   sample_near.c     intervals of logits and the sample of a row, for that search
  *   sample_draw.c     the draws
  *   sample_take.c     draws without replacement, log-probabilities
+ *   sample_shard.c    stages of rows whose classes are divided among shards
  */
 #ifndef CSM_OPS_SAMPLE_H
 #define CSM_OPS_SAMPLE_H
@@ -55,6 +56,7 @@ typedef struct csm_sample_call {
     csm_scales unit; /* of T = 1 */
     csm_scales *scales; /* one for each thread, for the temperature of its row */
     csm_scratch scratch;
+    const csm_sample_shard *shard; /* NULL: of whole rows */
 } csm_sample_call;
 
 /* Logits between two numbers of the compute type, ends included; those in the wider interval only up to an index. */
@@ -158,6 +160,9 @@ void csm_sample_weigh_numbers(const csm_sample_row *, char *x, size_t k, char *m
 
 /* sample_select.c */
 csm_status csm_sample_selected(csm_sample_row *); /* top-k, top-p and min-p, then the sums of the blocks */
+csm_status csm_sample_selected_masses(csm_sample_row *); /* of the selected logits, in their order */
+csm_status csm_sample_nucleus(csm_sample_row *); /* the number of masses in order that reach the limit: `kept`, `sum` */
+int csm_sample_begins_with_passes(const csm_sample_row *, double all); /* top-p of a mass, without top-k */
 
 /* sample_filter.c */
 csm_status csm_sample_filter(csm_sample_row *); /* all filters in the order of the call */
@@ -174,10 +179,12 @@ typedef enum csm_sample_measure { CSM_SAMPLE_COUNT, CSM_SAMPLE_MASS_OF, CSM_SAMP
 csm_status csm_sample_narrow(csm_sample_row *, csm_sample_measure, double limit, double total, double *kept,
                              double *margin);
 csm_status csm_sample_total(csm_sample_row *, double *total); /* the mass of the set */
+/* Leaves the classes up to an end in falling order: logits above x, and those equal to it up to the index `last`. */
+void csm_sample_keep_to(csm_sample_row *, double x, int64_t last);
 
 /* sample_near.c */
 void csm_sample_clear_set(csm_sample_set *);
-double csm_sample_next(const csm_sample_row *, double);  /* the next larger number of the compute type */
+double csm_sample_next(const csm_sample_row *, double); /* the next larger number of the compute type */
 double csm_sample_least(const csm_sample_row *, double); /* the smallest one that is at least x */
 /* The interval of the numbers nearer to the centre of the row's set than a distance or, if `equal`, up to it. */
 void csm_sample_around(const csm_sample_row *, double distance, int equal, double *interval);
@@ -196,6 +203,12 @@ size_t csm_sample_find_block(const csm_block *, size_t count, double target);
 void csm_sample_add_blocks(csm_sample_row *);
 /* The element of a block at which the sum of its masses passes the target. */
 size_t csm_sample_find(const csm_sample_row *, const char *mass, size_t k, double target);
+
+/* The draws of a row whose classes in this shard follow `first` blocks of others. */
+csm_status csm_sample_draw_shard(csm_sample_row *, size_t first);
+
+/* sample_shard.c */
+csm_status csm_sample_shard_row(csm_sample_row *); /* the stage of the call */
 
 /* sample_take.c */
 csm_status csm_sample_take(csm_sample_row *); /* without replacement, with log-probabilities if they are wanted */

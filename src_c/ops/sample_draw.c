@@ -78,32 +78,36 @@ static csm_status prefix_body(void *context, size_t begin, size_t end, int threa
     return CSM_OK;
 }
 
+/* What is left of the target after the blocks before the one in which it lies. */
+static double rest_of(const csm_sample_row *row, double target, size_t block) {
+    const csm_block *blocks = row->blocks;
+    const double before = !(row->total > target) ? row->total - blocks[block].hi : block > 0 ? blocks[block - 1].lo : 0;
+    return target - before;
+}
 static csm_status draw_body(void *context, size_t begin, size_t end, int thread) {
     const csm_sample_row *row = context;
     const csm_sample_call *call = row->call;
     const csm_call *c = &call->base;
-    const csm_block *blocks = row->blocks;
     const size_t n_blocks = csm_block_count(row->count);
-    const double total = row->total;
     const char *uniform = csm_row_data(c, &call->uniforms, row->index);
     char *to = (char *)call->indices.data + csm_offset(&c->shape, call->indices.strides, row->index), *mass = NULL;
     size_t computed = n_blocks; /* the block whose masses these are */
     for (size_t draw = begin; draw < end; draw++) {
         double u;
         memcpy(&u, uniform + (ptrdiff_t)draw * call->uniforms.axis_stride, sizeof u);
-        const double target = u * total;
-        const size_t block = csm_sample_find_block(blocks, n_blocks, target);
-        const double before = !(total > target) ? total - blocks[block].hi : block > 0 ? blocks[block - 1].lo : 0;
+        const double target = u * row->total;
+        const size_t block = csm_sample_find_block(row->blocks, n_blocks, target);
+        const double rest = rest_of(row, target, block);
         const size_t first = block * CSM_BLOCK, k = csm_block_length(row->count, first);
         size_t at = first;
         if (row->sums) {
-            at += search_sums(row->sums + first, k, target - before);
+            at += search_sums(row->sums + first, k, rest);
         } else {
             double unused;
             if (block != computed) mass = csm_sample_masses(row, block, thread, &unused);
             if (!mass) return CSM_NO_MEMORY;
             computed = block;
-            at += csm_sample_find(row, mass, k, target - before);
+            at += csm_sample_find(row, mass, k, rest);
         }
         const int64_t index = row->classes ? row->classes[at] : (int64_t)at;
         memcpy(to + (ptrdiff_t)draw * call->indices.axis_stride, &index, sizeof index);
@@ -134,4 +138,44 @@ csm_status csm_sample_draw(csm_sample_row *row) {
         if (status != CSM_OK) return status;
     }
     return csm_sample_each(row, call->draws, row->sums ? CSM_BLOCK / 4 : 1, draw_body);
+}
+
+/* The target of a draw. */
+static double target_of(const csm_sample_row *row, size_t draw) {
+    const csm_view *v = &row->call->uniforms;
+    double u;
+    memcpy(&u, csm_row_data(&row->call->base, v, row->index) + (ptrdiff_t)draw * v->axis_stride, sizeof u);
+    return u * row->total;
+}
+static void write_draw(const csm_sample_row *row, size_t draw, int64_t index) {
+    const csm_view *v = &row->call->indices;
+    char *to = (char *)v->data + csm_offset(&row->call->base.shape, v->strides, row->index);
+    memcpy(to + (ptrdiff_t)draw * v->axis_stride, &index, sizeof index);
+}
+csm_status csm_sample_draw_shard(csm_sample_row *row, size_t first) {
+    csm_sample_call *call = row->call;
+    const size_t n_blocks = csm_block_count(call->shard->classes), own = csm_block_count(row->count);
+    double *sums = (double *)(void *)csm_sample_buffer(call, row->thread, CSM_SAMPLE_SUMS, CSM_BLOCK * sizeof(double));
+    if (!sums) return CSM_NO_MEMORY;
+    for (size_t draw = 0, end; draw < call->draws; draw = end) {
+        const size_t block = csm_sample_find_block(row->blocks, n_blocks, target_of(row, draw));
+        const int is_own = block >= first && block - first < own;
+        for (end = draw + 1; end < call->draws; end++)
+            if (csm_sample_find_block(row->blocks, n_blocks, target_of(row, end)) != block) break;
+        const size_t k = is_own ? csm_block_length(row->count, (block - first) * CSM_BLOCK) : 0;
+        const int is_bisected = is_own && end - draw >= PREFIX_DRAWS;
+        double unused;
+        char *mass = is_own ? csm_sample_masses(row, block - first, row->thread, &unused) : NULL;
+        if (is_own && !mass) return CSM_NO_MEMORY;
+        if (is_bisected) CSM_BY_TYPE(row, prefix, mass, k, sums);
+        for (size_t i = draw; i < end; i++) {
+            const double rest = rest_of(row, target_of(row, i), block);
+            const size_t at = !is_own       ? 0
+                              : is_bisected ? search_sums(sums, k, rest)
+                                            : csm_sample_find(row, mass, k, rest);
+            write_draw(row, i, is_own ? (int64_t)(block * CSM_BLOCK + at) : -1);
+        }
+        if (csm_stops(&call->base.interrupt, row->thread, k)) return CSM_INTERRUPTED;
+    }
+    return CSM_OK;
 }

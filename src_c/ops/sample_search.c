@@ -551,9 +551,13 @@ csm_status csm_sample_narrow(csm_sample_row *row, csm_sample_measure measure, do
     if (csm_is_single(&row->call->base) && limit < 0x1p28 * (end.sum - end.without)) *margin = CSM_INF;
     if (!end.is_reached) return CSM_OK; /* all are kept */
     if (measure == CSM_SAMPLE_NEAR) set->near = range_of(row, measure, end.x, end.at);
-    else set->large = range_of(row, measure, end.x, end.at);
+    else csm_sample_keep_to(row, end.x, end.at);
     set->is_active = 1;
     return CSM_OK;
+}
+void csm_sample_keep_to(csm_sample_row *row, double x, int64_t last) {
+    row->set.large = range_of(row, CSM_SAMPLE_COUNT, x, last);
+    row->set.is_active = 1;
 }
 
 csm_status csm_sample_total(csm_sample_row *row, double *total) {

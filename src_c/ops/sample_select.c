@@ -10,12 +10,7 @@
 
 #include "../core/selection.h"
 
-enum {
-    FIRST_SELECTED = 64, /* number of classes first selected for top-p */
-    GROWTH = 8, /* factor by which that number grows if they do not suffice */
-    MANY_SELECTED = 4096, /* with more classes, and at least a part of the row, passes over the row are faster */
-    MANY_PART = 24
-};
+enum { GROWTH = 8 }; /* factor by which the number of selected classes grows if they do not suffice */
 
 /* Loops over masses, for each compute type REAL. */
 #define LOOPS(REAL)                                                                                       \
@@ -84,6 +79,14 @@ static csm_status nucleus_body(void *context, size_t begin, size_t end, int thre
     row->kept += added;
     return CSM_OK;
 }
+csm_status csm_sample_nucleus(csm_sample_row *row) {
+    row->sum = 0;
+    row->kept = 0;
+    return csm_sample_in_order(row, nucleus_body);
+}
+int csm_sample_begins_with_passes(const csm_sample_row *row, double all) {
+    return CSM_SAMPLE_FIRST_SELECTED * row->max_mass < row->top_p * all;
+}
 
 /* Puts the classes that are kept, and their logits in `values`, into the order of the indices: one bit for each class
  * of the row, set for those that are kept, is read from the first to the last. */
@@ -110,8 +113,7 @@ static csm_status order_kept(csm_sample_row *row, const char *whole, char *value
     return CSM_OK;
 }
 
-/* The masses of the selected logits, in their order. */
-static csm_status selected_masses(csm_sample_row *row) {
+csm_status csm_sample_selected_masses(csm_sample_row *row) {
     csm_status status = csm_sample_blocks(row, csm_sample_sum_body);
     return status == CSM_OK ? csm_sample_blocks(row, csm_sample_scale_body) : status;
 }
@@ -156,14 +158,13 @@ static csm_status keep_few(csm_sample_row *row, const char *whole, size_t k, dou
         status = csm_sample_set_max(row, csm_element(c, values, 0)); /* NaN comes first */
     row->whole = values;
     row->count = k;
-    if (status == CSM_OK && top_p < 1) status = selected_masses(row);
+    if (status == CSM_OK && top_p < 1) status = csm_sample_selected_masses(row);
     if (status != CSM_OK) return status;
     row->total = top_k < n ? 0 : all;
     if (top_k < n && top_p < 1) status = csm_sample_in_order(row, total_body);
     row->limit = top_p * row->total;
-    row->sum = 0;
-    row->kept = top_p < 1 ? 0 : k;
-    if (status == CSM_OK && row->kept == 0) status = csm_sample_in_order(row, nucleus_body);
+    row->kept = k;
+    if (status == CSM_OK && top_p < 1) status = csm_sample_nucleus(row);
     if (status != CSM_OK) return status;
     *is_done = row->kept < k || top_k < n || k == n || row->sum >= row->limit;
     if (!*is_done) return CSM_OK;
@@ -176,7 +177,7 @@ csm_status csm_sample_selected(csm_sample_row *row) {
     const csm_call *c = &call->base;
     const size_t n = row->count, top_k = row->top_k;
     const char *whole = row->whole;
-    const int is_many = top_k < n && top_k > MANY_SELECTED && top_k > n / MANY_PART;
+    const int is_many = top_k < n && top_k > CSM_SAMPLE_MANY_SELECTED && top_k > n / CSM_SAMPLE_MANY_PART;
     csm_status status = CSM_OK;
     char *weighed = NULL;
     double all = 0;
@@ -184,11 +185,11 @@ csm_status csm_sample_selected(csm_sample_row *row) {
         status = csm_sample_weigh(row, &all);
         weighed = row->mass;
     }
-    size_t k = top_k < n ? top_k : n < FIRST_SELECTED ? n : FIRST_SELECTED;
+    size_t k = top_k < n ? top_k : n < CSM_SAMPLE_FIRST_SELECTED ? n : CSM_SAMPLE_FIRST_SELECTED;
     int is_done = 0;
     /* Where 64 times the largest mass does not suffice, selecting 64 is in vain. */
     const int begins_with_passes =
-        is_many || (top_k == n && n > FIRST_SELECTED && FIRST_SELECTED * row->max_mass < row->top_p * all);
+        is_many || (top_k == n && n > CSM_SAMPLE_FIRST_SELECTED && csm_sample_begins_with_passes(row, all));
     for (int rounds = begins_with_passes; status == CSM_OK && !is_done; rounds++) {
         if (rounds == 1) {
             row->whole = whole;
@@ -205,6 +206,6 @@ csm_status csm_sample_selected(csm_sample_row *row) {
     if (row->set.is_active) return csm_sample_sum_all(row);
     row->mass = csm_sample_buffer(call, row->thread, CSM_SAMPLE_MASS, row->count * c->wide_size);
     if (!row->mass) return CSM_NO_MEMORY;
-    status = selected_masses(row);
+    status = csm_sample_selected_masses(row);
     return status == CSM_OK ? csm_sample_blocks(row, csm_sample_min_p_body) : status;
 }

@@ -11,6 +11,7 @@
 #include "segments.h"
 #include "softmax_row.h"
 
+#include "../core/options.h"
 #include "../isa/dispatch.h"
 
 enum {
@@ -425,12 +426,12 @@ static csm_status run_call(segments_call *call, size_t rows, int threads) {
 static csm_status run_segments(csm_op op, csm_dtype dtype, const csm_table *table, const csm_shape *shape,
                                const csm_segments *segments, const csm_view *input, const csm_view *y,
                                const csm_view *result, const csm_options *options, csm_fp_environment *caller) {
-    static const csm_options defaults = CSM_OPTIONS_INIT;
+    csm_options known = CSM_OPTIONS_INIT;
     segments_call call;
     csm_softmax_call *c = &call.softmax;
     csm_call *base = &c->base;
     size_t rows;
-    if (!options) options = &defaults;
+    options = csm_known_options(&known, sizeof known, options);
     csm_status status = csm_begin_softmax(c, op, dtype, table, options);
     if (status != CSM_OK) return status;
     if (!csm_check_segments(segments, shape->n, &call.longest)) return CSM_BAD_OPTION;
@@ -450,11 +451,50 @@ static csm_status run_segments(csm_op op, csm_dtype dtype, const csm_table *tabl
     return status;
 }
 
+/* A view of the segments as rows, where all of them have n elements: the rows are one more batch axis. */
+static const csm_view *as_rows(csm_view *rows, const csm_view *v, size_t ndim, size_t n, int has_axis) {
+    if (!v) return NULL;
+    csm_copy_view(rows, v, ndim);
+    rows->strides[ndim] = has_axis ? (ptrdiff_t)n * v->axis_stride : v->axis_stride;
+    return rows;
+}
+
+/* Segments of one length that are all of a contiguous axis are rows of a dense call.  The first length times their
+ * number tells most others apart without reading offsets.  Returns 0, with nothing done, if they are not. */
+static int run_as_rows(csm_op op, csm_dtype dtype, const csm_table *table, const csm_shape *shape,
+                       const csm_segments *s, const csm_view *input, const csm_view *y, const csm_view *result,
+                       const csm_options *options, csm_status *status) {
+    const size_t count = s && s->indptr && !s->order ? s->count : 0;
+    csm_call base;
+    if (count == 0 || s->indptr[0] != 0 || s->indptr[1] <= 0 || shape->ndim >= CSM_MAX_NDIM) return 0;
+    const size_t n = (size_t)s->indptr[1];
+    if (n > shape->n / count || n * count != shape->n || (options && options->scratch)) return 0;
+    csm_set_dtype(&base, dtype, table);
+    if (input->axis_stride != (ptrdiff_t)base.itemsize) return 0;
+    int64_t differ = 0;
+    for (size_t i = 0; i < count; i++) differ |= (s->indptr[i + 1] - s->indptr[i]) ^ s->indptr[1];
+    if (differ) return 0;
+    csm_shape rows = *shape;
+    csm_view x, other, to, where, temperatures;
+    csm_options o = CSM_OPTIONS_INIT;
+    o = *(const csm_options *)csm_known_options(&o, sizeof o, options);
+    rows.n = n;
+    rows.shape[rows.ndim++] = count;
+    o.where = as_rows(&where, o.where, shape->ndim, n, 1);
+    o.temperatures = as_rows(&temperatures, o.temperatures, shape->ndim, n, 0);
+    *status = csm_run_softmax(op, dtype, table, &rows, as_rows(&x, input, shape->ndim, n, 1),
+                              as_rows(&other, y, shape->ndim, n, 1),
+                              as_rows(&to, result, shape->ndim, n, op != CSM_OP_logsumexp), &o);
+    return 1;
+}
+
 csm_status csm_run_segments(csm_op op, csm_dtype dtype, const csm_table *table, const csm_shape *shape,
                             const csm_segments *segments, const csm_view *input, const csm_view *y,
                             const csm_view *result, const csm_options *options) {
+    csm_status status;
+    if (run_as_rows(op, dtype, table, shape, segments, input, y, result, options, &status)) return status;
     csm_fp_environment saved = csm_fp_enter();
-    csm_status status = run_segments(op, dtype, table, shape, segments, input, y, result, options, &saved);
+    status = run_segments(op, dtype, table, shape, segments, input, y, result, options, &saved);
     csm_fp_leave(saved);
     return status;
 }

@@ -13,6 +13,7 @@
 
 #include "../core/extension.h"
 #include "../core/labels.h"
+#include "../core/options.h"
 #include "../core/reduction.h"
 
 typedef struct segment_loss_call {
@@ -455,15 +456,17 @@ csm_status csm_run_segment_loss(csm_dtype dtype, const csm_table *table, const c
                                 const csm_view *losses, const csm_view *positives, double *total, csm_loss_options *o) {
     segment_loss_call call;
     if (!o) return CSM_BAD_OPTION; /* labels are required */
+    csm_loss_options known = csm_default_loss_options(), *used = csm_known_options(&known, sizeof known, o);
     csm_fp_environment saved = csm_fp_enter();
     memset(&call, 0, sizeof call);
-    csm_status status = prepare(&call, dtype, table, shape, segments, x, gradient, losses, positives, o);
+    csm_status status = prepare(&call, dtype, table, shape, segments, x, gradient, losses, positives, used);
     if (status == CSM_OK) {
         call.loss.base.interrupt =
-            (csm_interrupt){.check = o->interrupt, .context = o->interrupt_context, .caller = saved};
-        status = run_segment_loss(&call, shape, total, o);
+            (csm_interrupt){.check = used->interrupt, .context = used->interrupt_context, .caller = saved};
+        status = run_segment_loss(&call, shape, total, used);
         saved = call.loss.base.interrupt.caller; /* the callback may have changed it */
     }
+    o->position = used->position;
     csm_fp_leave(saved);
     return status;
 }

@@ -11,6 +11,7 @@
 #include "cross_entropy.h"
 
 #include "../core/extension.h"
+#include "../core/options.h"
 #include "../kernel/softmax/combine.h"
 
 #include <string.h>
@@ -299,11 +300,13 @@ csm_status csm_finish_rows(csm_shard_kind kind, csm_array_type type, const csm_s
 static csm_status run_loss(csm_array_type type, const csm_shape *shape, const csm_view *x, const csm_view *gradient,
                            double *loss, csm_loss_options *loss_options, const csm_shard *shard) {
     const csm_shard_options *o = shard->options;
-    csm_loss_options options = *loss_options;
+    csm_loss_options options = csm_default_loss_options();
+    options = *(const csm_loss_options *)csm_known_options(&options, sizeof options, loss_options);
     const int is_finish = shard->stage == CSM_STAGE_FINISH || shard->stage == CSM_STAGE_LOST;
     const int is_whole = shard->stage == CSM_STAGE_WHOLE;
     const int fits = is_whole ? shape->n == o->classes : (is_finish ? is_part : is_shard)(shape, o);
-    if ((unsigned)type > CSM_BF16 || !fits || (options.softcap != 0 && !is_whole)) return CSM_BAD_OPTION;
+    const int has_norm = !(is_finish && gradient && options.softcap != 0 && options.clip_norm > 0); /* of whole rows */
+    if ((unsigned)type > CSM_BF16 || !fits || !has_norm) return CSM_BAD_OPTION;
     options.temperature = o->temperature;
     options.temperatures = o->temperatures;
     options.threads = o->threads;

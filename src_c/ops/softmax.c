@@ -13,6 +13,7 @@
  */
 #include "softmax_row.h"
 
+#include "../core/options.h"
 #include "../isa/dispatch.h"
 
 #include <stdlib.h>
@@ -511,10 +512,10 @@ void csm_finish_softmax(csm_softmax_call *c, const csm_options *options, const c
 static csm_status run_softmax(csm_op op, csm_dtype dtype, const csm_table *table, const csm_shape *shape,
                               const csm_view *input, const csm_view *y, const csm_view *result,
                               const csm_options *options, const csm_shard *shard, csm_fp_environment *caller) {
-    static const csm_options defaults = CSM_OPTIONS_INIT;
+    csm_options known = CSM_OPTIONS_INIT;
     csm_softmax_call c;
     csm_call *base = &c.base;
-    if (!options) options = &defaults;
+    options = csm_known_options(&known, sizeof known, options);
     if (shape->ndim > CSM_MAX_NDIM) return CSM_BAD_SHAPE;
     int nothing;
     csm_status status = csm_begin_softmax(&c, op, dtype, table, options);

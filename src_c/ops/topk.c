@@ -7,6 +7,7 @@
  */
 #include "../core/call.h"
 #include "../core/extension.h"
+#include "../core/options.h"
 #include "../core/selection.h"
 #include "../kernel/softmax/combine.h"
 
@@ -373,9 +374,10 @@ static csm_status run_topk(element_type type, const csm_table *table, const csm_
 
 static csm_status run_type(element_type type, const csm_table *table, const csm_shape *shape, const csm_view *x,
                            size_t k, const csm_view *values, const csm_view *indices, const csm_topk_options *options) {
-    const csm_topk_options defaults = csm_default_topk_options();
+    csm_topk_options known = csm_default_topk_options();
+    options = csm_known_options(&known, sizeof known, options);
     csm_fp_environment saved = csm_fp_enter();
-    csm_status status = run_topk(type, table, shape, x, k, values, indices, options ? options : &defaults, &saved);
+    csm_status status = run_topk(type, table, shape, x, k, values, indices, options, &saved);
     csm_fp_leave(saved);
     return status;
 }

@@ -31,6 +31,7 @@ THREADS = {
         "rows": {"f32": 256, "f16": 256, "bf16": 256, "f64": 224},
         **dict.fromkeys(("divide", "reduce"), dict.fromkeys(_ROW_THREADS, 1024)),
     },
+    "segment_any.cu": {},
     "topk.cu": {"choose": dict.fromkeys(_ROW_THREADS, 512)},
     "entmax.cu": dict.fromkeys(("forward", "rows", "backward"), dict.fromkeys(_ROW_THREADS, 256)),
     "sample.cu": {},
@@ -91,7 +92,7 @@ def test_compiles(op, suffix, arch, tmp_path):
     sections = re.split(r"^\.text\.(\w+):", done.stdout, flags=re.M)
     for name, text in zip(sections[1::2], sections[2::2], strict=True):
         assert not re.search(r"\b(LDL|STL)\b", text), f"{name} uses local memory"
-        if name not in ("combine", "labels", "masses", "divide", "reduce", "clip", "keys", "gather", "weighted"):
+        if name not in ("combine", "labels", "masses", "divide", "reduce", "clip", "any", "keys", "gather", "weighted"):
             assert "LDG.E.128" in text, name
         if name in ("teams", "whole", "apply", "rows", "forward", "backward") and op != "logsumexp":
             assert "STG.E.128" in text, name

@@ -158,6 +158,8 @@ def test_nothing_waits(model):
         edges = csoftmax.Segments(segment_ids=[0, 2, 0, 1, -1, 0])
         for target in (gpu.cupy.asarray(np.zeros((3, 40), int)), q, mask):
             csoftmax.segment_cross_entropy_with_grad(x, target, segments=edges, z_loss=0.1, temperature=[1.0, 0.5, 1.0])
+        csoftmax.segment_cross_entropy_with_grad(x, mask, segments=edges, positives="any", sample_weight=x[:3])
+        csoftmax.segment_softmax(x, segments=edges, temperature=[1.0, 0.5, 1.0], where=mask)
         for alpha in (1.0, 1.5, 2.0, 1.2):
             csoftmax.entmax(x, alpha, where=mask)
             csoftmax.entmax_vjp(x, y, alpha)

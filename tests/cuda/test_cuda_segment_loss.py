@@ -6,6 +6,7 @@ from cuda_checks import check_loss, costly_dtypes, on_device, shared_memory
 from helpers import assert_same_bits
 
 import csoftmax
+from csoftmax._spec.formats import dtype_of
 from csoftmax._spec.samples import logits
 
 NAME = "segment_cross_entropy"
@@ -28,6 +29,8 @@ def make_targets(segments, shape, axis, dtype, seed=0):
 def check_targets(gpu, x, segments, axis=0, **options):
     for target in make_targets(segments, x.shape, axis, x.dtype.name):
         check_loss(gpu, x, target, NAME, segments=segments, axis=axis, **options)
+    if "label_smoothing" not in options:
+        check_loss(gpu, x, target, NAME, segments=segments, axis=axis, positives="any", **options)
 
 
 def lengths_of_every_class():
@@ -56,6 +59,7 @@ def test_longer_than_shared_memory(gpu, dtype):
         {"label_smoothing": 0.1, "z_loss": 0.01},
         {"temperature": 0.3, "clip_value": 1e-3, "reduction": "sum"},
         {"clip_norm": 0.05, "upstream": 1e30},
+        {"z_loss": 0.1, "clip_norm": 0.02, "clip_value": 1e-3},
         {"temperature": np.array([1.0, 0.3, 7.0, 1e-6, 0.3, 1.0, 2.0, 0.3, 5.0, 1.0, 0.5])},
     ],
     ids=lambda o: "-".join(o),
@@ -73,6 +77,26 @@ def test_options(gpu, dtype, options):
     check_targets(gpu, np.ascontiguousarray(x.T), segments, axis=1, sample_weight=weight.T, **options)
 
 
+@costly_dtypes
+def test_positives_far_from_the_others(gpu, dtype):
+    """Groups that are out of range beside each other are computed from their own maxima; one may be all -inf."""
+    rng = np.random.default_rng(6)
+    lengths = [1, 2, 33, 9000, 5, 64, 7, 8, 1, 1]
+    segments = csoftmax.Segments(indptr=np.cumsum([0, *lengths]))
+    which = np.repeat(np.arange(len(lengths)), lengths)
+    x = logits((len(which),), "float64", 6, 3.0) * np.array([1, 1e3, 1e4, 30, 1e4, 1e3, 1, 1, 1, 1])[which]
+    positives = rng.random(len(x)) < 0.3
+    x[(which == 4) & positives] -= 3e4
+    x[(which == 5) & ~positives] = -np.inf
+    x[(which == 6) & positives] = -np.inf
+    positives[which == 6] = [True, False, False, True, False, False, False]
+    positives[which == 7], positives[which == 8], positives[which == 9] = True, False, True
+    x = x.astype(dtype_of(dtype))
+    temperatures = np.where(np.arange(10) % 3 == 1, 1e-30, np.where(np.arange(10) % 3 == 2, 1e30, 1.0))
+    for options in ({}, {"z_loss": 0.1}, {"temperature": 1e-30}, {"temperature": temperatures, "clip_norm": 0.1}):
+        check_loss(gpu, x, positives, NAME, segments=segments, positives="any", reduction="none", **options)
+
+
 def test_upstream_of_each_segment_and_heads(gpu):
     rng = np.random.default_rng(4)
     segments = csoftmax.Segments(indptr=[1, 4, 4, 9])
@@ -88,6 +112,7 @@ def test_blocks(gpu):
     segments = csoftmax.Segments(segment_ids=[2, 0, 2, 1, 0, 0])
     labels = np.array([[14, 0], [4, -100], [9, 3]])
     check_loss(gpu, x, labels, NAME, segments=segments, axis=(0, 2))
+    check_loss(gpu, x, x > 1, NAME, segments=segments, axis=(0, 2), positives="any")
 
 
 @pytest.mark.parametrize("options", [{}, {"z_loss": 0.5}, {"label_smoothing": 0.5, "clip_norm": 0.1}], ids=str)
@@ -98,6 +123,9 @@ def test_mean_that_divides_by_zero(gpu, options):
     check_loss(gpu, x, np.full(3, -100), NAME, segments=segments, **options)
     check_loss(gpu, x, np.zeros(5, np.float32), NAME, segments=segments, **options)
     check_loss(gpu, x, np.zeros(5, bool), NAME, segments=segments, **options)
+    if "label_smoothing" not in options:
+        zero = {"sample_weight": np.zeros(3), "positives": "any"}
+        check_loss(gpu, x, np.ones(5, bool), NAME, segments=segments, **zero, **options)
 
 
 @pytest.mark.parametrize(("elements", "indptr"), [(0, [0]), (0, [0, 0, 0]), (4, [2]), (4, [1, 1])])
@@ -106,6 +134,7 @@ def test_no_segment_or_no_element(gpu, elements, indptr):
     for reduction in ("mean", "sum", "none"):
         check_loss(gpu, x, np.full(len(segments), -100), NAME, segments=segments, reduction=reduction)
         check_loss(gpu, x, x, NAME, segments=segments, reduction=reduction)
+        check_loss(gpu, x, x > 0, NAME, segments=segments, reduction=reduction, positives="any")
 
 
 def test_bad_labels(gpu, monkeypatch):

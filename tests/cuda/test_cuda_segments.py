@@ -1,8 +1,7 @@
 """The softmax family over segments on CUDA: the CPU's bits for every class of lengths, order and layout."""
 
 import numpy as np
-import pytest
-from cuda_checks import costly_dtypes
+from cuda_checks import costly_dtypes, options_on_device
 from helpers import assert_same_bits
 
 import csoftmax
@@ -17,7 +16,7 @@ def both(gpu, name, arrays, segments, **options):
     function = getattr(csoftmax, name)
     expected = function(*arrays, segments=segments, **options)
     on_device = [gpu.cupy.asarray(a) for a in arrays]
-    moved = {k: gpu.cupy.asarray(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    moved = options_on_device(gpu, options)
     assert_same_bits(function(*on_device, segments=segments, **moved).get(), expected)
     return expected
 
@@ -25,7 +24,7 @@ def both(gpu, name, arrays, segments, **options):
 def check(gpu, x, segments, **options):
     for name in FUNCTIONS:
         y = both(gpu, name, (x,), segments, **options)
-        if name != "segment_logsumexp" and options.get("temperature", 1.0) > 0:
+        if name != "segment_logsumexp" and np.all(options.get("temperature", 1.0) > 0):
             dy = logits(x.shape, x.dtype.name, 7, 1.0)
             both(gpu, f"{name}_vjp", (dy, y), segments, **options)
 
@@ -53,6 +52,23 @@ def test_order_heads_masks_and_temperature(gpu, dtype):
     check(gpu, (x.astype(np.float32) * np.float32(100)).astype(dtype_of(dtype)), segments, temperature=1e-30)
 
 
+@costly_dtypes
+def test_temperatures_of_segments(gpu, dtype):
+    """In any order, with heads before and behind the elements, on both sides of every change of the kernels."""
+    rng = np.random.default_rng(5)
+    numbers = np.array([1.0, 0.3, 7.0, 1e-30, 1e30])
+    ids = rng.integers(-1, 9, 240)
+    segments = csoftmax.Segments(segment_ids=ids, num_segments=11)
+    x = logits((240, 3), dtype, 6, 4.0)
+    x[5, 0], x[6, 1], x[ids == 4] = np.nan, np.inf, -np.inf
+    check(gpu, x, segments, temperature=rng.choice(numbers, 11))
+    each = rng.choice(numbers, (11, 3))
+    check(gpu, np.ascontiguousarray(x.T), segments, axis=1, temperature=each.T, where=rng.random((3, 240)) < 0.7)
+    indptr = np.cumsum([2, *lengths_of_every_class()])
+    x = logits((2, int(indptr[-1]) + 3), dtype, 7, 5.0)
+    check(gpu, x, csoftmax.Segments(indptr=indptr), axis=1, temperature=rng.choice([*numbers, 0.0, np.inf], (2, 15)))
+
+
 def test_blocks(gpu):
     """A tuple of axes: block-sparse rows."""
     x = logits((6, 2, 5), "float32", 4, 3.0)
@@ -63,12 +79,3 @@ def test_blocks(gpu):
         if name == "segment_softmax":  # the bits of the joined elements of each segment, which sum to 1
             alone = csoftmax.softmax(x[[0, 2]], axis=(0, 2))
             assert_same_bits(y[[0, 2]], alone)
-
-
-def test_refused(gpu):
-    x = gpu.cupy.asarray(np.zeros(3, np.float32))
-    with pytest.raises(csoftmax.DeviceError, match="temperatures of segments have no kernels"):
-        csoftmax.segment_softmax(x, indptr=[0, 3], temperature=[1.0])
-    positives = gpu.cupy.asarray(np.array([True, False, True]))
-    with pytest.raises(csoftmax.DeviceError, match='positives="any" has no kernels for CUDA'):
-        csoftmax.segment_cross_entropy(x, positives, indptr=[0, 3], positives="any")

@@ -53,6 +53,13 @@ def test_temperatures_of_rows(gpu, op, dtype, n):
         assert len(gpu.launches) - launches == 4
 
 
+def test_infinite_temperatures_are_a_launch(gpu):
+    t = np.array([[np.inf], [1.0], [np.inf]])
+    x = gpu.cupy.asarray(logits((3, 9)))
+    csoftmax.softmax(x, temperature=t)
+    assert len(gpu.launches) == 2 or not gpu.model
+
+
 @costly_dtypes
 @pytest.mark.parametrize("n", [9, 40, 1000, 4500])
 def test_kinds_of_rows(gpu, op, dtype, n):

@@ -235,6 +235,20 @@ def test_soft_labels_of_rows_without_a_weight(order):
             assert_same(cd.cross_entropy_with_grad(lazy, da.from_array(soft, chunks=chunks), **options), expected)
 
 
+@looped("k", [3, 5000])
+def test_masses_of_soft_labels_that_overflow(k):
+    """A mean over them is that of whole rows, NaN where the row's weight is 0, in any chunks."""
+    x, soft = np.zeros((3, k)), np.full((3, k), 1 / k)
+    soft[0] = 1e308
+    for s in ([0.0, 1.0, 2.0], [1.0, 1.0, 0.0]):
+        for weight in (None, np.linspace(0, 1, k)):
+            options = {"sample_weight": s, "weight": weight}
+            expected = csoftmax.cross_entropy(x, soft, **options)
+            for chunks in ((3, k), (1, k), (2, 4096)):
+                lazy = da.from_array(x, chunks=chunks), da.from_array(soft, chunks=chunks)
+                np.testing.assert_array_equal(cd.cross_entropy(*lazy, **options).compute(), expected)
+
+
 def test_rows_without_rows_in_many_chunks():
     lazy = da.zeros((1, 0), chunks=(1, (0, 0, 0)))
     expected = csoftmax.cross_entropy_with_grad(np.zeros((1, 0)), np.zeros(0, int), axis=0)
@@ -319,6 +333,24 @@ def test_chunks_of_rows_stay_and_those_of_classes_end_at_blocks():
         2,
         1,
     )
+
+
+def test_a_chunk_has_few_tasks():
+    """Each task costs a cluster about 1 ms, and each level of dependent ones a round through its scheduler."""
+    whole = da.zeros((24, 9000), chunks=(2, 9000))
+    divided = da.zeros((2, 24 * 4096), chunks=(2, 2 * 4096))
+    target, weights = da.zeros(24, dtype=int, chunks=2), da.ones(2)
+    for count, result in (  # 12 for the chunks, but where they are part of the only task that reads them
+        (12, cd.softmax(whole)),
+        (12 + 12, cd.logsumexp(whole)),
+        (12, cd.cross_entropy(whole, target, reduction="none")),
+        (12 + 3 * 12 + 4, cd.softmax(divided)),
+        (12 + 2 * 12 + 5, cd.logsumexp(divided)),
+        (12 + 3 * 12 + 7, cd.cross_entropy_with_grad(divided, [0, 1]).grad),
+        (12 + 5 * 12 + 14, cd.cross_entropy_with_grad(divided, [0, 1], sample_weight=weights).grad),
+    ):
+        (result,) = dask.optimize(result)
+        assert len(result.__dask_graph__()) <= count
 
 
 class Foreign(np.ndarray):
@@ -456,7 +488,11 @@ def test_errors_of_arguments_are_raised_while_the_graph_is_built():
             ),
             (ValueError, "k must be at most the length of the axis, 9000, got 9001", lambda: cd.topk(x, 9001)),
             (ValueError, "chunks of unknown lengths", lambda: cd.softmax(unknown, 0)),
-            (ValueError, "target has 1 chunks along axis 0", lambda: cd.cross_entropy(unknown, [1] * 4)),
+            (
+                ValueError,
+                "target has 1 chunks along axis 0",
+                lambda: cd.cross_entropy(unknown, da.from_array([1] * 4)),
+            ),
             (ValueError, "rng must be None", lambda: cd.sample(x, rng=0, uniforms=x[:, 0])),
             (
                 ValueError,
@@ -487,6 +523,8 @@ def test_chunks_of_unknown_lengths():
             options = {"rng": 1} if draws.chunks[0][0] == 1 else {"uniforms": s[keep] * 0.5}
             assert_same_bits(draws.compute(), csoftmax.sample(x[keep], **options))
         assert all(np.isnan(lazy.shape[:1]))  # the lengths were found on a copy
+        in_memory = cd.cross_entropy(logits, target[keep], sample_weight=s[keep])
+        assert_same(in_memory, csoftmax.cross_entropy(x[keep], target[keep], sample_weight=s[keep]))
         loss = cd.linear_cross_entropy(logits, x[:2], labels % 2)
         assert abs(loss.compute() - csoftmax.linear_cross_entropy(x[keep], x[:2], target[keep] % 2)) < 1e-2
 

@@ -9,6 +9,7 @@ import csoftmax
 
 dd = pytest.importorskip("dask.dataframe")
 dask = pytest.importorskip("dask")
+pytest.importorskip("dask.array")
 pandas = pytest.importorskip("pandas")
 cd = importlib.import_module("csoftmax.dask")
 
@@ -104,13 +105,35 @@ def test_a_bad_label_is_named_by_its_partition():
         cd.cross_entropy(lazy, dd.from_pandas(labels.astype(str).astype(object), npartitions=4))
 
 
+def test_arguments_in_memory_are_cut_when_lengths_are_known(frames):
+    table, lazy, labels, _ = frames
+    values, target, weights = table.to_numpy(), labels.to_numpy(), np.linspace(0, 1, len(labels))
+    for given, s in ((labels, weights.tolist()), (target, weights)):
+        for reduction in ("mean", "none"):
+            with dask.config.set(scheduler=refuse_to_compute):
+                got = cd.cross_entropy_with_grad(lazy, given, sample_weight=s, reduction=reduction)
+            expected = csoftmax.cross_entropy_with_grad(values, target, sample_weight=weights, reduction=reduction)
+            assert np.array_equal(got.loss.compute(), expected.loss)
+            assert np.array_equal(got.grad.compute(), expected.grad)
+    soft = np.full((len(labels), 4), 0.25)
+    assert cd.cross_entropy(lazy, soft).compute() == csoftmax.cross_entropy(values, soft)
+    where = values > values.mean()
+    assert np.array_equal(cd.softmax(lazy, where=where).compute(), csoftmax.softmax(values, where=where))
+    loss = cd.cross_entropy(lazy, target[1:])
+    n = len(labels)
+    with pytest.raises(ValueError, match=f"target has {n - 1} rows along axis 0, and the logits have {n}"):
+        loss.compute()
+    with pytest.raises(IndexError, match=r"target\[0\] of chunk [0-3] is 4: the classes are 0 to 3"):
+        cd.cross_entropy(lazy, target * 0 + 4).compute()
+
+
 def test_lengths_that_must_be_known():
     """The message says how they are found, of a DataFrame as well."""
     lazy = dd.from_pandas(TABLE, npartitions=4)
     for call in (
         lambda: cd.softmax(lazy, axis=0),
         lambda: cd.softmax(lazy["a"]),
-        lambda: cd.cross_entropy(lazy, np.zeros(30, int)),
+        lambda: cd.cross_entropy(lazy, dask.array.zeros(30, dtype=int, chunks=7)),
     ):
         with pytest.raises(ValueError, match=r"of unknown lengths|unknown, their .* must be equal") as raised:
             call()
@@ -118,8 +141,6 @@ def test_lengths_that_must_be_known():
     known = lazy.to_dask_array().compute_chunk_sizes()
     values = TABLE.to_numpy()
     assert (cd.softmax(known, axis=0).compute(scheduler="sync") == csoftmax.softmax(values, axis=0)).all()
-    loss = cd.cross_entropy(known, np.zeros(30, int)).compute(scheduler="sync")
-    assert loss == csoftmax.cross_entropy(values, np.zeros(30, int))
 
 
 def test_batches_of_dataframes():

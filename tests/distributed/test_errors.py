@@ -7,7 +7,7 @@ from helpers.thread_group import run_on, run_on_mesh
 
 import csoftmax
 from csoftmax import distributed
-from csoftmax._distributed import losses, topk
+from csoftmax._distributed import draws, losses
 from csoftmax._distributed import rows as group_rows
 from csoftmax.distributed import DistributedError, SingleProcess
 
@@ -310,17 +310,17 @@ def test_soft_labels_of_whole_rows_name_the_class_of_the_call(n):
             raise result
 
 
-@pytest.mark.parametrize(("limit", "message"), [
-    (1 << 28, r"^logits have no mass to draw from in row \(2, 1\): it holds NaN$"),
-    (1 << 12, r"^of the rows from 7 on, counted in C order: logits have no mass to draw from in row \(0\): it holds"),
-])  # fmt: skip
-def test_errors_of_draws_name_the_row_of_the_call(limit, message, monkeypatch):
-    monkeypatch.setattr(topk, "GATHERED_BYTES", limit)
-    x = np.zeros((4, 3, 400))
-    x[2, 1, 300] = np.nan
+@pytest.mark.parametrize("limit", [1 << 28, 1 << 12])
+@pytest.mark.parametrize(("n", "options"), [(400, {}), (400, {"top_k": 3}), (9000, {}), (9000, {"top_p": 0.5})])
+@pytest.mark.parametrize(("value", "held"), [(np.nan, "NaN"), (np.inf, r"\+inf"), (-np.inf, "only -inf")])
+def test_errors_of_draws_name_the_row_of_the_call(limit, n, options, value, held, monkeypatch):
+    monkeypatch.setattr(draws, "GATHERED_BYTES", limit)
+    x = np.zeros((4, 3, n))
+    x[2, 1, slice(None) if value == -np.inf else n * 3 // 4] = value
     check_all_raise(
-        run_on(2, lambda g: distributed.sample(np.split(x, 2, axis=2)[g.rank], group=g)), ValueError, message
-    )
+        run_on(2, lambda g: distributed.sample(np.split(x, 2, axis=2)[g.rank], group=g, **options)), ValueError,
+        rf"^logits have no mass to draw from in row \(2, 1\): it holds {held}$",
+    )  # fmt: skip
 
 
 def test_draws_of_a_single_row_without_a_shape():

@@ -57,7 +57,7 @@ class LazyCall(Call):
             required.append(arrays.pop("target"))
             options["reduction"] = self.group_options["reduction"]
             options |= self.group_options if name == "cross_entropy_with_grad" else {}
-            options |= {key: arrays.pop(key) for key in ("label_smoothing", "z_loss") if key in arrays}
+            options |= {key: arrays.pop(key) for key in ("label_smoothing", "z_loss", "softcap") if key in arrays}
         by_rows = name not in ("cross_entropy", "cross_entropy_with_grad")
         if by_rows and rng.random() < 0.3:
             arrays["temperature"] = rng.random((self.rows, 1)) + 0.5

@@ -123,6 +123,8 @@ class Call:
             losses["sample_weight"] = rng.random(self.rows) * (rng.random(self.rows) < 0.8)
         if rng.random() < 0.2:
             losses["z_loss"] = 1e-3
+        if rng.random() < 0.3:
+            losses["softcap"] = float(rng.choice([0.5, 4.0, 30.0, 1e4, 1e-20, 1e20]))
         return losses
 
     def _make_group_options(self, rng):

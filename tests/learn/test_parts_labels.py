@@ -5,6 +5,7 @@ import pytest
 import scipy.sparse
 
 from csoftmax._dask.options import options
+from csoftmax.calibration import TemperatureScaling
 from csoftmax.linear_model import SoftmaxRegression
 from csoftmax.metrics import brier_score
 
@@ -79,8 +80,23 @@ def test_a_bad_probability_is_named_by_its_part():
     p = np.full((60, 3), 1 / 3)
     p[43, 1] = np.nan
     for weight in (None, (np.arange(60) >= 20) * 1.0):
-        with pytest.raises(ValueError, match=r"part 2, which begins at row 40: y_prob\[3, 1\] is nan"):
+        with pytest.raises(ValueError, match=r"y_prob\[43, 1\], row 3 of part 2, is nan"):
             brier_score(Y, da.from_array(p, chunks=(20, -1)), sample_weight=weight)
+
+
+def test_a_bad_label_is_named_by_its_row_among_all():
+    z, weight = np.tile([0.0, 1, -1], (60, 1)), (np.arange(60) >= 20) * 1.0
+    y = np.arange(60) % 3
+    y[[3, 43, 52]] = 9, 9, 7
+    given = [da.from_array(a, chunks=(20, -1)[: a.ndim]) for a in (z, y, weight)]
+    p = given[0] * 0 + 1 / 3
+    for row, w in ((3, None), (43, given[2])):
+        with pytest.raises(ValueError, match=rf"y_true\[{row}\] is 9; classes are 0 to 2"):
+            brier_score(given[1], p, sample_weight=w)
+        with pytest.raises(ValueError, match=rf"y_true\[{row}\] is 9, which is not in labels"):
+            brier_score(given[1], p, labels=[0, 1, 2], sample_weight=w)
+        with pytest.raises(ValueError, match=rf"y\[{row}\] is 9; there are [45] distinct labels for 3 columns"):
+            TemperatureScaling().fit(*given[:2], sample_weight=w)
 
 
 def test_series_of_pandas():

@@ -27,16 +27,16 @@ def draw_list(seed, largest=9):
     return x, relevance, observed, None if rng.random() < 0.6 else int(rng.integers(1, n + 1))
 
 
-def check_list(x, relevance, observed, top, ties, enumerates=False):
+def check_list(x, relevance, observed, top, ties, enumerates=False, unit=2.0**-53):
     exact, plus, minus = ranking_loss(x, relevance, observed, ties, top, enumerates)
     options = {"observed": observed, "ties": ties, "top": top, "reduction": "sum"}
     loss, grad = plackett_luce_loss_with_grad(x, relevance, **options)
     assert loss == plackett_luce_loss(x, relevance, **options)
     what = (ties, x, relevance, observed, top)
     scale = abs(exact) if ties != "exact" else abs(exact) + 4 * np.abs(x).sum() * 2.0**-3
-    assert abs(loss - exact) <= 4 * len(x) * 2.0**-53 * scale + mpmath.mpf("1e-40"), what
+    assert abs(loss - exact) <= 4 * len(x) * unit * scale + mpmath.mpf("1e-40"), what
     for got, a, b in zip(grad, plus, minus, strict=True):
-        assert abs(got - (a - b)) <= (len(x) + 8) * 2.0**-53 * max(a, b) + mpmath.mpf("1e-40"), what
+        assert abs(got - (a - b)) <= (len(x) + 8) * unit * max(a, b) + mpmath.mpf("1e-40"), what
 
 
 @looped("ties", TIES)
@@ -48,6 +48,36 @@ def test_against_the_definition(ties):
 @looped("seed", range(20))
 def test_exact_ties_against_enumeration(seed):
     check_list(*draw_list(1000 + seed, 7), "exact", enumerates=True)
+
+
+@looped("ties", TIES)
+def test_scores_whose_distances_round(ties):
+    """Scores near each other keep their distances where others are so large that x - max would lose them."""
+    for seed in range(25):
+        x, *rest = draw_list(3000 + seed)
+        far = np.array([0, 0, 1e16, -1e16, 1e30, -1e25, 7e15])
+        x = np.random.default_rng(seed).choice(far[: 3 + seed % 5], len(x)) + x
+        check_list(x, *rest, ties, unit=2.0**-40 if ties == "exact" else 2.0**-53)  # x of `exact` have no exponents
+        power = 2.0**700  # x / T are the same
+        expected = plackett_luce_loss_with_grad(x, rest[0], observed=rest[1], ties=ties, reduction="sum")
+        got = plackett_luce_loss_with_grad(
+            x * power, rest[0], observed=rest[1], ties=ties, reduction="sum", temperature=power
+        )
+        assert got.loss == expected.loss
+        assert_same_bits(got.grad * power, expected.grad)
+
+
+@looped("ties", TIES)
+def test_scores_that_overflow_when_divided_by_the_temperature(ties):
+    for dtype, t in ((np.float64, 1e-300), (np.float32, 1e-280)):
+        for sign in (1, -1):
+            x = np.array([sign * 1e30] * 3 + [-np.inf], dtype)
+            observed = np.array([True, True, True, False])
+            loss = plackett_luce_loss(x, [3, 2, 1, 0], observed=observed, ties=ties, temperature=t)
+            assert abs(loss - np.log(6)) < 1e-6
+            if sign > 0:
+                assert plackett_luce_loss(x[:3] * [1, 2, 4], [2, 2, 1], ties=ties, temperature=t) == np.inf
+    assert np.isnan(plackett_luce_loss([np.inf, 0.0], [1, 0], ties=ties, temperature=1e-300))
 
 
 @pytest.mark.slow

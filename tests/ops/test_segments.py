@@ -9,6 +9,7 @@ import ml_dtypes  # noqa: F401
 import numpy as np
 import pytest
 from helpers import assert_same_bits, looped, run_python
+from helpers.c_arrays import Shape, view_of
 from hypothesis import given, settings
 
 import csoftmax
@@ -73,6 +74,23 @@ def test_lengths(dtype):
     x = logits((sum(lengths),), dtype, 1, 4.0)
     check(x, in_order(lengths))
     check(x, shuffled(lengths, 2))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_equal_lengths(dtype):
+    """Segments of one length that leave nothing out are a dense call, as are others that are nearly so."""
+    for n, count in ((1, 7), (5, 12), (33, 3), (5000, 2)):
+        equal = in_order([n] * count)
+        x = logits((2, n * count), dtype, n, 4.0)
+        where = np.random.default_rng(n).random(x.shape) < 0.7
+        each = np.linspace(0.5, 3.0, count)
+        check(x[0], equal)
+        check(x, equal, axis=-1, temperature=each)
+        check(x, equal, axis=-1, where=where, temperature=0.5)
+        check(x[:, ::-1], equal, axis=1, temperature=each, where=where)
+        check(x.T, equal)
+        check(x, csoftmax.Segments(indptr=np.arange(0, n * (count - 1) + 1, n)), axis=1)
+        check(x, in_order([n + 1, n - 1] + [n] * (count - 2)), axis=1)
 
 
 @pytest.mark.slow
@@ -225,6 +243,12 @@ def test_segments_object():
         csoftmax.Segments(segment_ids=[], num_segments=-1)
     with pytest.raises(ValueError, match="num_segments is 5, and segments has 3"):
         csoftmax.segment_softmax(np.zeros(4), segments=segments, num_segments=5)
+    with pytest.raises(ValueError, match=r"indptr must rise, but indptr\[2\] is 3 and indptr\[3\] is 2"):
+        csoftmax.segment_softmax(np.zeros(4), indptr=[0, 1, 3, 2, 4])
+    with pytest.raises(ValueError, match=r"indptr must rise from at least 0 to the number of elements, got \[-1"):
+        csoftmax.segment_softmax(np.zeros(4), indptr=[-1, 3])
+    with pytest.raises(ValueError, match=r"broadcasts to \(3,\), the shape of x with the segments in place"):
+        csoftmax.segment_softmax(np.zeros(4), segments=segments, temperature=[1.0, 2.0])
     with pytest.raises(ValueError, match="x has no axis"):
         csoftmax.segment_softmax(1.0, indptr=[0, 1])
     with pytest.raises(TypeError, match="axis must be an int or a tuple of ints, got None"):
@@ -393,14 +417,6 @@ def test_every_instruction_set(isa):
         assert run_python(code, CSOFTMAX_ISA=isa).stdout == run_python(code, CSOFTMAX_ISA="scalar").stdout
 
 
-class Shape(ctypes.Structure):
-    _fields_ = (("n", ctypes.c_size_t), ("ndim", ctypes.c_size_t), ("shape", ctypes.c_size_t * 64))
-
-
-class View(ctypes.Structure):
-    _fields_ = (("data", ctypes.c_void_p), ("axis", ctypes.c_ssize_t), ("strides", ctypes.c_ssize_t * 64))
-
-
 class CSegments(ctypes.Structure):
     _fields_ = (
         *(("size", ctypes.c_size_t), ("count", ctypes.c_size_t), ("indptr", ctypes.c_void_p)),
@@ -417,10 +433,6 @@ class LossOptions(ctypes.Structure):
         *(("reduction", ctypes.c_int), ("threads", ctypes.c_int), ("interrupt", ctypes.c_void_p)),
         *(("interrupt_context", ctypes.c_void_p), ("position", ctypes.c_size_t), ("temperatures", ctypes.c_void_p)),
     )
-
-
-def view_of(a):
-    return View(a.ctypes.data, a.strides[-1], (ctypes.c_ssize_t * 64)(*a.strides[:-1]))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the shared library of a build on Linux")

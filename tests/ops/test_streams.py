@@ -165,6 +165,8 @@ def test_weighted_mean_has_one_value_for_every_cut():
 def test_weighted_means_of_rows_without_weight():
     state = SoftmaxState(3, np.float64, values=())
     assert list(state.weighted_mean()) == [0, 0, 0]
+    for scalar in (SoftmaxState(values=()).weighted_mean(), SoftmaxState().logsumexp()):
+        assert isinstance(scalar, np.float32)
     state.update([[-np.inf], [np.nan], [1.0]], [[5.0], [5.0], [np.inf]])
     np.testing.assert_array_equal(state.weighted_mean(), [0, np.nan, np.inf])
     np.testing.assert_array_equal(state.probabilities([[-np.inf], [np.nan], [1.0]]), [[np.nan], [np.nan], [1.0]])

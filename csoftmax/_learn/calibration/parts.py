@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..labels import is_text
 from ..parts.engine import Engine, total
+from ..parts.rows import first_rows, name_row
 from .rows import Array, Checked, Rows, check_rows, match_labels
 from .terms import Terms
 
@@ -26,6 +27,7 @@ class _Summary(NamedTuple):
 
     given: int  # rows, with those of weight 0
     labels: NDArray[Any]  # distinct
+    rows: NDArray[np.intp]  # the first that has each of them
     columns: int
     one_axis: bool
     is_weighted: bool
@@ -43,7 +45,8 @@ def _load(given: tuple[Any, ...], name: str, _number: int) -> _Loaded:
     logits, y, *rest = given
     weight = rest[0] if rest else None
     rows = int(logits.shape[0])
-    nothing = _Summary(rows, np.zeros(0), 0, False, weight is not None, None)
+    none = np.zeros(0, np.intp)
+    nothing = _Summary(rows, none, none, 0, False, weight is not None, None)
     if rows == 0 or (weight is not None and not np.asarray(weight).any()):
         return _Loaded(None, nothing)
     try:
@@ -53,7 +56,9 @@ def _load(given: tuple[Any, ...], name: str, _number: int) -> _Loaded:
     except (TypeError, ValueError) as error:
         return _Loaded(None, nothing._replace(refused=_Refused(type(error), str(error))))
     fixed = checked.z.shape[1], checked.one_axis, weight is not None, None
-    return _Loaded(checked, _Summary(rows, np.unique(checked.labels), *fixed))
+    distinct, first = np.unique(checked.labels, return_index=True)
+    first = first if checked.numbers is None else checked.numbers[first]
+    return _Loaded(checked, _Summary(rows, distinct, first, *fixed))
 
 
 class _Named:
@@ -185,7 +190,10 @@ def read_parts(engine: Engine, classes: ArrayLike | None, estimator: Any) -> Par
         if not same or is_text(summary.labels) != is_text(first.labels):
             raise ValueError(f"parts {first_number} and {number} disagree on the columns of logits or the kind of y")
     distinct = np.unique(np.concatenate([summary.labels for _, summary in filled]))
-    indices, named = match_labels(distinct, first.columns, classes)
+    rows = first_rows(distinct, ((summary.labels, starts[number] + summary.rows) for number, summary in filled))
+    order = np.argsort(rows)  # the first bad row is named
+    indices, named = match_labels(distinct[order], first.columns, classes, rows[order])
+    indices = indices[np.argsort(order)]
     engine.change(_settle, (distinct, indices, named))
     facts = engine.gather(_count, None)
     _raise_refused([fact.refused for fact in facts], starts)
@@ -195,4 +203,4 @@ def read_parts(engine: Engine, classes: ArrayLike | None, estimator: Any) -> Par
 def _raise_refused(refused: list[_Refused | None], starts: list[int]) -> None:
     for number, problem in enumerate(refused):
         if problem is not None:
-            raise problem.error(f"part {number}, which begins at row {starts[number]}: {problem.text}")
+            raise problem.error(name_row(problem.text, number, starts[number]))

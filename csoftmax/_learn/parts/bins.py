@@ -13,6 +13,7 @@ from ..probabilities import check_probabilities, check_true_labels, check_weight
 from .engine import Engine
 from .exact import Record, add_exactly, round_sums
 from .lazy import open_parts
+from .rows import first_rows, name_row
 
 Rows = tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]
 """Columns of the labels, probabilities, weights."""
@@ -22,9 +23,20 @@ class _Loaded(NamedTuple):
     p: NDArray[np.float64]
     codes: NDArray[np.intp]
     labels: NDArray[Any]  # distinct
+    first: NDArray[np.intp]  # the first row that has each of them
     w: NDArray[np.float64]
     refused: tuple[type[Exception], str] | None
     rows: int  # with those that have no weight
+
+
+class _Summary(NamedTuple):
+    columns: int
+    labels: NDArray[Any]
+    first: NDArray[np.intp]
+    refused: tuple[type[Exception], str] | None
+    has_whole_weights: bool
+    largest_weight: float
+    rows: int
 
 
 class Binned(NamedTuple):
@@ -40,7 +52,7 @@ class Binned(NamedTuple):
 def _load(given: tuple[Any, ...], _payload: None, _number: int) -> _Loaded:
     y_prob, y_true, *rest = given
     none = np.zeros(0, np.intp)
-    nothing = _Loaded(np.zeros((0, 0)), none, none, np.zeros(0), None, 0)
+    nothing = _Loaded(np.zeros((0, 0)), none, none, none, np.zeros(0), None, 0)
     try:
         y = read_array("y_true", y_true)
         nothing = nothing._replace(rows=len(y))
@@ -52,15 +64,16 @@ def _load(given: tuple[Any, ...], _payload: None, _number: int) -> _Loaded:
         w = check_weights(weight, len(y))
         if y.dtype.kind == "O":
             y = np.array(y.tolist())
-        labels, codes = np.unique(y, return_inverse=True)
+        labels, first, codes = np.unique(y, return_index=True, return_inverse=True)
     except (TypeError, ValueError) as error:
         return nothing._replace(refused=(type(error), str(error)))
-    return _Loaded(p, codes.reshape(-1), labels, w, None, len(y))
+    return _Loaded(p, codes.reshape(-1), labels, first, w, None, len(y))
 
 
-def _summarize(part: _Loaded, _payload: None, _number: int) -> Any:
+def _summarize(part: _Loaded, _payload: None, _number: int) -> _Summary:
     whole = bool((part.w == np.round(part.w)).all())
-    return part.p.shape[1], part.labels, part.refused, whole, float(part.w.max(initial=0)), part.rows
+    largest = float(part.w.max(initial=0))
+    return _Summary(part.p.shape[1], part.labels, part.first, part.refused, whole, largest, part.rows)
 
 
 def _settle(part: _Loaded, payload: Any, _number: int) -> Rows | None:
@@ -120,22 +133,27 @@ def _open(
     with open_parts(("y_prob", y_prob), ("y_true", y_true), ("sample_weight", sample_weight)) as engine:
         engine.change(_load, None)
         found = engine.gather(_summarize, None)
-        start = 0
-        for number, (_, _, refused, _, _, n_rows) in enumerate(found):
-            if refused is not None:
-                raise refused[0](f"part {number}, which begins at row {start}: {refused[1]}")
-            start += n_rows
-        filled = [summary for summary in found if summary[0]]
+        starts = np.cumsum([0, *(summary.rows for summary in found)]).tolist()
+        for number, summary in enumerate(found):
+            if summary.refused is not None:
+                error, text = summary.refused
+                raise error(name_row(text, number, starts[number]))
+        filled = [(number, summary) for number, summary in enumerate(found) if summary.columns]
         if not filled:
             raise ValueError("y_prob is empty, or sample_weight is 0 for every row")
-        if len({summary[0] for summary in filled}) > 1:
-            raise ValueError(f"parts of y_prob have different columns: {sorted({summary[0] for summary in filled})}")
-        columns = filled[0][0]
-        distinct = np.unique(np.concatenate([summary[1] for summary in filled]))
-        indices = check_true_labels(distinct, labels, columns, one_column=getattr(y_prob, "ndim", 2) == 1)
+        if len({summary.columns for _, summary in filled}) > 1:
+            raise ValueError(
+                f"parts of y_prob have different columns: {sorted({summary.columns for _, summary in filled})}"
+            )
+        columns = filled[0][1].columns
+        distinct = np.unique(np.concatenate([summary.labels for _, summary in filled]))
+        rows = first_rows(distinct, ((summary.labels, starts[number] + summary.first) for number, summary in filled))
+        order, one_column = np.argsort(rows), getattr(y_prob, "ndim", 2) == 1  # the first bad row is named
+        indices = check_true_labels(distinct[order], labels, columns, rows=rows[order], one_column=one_column)
+        indices = indices[np.argsort(order)]
         engine.change(_settle, (distinct, indices))
-        largest = max(summary[4] for summary in filled)
-        whole = all(summary[3] for summary in filled) and largest <= largest_whole
+        largest = max(summary.largest_weight for _, summary in filled)
+        whole = all(summary.has_whole_weights for _, summary in filled) and largest <= largest_whole
         yield _Predictions(engine, columns, whole, largest)
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -167,6 +168,31 @@ def raise_problem(summaries: Sequence[Summary]) -> None:
                 f"{REMEDIES[problem.name]}"
             )
         start += found.rows
+
+
+_PLACE = re.compile(r"(\w+)\[(\d+)([^]]*)\]")  # of an element, with which a message begins
+
+
+def name_row(text: str, number: int, start: int) -> str:
+    """The message about an element of a part, which begins at row `start`, with the number of its row among all."""
+    found = _PLACE.match(text)
+    if found is None:
+        return f"part {number}, which begins at row {start}: {text}"
+    name, row, columns = found.groups()
+    return f"{name}[{start + int(row)}{columns}], row {row} of part {number},{text[found.end() :]}"
+
+
+def first_rows(distinct: NDArray[Any], found: Iterable[tuple[NDArray[Any], NDArray[np.intp]]]) -> NDArray[np.intp]:
+    """The number of the first row of each label, for messages.
+
+    found: of each part in order, its distinct labels, and the numbers of the first rows that have them.
+    """
+    numbers = np.full(len(distinct), -1, np.intp)
+    for labels, rows in found:
+        at = np.searchsorted(distinct, labels)
+        new = numbers[at] < 0
+        numbers[at[new]] = rows[new]
+    return numbers
 
 
 def agree(summaries: Sequence[Summary]) -> Summary:
