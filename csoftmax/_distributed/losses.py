@@ -21,6 +21,7 @@ from .finish import (
     Merged,
     add_losses,
     add_squares,
+    check_classes,
     find_lost,
     round_losses,
     total_sums,
@@ -37,6 +38,7 @@ from .rows import (
     merge_over,
     place_in,
     place_result,
+    powers_in,
     rows_of,
 )
 from .shard import Partial, sum_piece
@@ -324,7 +326,7 @@ class _Plan(NamedTuple):
     terms: Terms
     piece: Piece
     slices: list[slice | None]
-    keep: bool
+    keep: Any  # that of Terms.sums
 
     @classmethod
     def of(cls, comm: Collectives, layout: Layout, call: Loss) -> _Plan:
@@ -332,14 +334,18 @@ class _Plan(NamedTuple):
         itemsize = piece.x.itemsize + (0 if piece.soft is None else piece.soft.itemsize)
         slices = chunks_of(comm, layout, terms, itemsize)
         is_cut = layout.cut_lengths[comm.rank] > 0
-        keep = call.gradient and call.out is None and slices == [None] and not is_cut
-        return cls(terms, piece, slices, keep and terms.keeps_powers)
+        keep = call.gradient and slices == [None] and not is_cut and terms.keeps_powers
+        return cls(terms, piece, slices, keep)
 
 
 def _sum_ahead(comm: Collectives, layout: Layout, call: Loss, num_threads: Any) -> tuple[_Plan, Partial] | None:
-    """The sums of a call whose shards will be these, unless weights are yet to be scaled."""
+    """The sums of a call whose shards will be these.
+
+    None if weights are yet to be scaled, or if powers may go to the caller's array, which errors must leave as it is.
+    """
     plan = _Plan.of(comm, layout, call)
-    if plan.slices != [None] or (call.reduction == "mean" and plan.piece.weight is not None):
+    is_weighted = call.reduction == "mean" and plan.piece.weight is not None
+    if plan.slices != [None] or is_weighted or call.out is not None:
         return None
     return plan, sum_piece(plan.terms, plan.piece, keep=plan.keep, num_threads=num_threads)
 
@@ -358,9 +364,12 @@ def _run_loss(
         terms, piece = _scaled(comm, sums, terms, piece)
     chunks, pending = [], Pending()
     placed = None
-    if call.gradient and not keep:
+    if call.gradient and not (keep and call.out is None):
         with pending:  # before the exchanges, so that a lack of memory is known to all ranks
             placed = place_result(terms, piece, call.axis, call.out)
+        if keep:  # in out, which bad labels, that soft ones are found among later, must leave as it is
+            check_classes(terms)
+            keep = piece.soft is None and powers_in(placed, piece.x)
     for rows in slices:
         some, part_piece = rows_of(terms, piece, rows)
         sums_of_rows = merge_over(comm, layout, some, part_piece, keep, num_threads, pending, part)

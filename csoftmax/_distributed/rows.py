@@ -71,7 +71,7 @@ def merge_over(
     layout: Layout,
     terms: Terms,
     piece: Piece,
-    keep: bool,
+    keep: Any,
     num_threads: Any,
     pending: Pending,
     part: Partial | None = None,
@@ -140,6 +140,17 @@ def place_result(terms: Terms, piece: Piece, axis: int, out: Any, powers: Any = 
     return result, as_buffer(axis_last(result, (axis,)))
 
 
+def powers_in(placed: tuple[Any, Any] | None, x: Any) -> Any:
+    """The rows of the caller's out, where they can hold the powers until they are finished; else False.
+
+    They cannot where they are those of x, which a second round reads again.
+    """
+    if placed is None or np.may_share_memory(placed[1], x):
+        return False
+    rows = placed[1]
+    return rows if rows.shape[-1] < 2 or rows.strides[-1] == rows.itemsize else False
+
+
 def check_result(terms: Terms, piece: Piece, axis: int, out: Any) -> None:
     """Refuse an array that cannot hold the result, or that overlaps an argument."""
     if out is None:
@@ -184,7 +195,7 @@ class _Plan(NamedTuple):
     terms: Terms
     piece: Piece
     chunks: list[slice | None]
-    keep: bool
+    keep: Any  # that of Terms.sums
 
     @classmethod
     def of(cls, name: str, comm: Collectives, layout: Layout, call: _Rows) -> _Plan:
@@ -192,17 +203,20 @@ class _Plan(NamedTuple):
         if call.sink is not None:
             layout, terms, piece = add_sink(layout, comm.rank, terms, piece, call.sink)
         chunks = chunks_of(comm, layout, terms, piece.x.itemsize * (1 if piece.y is None else 2))
-        is_cut, has_out = layout.cut_lengths[comm.rank] > 0, call.out is not None and call.sink is None
-        keep = name == "softmax" and not has_out and chunks == [None] and not is_cut
-        return cls(layout, terms, piece, chunks, keep and terms.keeps_powers)
+        is_cut = layout.cut_lengths[comm.rank] > 0
+        keep = name == "softmax" and chunks == [None] and not is_cut and terms.keeps_powers
+        return cls(layout, terms, piece, chunks, keep)
 
 
 def _sum_ahead(
     name: str, comm: Collectives, layout: Layout, call: _Rows, num_threads: Any
 ) -> tuple[_Plan, Partial] | None:
-    """The sums of a call whose shards will be these, unless rows are merged in chunks."""
+    """The sums of a call whose shards will be these.
+
+    None if rows are merged in chunks, or if powers may go to the caller's array, which errors must leave as it is.
+    """
     plan = _Plan.of(name, comm, layout, call)
-    if plan.chunks != [None]:
+    if plan.chunks != [None] or (call.out is not None and call.sink is None):
         return None
     return plan, sum_piece(plan.terms, plan.piece, keep=plan.keep, num_threads=num_threads)
 
@@ -237,9 +251,10 @@ def _run(
     rows: Any = None
     sums = []
     pending = Pending()
-    if name != "logsumexp" and not keep:
+    if name != "logsumexp" and not (keep and call.out is None):
         with pending:  # before the exchanges, so that a lack of memory is known to all ranks
             result, rows = place_result(terms, piece, call.axis, call.out)
+            keep = keep and powers_in((result, rows), piece.x)
     for chunk in chunks:
         part_terms, part_piece = rows_of(terms, piece, chunk)
         part, merged = merge_over(comm, layout, part_terms, part_piece, keep, num_threads, pending, first)

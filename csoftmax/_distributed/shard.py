@@ -292,9 +292,9 @@ def _refuse_options(kind: str, losses: dict[str, Any]) -> None:
 
 
 def sum_piece(
-    terms: Terms, piece: Piece, row_max: Any = None, *, keep: bool = False, num_threads: Any = None
+    terms: Terms, piece: Piece, row_max: Any = None, *, keep: Any = False, num_threads: Any = None
 ) -> Partial:
-    """The sums of a shard: records of its complete blocks, copies of the others."""
+    """The sums of a shard: records of its complete blocks, copies of the others. keep: that of `Terms.sums`."""
     n, first, stop = terms.n_classes, piece.first, piece.stop
     intervals = ((first, stop),) if stop > first else ()
     if n <= BLOCK:

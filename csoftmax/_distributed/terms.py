@@ -139,11 +139,16 @@ class Terms(NamedTuple):
         numbers = losses.factors, losses.words, self.n_classes, piece.first, weight_sum, divisor, row_max, num_threads
         return *arrays, *numbers, self.temperatures, losses.softcap
 
-    def sums(self, piece: Piece, row_max: Any, keep: bool = False, num_threads: Any = None) -> tuple[Any, Any, Any]:
-        """The records of a piece that consists of whole blocks, the maxima of these, and the powers or None."""
+    def sums(self, piece: Piece, row_max: Any, keep: Any = False, num_threads: Any = None) -> tuple[Any, Any, Any]:
+        """The records of a piece that consists of whole blocks, the maxima of these, and the powers or None.
+
+        keep : whether powers are kept, or the array that receives them
+        """
         records = np.empty((*self.batch, self.words), np.int64)
         block_max = np.empty((*self.batch, -(-piece.x.shape[-1] // BLOCK)))
-        e = binding.empty(piece.x.shape, piece.x.dtype) if keep and self.keeps_powers else None
+        e = keep if isinstance(keep, np.ndarray) else None
+        if keep is True and self.keeps_powers:
+            e = binding.empty(piece.x.shape, piece.x.dtype)
         if self.losses is not None:
             arguments = self.loss_arguments(piece, row_max, None, float(self.n_classes), 1.0, num_threads)
             if not binding.run_shard_loss(self.dtype, e, records, block_max, *arguments):

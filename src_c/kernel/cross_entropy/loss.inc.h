@@ -333,7 +333,7 @@ static void FN(loss_pass2)(const void *x, const void *e, void *y, const void *sl
                            void *scratch) {
     if (!e) {
         csm_block again = *block;
-        FN(exp_store)(x, scratch, k, t, &again, NULL, NULL, NULL);
+        FN(exp_store)(x, scratch, k, t, &again, NULL, (const char *)x + k * sizeof(T), (const char *)y + k * sizeof(T));
         e = scratch;
     }
     FN(loss_write)(e, y, slope, k, block, row, terms, 0);

@@ -1,0 +1,47 @@
+"""The argument out of functions over groups: the same bits wherever it lies, and left as it is by a bad label."""
+
+import numpy as np
+import pytest
+from helpers import assert_same_bits
+from helpers.thread_group import run_on
+
+import csoftmax
+from csoftmax import distributed
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e7])
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("cuts", [[0, 4096, 9000], [0, 5000, 9000]])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_out_of_any_layout(scale, softcap, cuts, dtype):
+    """It may be the logits, which a second round, of the rows with large ones, reads again."""
+    rng = np.random.default_rng(0)
+    x, target = (rng.normal(size=(3, 9000)) * [[1], [scale], [3]]).astype(dtype), np.array([1, 8999, 4500])
+    expected = csoftmax.cross_entropy_with_grad(x, target, softcap=softcap)
+    y = csoftmax.softmax(x)
+
+    def work(group):
+        own = x[:, slice(*cuts[group.rank : group.rank + 2])]
+        wide, found = np.empty((3, 2 * own.shape[1]), dtype), []
+        outs = np.empty(own.shape, dtype), np.empty(own.T.shape, dtype).T, wide[:, ::2], wide[:, own.shape[1] :]
+        for out in outs:
+            got = distributed.cross_entropy_with_grad(own, target, softcap=softcap, group=group, out=out)
+            assert got.grad is out
+            found += [out.copy(), distributed.softmax(own, group=group, out=out).copy()]
+        logits = [own.copy(), own.copy()]
+        distributed.cross_entropy_with_grad(logits[0], target, softcap=softcap, group=group, out=logits[0])
+        distributed.softmax(logits[1], group=group, out=logits[1])
+        return found + logits
+
+    results = run_on(2, work)
+    for result in results:
+        assert not isinstance(result, Exception), result
+    for i, parts in enumerate(zip(*results, strict=True)):
+        assert_same_bits(np.concatenate(parts, axis=1), y if i % 2 else expected.grad)
+
+
+def test_a_bad_label_leaves_out_as_it_is():
+    out = np.full((2, 8192), 7.0)
+    with pytest.raises(IndexError, match=r"target\[1\] is 9000"):
+        distributed.cross_entropy_with_grad(np.zeros((2, 8192)), [1, 9000], group=distributed.SingleProcess(), out=out)
+    assert (out == 7).all()
