@@ -2,7 +2,7 @@
  *
  * Records, maxima and offsets travel as arrays of uint32, pairs of which are 64 bits: JAX has no wider types by
  * default.  Every target gets the attributes kind (csm_shard_kind), classes (of the whole row), temperature,
- * label_smoothing and z_loss.  Arguments, for rows of the shard (merge_shards: for all records, shards first):
+ * label_smoothing, z_loss and softcap.  Arguments, for rows of the shard (merge_shards: for all records, shards first):
  *
  *   shard         x, second, offset, row_max, records, block_max -> records, block_max
  *   merge_shards  the records of all shards, second -> records, row_max
@@ -52,6 +52,7 @@ static int read_options(const xla_frame *f, shard_call *c) {
     c->loss = csm_default_loss_options();
     read_real(f, "label_smoothing", &c->loss.label_smoothing);
     read_real(f, "z_loss", &c->loss.z_loss);
+    read_real(f, "softcap", &c->loss.softcap);
     c->loss.label_type = CSM_INT32;
     c->loss.has_ignore = 1;
     c->loss.ignore = (uint64_t)-1;

@@ -326,7 +326,7 @@ class _Plan(NamedTuple):
     terms: Terms
     piece: Piece
     slices: list[slice | None]
-    keep: Any  # whether powers are kept; later also the array that receives them
+    keep: Any  # that of Terms.sums
 
     @classmethod
     def of(cls, comm: Collectives, layout: Layout, call: Loss) -> _Plan:
@@ -334,14 +334,18 @@ class _Plan(NamedTuple):
         itemsize = piece.x.itemsize + (0 if piece.soft is None else piece.soft.itemsize)
         slices = chunks_of(comm, layout, terms, itemsize)
         is_cut = layout.cut_lengths[comm.rank] > 0
-        return cls(terms, piece, slices, call.gradient and slices == [None] and not is_cut and terms.keeps_powers)
+        keep = call.gradient and slices == [None] and not is_cut and terms.keeps_powers
+        return cls(terms, piece, slices, keep)
 
 
 def _sum_ahead(comm: Collectives, layout: Layout, call: Loss, num_threads: Any) -> tuple[_Plan, Partial] | None:
-    """The sums of a call whose shards will be these, unless weights are yet to be scaled or out would be written to."""
+    """The sums of a call whose shards will be these.
+
+    None if weights are yet to be scaled, or if powers may go to the caller's array, which errors must leave as it is.
+    """
     plan = _Plan.of(comm, layout, call)
-    is_scaled = call.reduction == "mean" and plan.piece.weight is not None
-    if plan.slices != [None] or is_scaled or (plan.keep and call.out is not None):
+    is_weighted = call.reduction == "mean" and plan.piece.weight is not None
+    if plan.slices != [None] or is_weighted or call.out is not None:
         return None
     return plan, sum_piece(plan.terms, plan.piece, keep=plan.keep, num_threads=num_threads)
 

@@ -195,7 +195,7 @@ class _Plan(NamedTuple):
     terms: Terms
     piece: Piece
     chunks: list[slice | None]
-    keep: Any  # whether powers are kept; later also the array that receives them
+    keep: Any  # that of Terms.sums
 
     @classmethod
     def of(cls, name: str, comm: Collectives, layout: Layout, call: _Rows) -> _Plan:
@@ -211,9 +211,12 @@ class _Plan(NamedTuple):
 def _sum_ahead(
     name: str, comm: Collectives, layout: Layout, call: _Rows, num_threads: Any
 ) -> tuple[_Plan, Partial] | None:
-    """The sums of a call whose shards will be these, unless rows are merged in chunks or out would be written to."""
+    """The sums of a call whose shards will be these.
+
+    None if rows are merged in chunks, or if powers may go to the caller's array, which errors must leave as it is.
+    """
     plan = _Plan.of(name, comm, layout, call)
-    if plan.chunks != [None] or (plan.keep and call.out is not None and call.sink is None):
+    if plan.chunks != [None] or (call.out is not None and call.sink is None):
         return None
     return plan, sum_piece(plan.terms, plan.piece, keep=plan.keep, num_threads=num_threads)
 

@@ -109,7 +109,7 @@ def cross_entropy(
     axis_name : str or tuple of str, optional
         Within `jax.shard_map`: the axis of the mesh that shards the classes. Labels are classes of the whole rows; the
         mean is over the rows of the device. Each device of the axis gets the loss, and the gradient of its classes, of
-        the whole rows. Without softcap.
+        the whole rows.
 
     Returns
     -------
@@ -118,7 +118,7 @@ def cross_entropy(
 
     Raises
     ------
-    TypeError, ValueError, NotImplementedError
+    TypeError, ValueError
         The message names the argument, its value and what is allowed.
 
     Examples
@@ -161,8 +161,6 @@ def cross_entropy(
     rows = jnp.moveaxis(z, position, -1)
     if axis_name is None:
         losses = _loss(rows, indices, each, options)
-    elif softcap is not None:
-        raise NotImplementedError("with axis_name, cross_entropy has no softcap: cap the logits first")
     else:
         losses = shards.losses_of(rows, indices, each, axis_name, options)
     kept = ~ignored

@@ -203,8 +203,7 @@ def _compute_losses(
     """Loss of each row and, if `gradient`, the gradient of this device's classes."""
     results = [jax.ShapeDtypeStruct(labels.shape, jnp.promote_types(x.dtype, jnp.float32)), *[like(x)] * gradient]
     if not _is_gathered(x, axis_name):
-        numbers = {name: value for name, value in options if name != "softcap"}
-        return list(_sum_and_finish([(x, labels)], temperatures, axis_name, _LOSS, [results], numbers)[0])
+        return list(_sum_and_finish([(x, labels)], temperatures, axis_name, _LOSS, [results], dict(options))[0])
     whole = _gather(x, axis_name)
     results = [results[0], *[like(whole)] * gradient]
     each = () if temperatures is None else (temperatures,)

@@ -204,11 +204,6 @@ def spread_temperature(temperature: Any, x: Tensor, dim: int) -> Any:
         ) from None
 
 
-def _refuse_softcap(softcap: Any) -> None:
-    if softcap is not None:
-        raise NotImplementedError("softcap is not implemented over shards: cap the logits first")
-
-
 def _times(gradient: Tensor, upstream: Tensor) -> Tensor:
     """The gradient times that of the loss, which mostly is 1: then the array itself, which autograd does not change."""
     return gradient if upstream.dim() == 0 and upstream.item() == 1 else multiply(gradient, upstream)
@@ -235,9 +230,7 @@ class _Loss(torch.autograd.Function):
 
 
 @eager
-def cross_entropy(
-    logits: Any, target: Any, dim: int, group: Any, n_classes: Any, offset: Any, *, softcap: Any, **options: Any
-) -> Any:
+def cross_entropy(logits: Any, target: Any, dim: int, group: Any, n_classes: Any, offset: Any, **options: Any) -> Any:
     """`csoftmax.torch.cross_entropy` over ranks."""
     division = divide("logits", logits, dim, group, n_classes, offset)
     weights = {name: options.pop(name) for name in ("weight", "sample_weight")}
@@ -245,7 +238,6 @@ def cross_entropy(
     def check() -> Any:
         check_here("logits", logits, dim)
         check_constants(target=target, **weights)
-        _refuse_softcap(softcap)
         return spread_temperature(options["temperature"], logits, dim)
 
     options["temperature"] = division.place_rows(division.check(check))
@@ -289,7 +281,7 @@ class _LinearLoss(torch.autograd.Function):
 
 @eager
 def linear_cross_entropy(
-    x: Any, w: Any, target: Any, bias: Any, group: Any, n_classes: Any, offset: Any, *, softcap: Any, **options: Any
+    x: Any, w: Any, target: Any, bias: Any, group: Any, n_classes: Any, offset: Any, **options: Any
 ) -> Any:
     """`csoftmax.torch.linear_cross_entropy` over ranks."""
     if _is_dtensor(w) != _is_dtensor(x):
@@ -303,7 +295,6 @@ def linear_cross_entropy(
         check_here("x", x)
         check_here("w", w)
         check_constants(target=target, **weights)
-        _refuse_softcap(softcap)
         if gradient and options["reduction"] == "none":
             raise ValueError('reduction="none" has no gradient here; use "sum" or "mean", or torch.no_grad()')
         return spread_temperature(options["temperature"], x, -1)

@@ -187,8 +187,6 @@ def cross_entropy(
         With a group, on all ranks, as in `csoftmax.distributed.cross_entropy`.
     DeviceError
         If there is a group and the logits are on a CUDA device.
-    NotImplementedError
-        If there is a group, and a softcap.
 
     Examples
     --------
@@ -319,7 +317,7 @@ def linear_cross_entropy(
     ------
     TypeError, ValueError, IndexError
         As in `csoftmax.linear_cross_entropy`; ValueError also if a gradient is required with ``reduction="none"``.
-    DistributedError, DeviceError, NotImplementedError
+    DistributedError, DeviceError
         As in `cross_entropy`.
 
     Examples
