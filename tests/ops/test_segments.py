@@ -77,8 +77,8 @@ def test_lengths(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_equal_lengths(dtype):
-    """Segments of one length that leave nothing out are a dense call: in batches, with masks and temperatures; and others
-    that are nearly so."""
+    """Segments of one length that leave nothing out are a dense call: in batches, with masks and temperatures; others
+    are nearly so."""
     for n, count in ((1, 7), (5, 12), (33, 3), (5000, 2)):
         equal = in_order([n] * count)
         x = logits((2, n * count), dtype, n, 4.0)
@@ -91,6 +91,22 @@ def test_equal_lengths(dtype):
         check(x.T, equal)
         check(x, csoftmax.Segments(indptr=np.arange(0, n * (count - 1) + 1, n)), axis=1)
         check(x, in_order([n + 1, n - 1] + [n] * (count - 2)), axis=1)
+
+
+@pytest.mark.parametrize("heads", [8, 16])
+def test_whole_vectors_of_heads(heads):
+    """Heads that fill half a vector, one or two: lengths around those kept in registers, special values, in place."""
+    rng = np.random.default_rng(heads)
+    lengths = rng.permutation([*range(40), *rng.integers(0, 18, 60), 511, 513, 4096, 4097])
+    segments = in_order(lengths)
+    for scale in (1.0, 40.0):
+        x = (rng.standard_normal((segments.indptr[-1], heads)) * scale).astype(np.float32)
+        for value in (np.nan, np.inf, -np.inf, 1e30):
+            x[rng.integers(0, len(x), 5), rng.integers(0, heads, 5)] = value
+        x[: segments.indptr[5]] = -np.inf
+        expected = dense("softmax", (x,), segments, 0)
+        assert_same_bits(csoftmax.segment_softmax(x, segments=segments), expected)
+        assert_same_bits(csoftmax.segment_softmax(x, segments=segments, out=x), expected)
 
 
 @pytest.mark.slow
