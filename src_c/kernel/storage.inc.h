@@ -4,6 +4,7 @@
 #include "softmax/log_rows.inc.h"
 #include "softmax/ragged.inc.h"
 #include "softmax/tile.inc.h"
+#include "softmax/packed_tiles.inc.h"
 #include "softmax/ragged_tiles.inc.h"
 #include "softmax/vjp.inc.h"
 #include "cross_entropy/loss.inc.h"

@@ -391,7 +391,10 @@ static void choose_path(segments_call *call, size_t rows) {
                      csm_is_side_by_side(shape, &c->input, size, 1) &&
                      csm_is_side_by_side(shape, &c->result, size, 1) &&
                      (!c->is_gradient || csm_is_side_by_side(shape, &c->y, size, 1));
-    const int is_narrow = csm_is_single(&c->base) && inner <= NARROW_ROWS;
+    const int is_packed = c->op == CSM_OP_softmax && size == 4 && inner == NARROW_ROWS &&
+                          !c->base.scales.ordinary.tempered && c->input.axis_stride == 4 * NARROW_ROWS &&
+                          c->result.axis_stride == 4 * NARROW_ROWS;
+    const int is_narrow = csm_is_single(&c->base) && inner <= NARROW_ROWS && !is_packed;
     call->tiles = &(is_narrow ? csm_half_table(c->base.table) : c->base.table)->kernels[c->op][c->base.dtype];
     const size_t per = call->is_tiled ? TILED_ROWS : call->is_direct ? 1 : GATHERED_ROWS;
     csm_segment_divide(&call->units, call->segments, shape, rows, per);

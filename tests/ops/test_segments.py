@@ -93,6 +93,22 @@ def test_equal_lengths(dtype):
         check(x, in_order([n + 1, n - 1] + [n] * (count - 2)), axis=1)
 
 
+@pytest.mark.parametrize("heads", [8, 16])
+def test_whole_vectors_of_heads(heads):
+    """Heads that fill half a vector, one or two: lengths around those kept in registers, special values, in place."""
+    rng = np.random.default_rng(heads)
+    lengths = rng.permutation([*range(40), *rng.integers(0, 18, 60), 511, 513, 4096, 4097])
+    segments = in_order(lengths)
+    for scale in (1.0, 40.0):
+        x = (rng.standard_normal((segments.indptr[-1], heads)) * scale).astype(np.float32)
+        for value in (np.nan, np.inf, -np.inf, 1e30):
+            x[rng.integers(0, len(x), 5), rng.integers(0, heads, 5)] = value
+        x[: segments.indptr[5]] = -np.inf
+        expected = dense("softmax", (x,), segments, 0)
+        assert_same_bits(csoftmax.segment_softmax(x, segments=segments), expected)
+        assert_same_bits(csoftmax.segment_softmax(x, segments=segments, out=x), expected)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_length(dtype):

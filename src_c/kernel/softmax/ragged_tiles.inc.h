@@ -56,6 +56,10 @@ INLINE size_t FN(ragged_tiles)(const csm_ragged_tiles_job *job, uint32_t *left, 
     return count;
 }
 static size_t FN(softmax_ragged_tiles)(const csm_ragged_tiles_job *job, uint32_t *left) {
+#if EXP_MANTISSA == 23 && STORED_AS_REAL && !defined(CSM_NO_UNROLL)
+    const int classes = FN(packed_classes)(job);
+    if (classes) return FN(packed_tiles)(job, left, classes);
+#endif
     return FN(ragged_tiles)(job, left, 0, 1);
 }
 static NOINLINE size_t FN(log_ragged_tiles)(const csm_ragged_tiles_job *job, uint32_t *left, int keeps_axis) {
