@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ import csoftmax
 from csoftmax import dask as cd
 
 X = np.random.default_rng(0).normal(size=(40, 30000)).astype(np.float32)
+ISAS = csoftmax.show_config("dicts")["isa"]["available"]
 TARGET = np.random.default_rng(1).integers(0, 30000, 40)
 
 
@@ -62,6 +64,26 @@ def killed(client):
         thread.join()
         assert_same_results(got, (csoftmax.softmax(X), *csoftmax.cross_entropy_with_grad(X, TARGET)))
         client.wait_for_workers(2)
+
+
+def mixed(client):
+    """Workers with the instruction sets of different machines, beside none of the cluster's own."""
+    command = [sys.executable, "-W", "ignore", "-m", "distributed.cli.dask_worker", client.scheduler.address]
+    command += ["--no-nanny", "--nthreads", "1", "--no-dashboard", "--death-timeout", "5"]
+    workers = [
+        subprocess.Popen(command, env=os.environ | {"CSOFTMAX_ISA": isa}, stderr=subprocess.DEVNULL) for isa in ISAS
+    ]
+    try:
+        client.wait_for_workers(len(ISAS), timeout=60)
+        assert set(client.run(get_isa).values()) == set(ISAS)
+        results(client)
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
+def get_isa():
+    return csoftmax.show_config("dicts")["isa"]["used"]
 
 
 def bad_label(client):

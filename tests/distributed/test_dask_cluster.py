@@ -17,7 +17,7 @@ PROGRAM = Path(__file__).with_name("dask_program.py")
 
 @pytest.mark.parametrize(
     ("what", "workers"),
-    [("results", 1), ("results", 2), ("results", 3), ("killed", 2), ("bad_label", 2), ("batches", 2)],
+    [("results", 1), ("results", 2), ("results", 3), ("killed", 2), ("bad_label", 2), ("batches", 2), ("mixed", 0)],
 )
 def test_cluster(what, workers):
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
