@@ -2,8 +2,8 @@
  * AVX-512 of 16.
  *
  * A tile is then one run of memory, of which a vector holds one class, or two, of every row.  Up to 16 classes stay in
- * registers, and those beyond the end are -inf, so that the only branches on the number of classes are those at 8 and
- * 16.  More classes keep e' in the result.
+ * registers, and those beyond the end are -inf, so that the only branches on the number of classes are those at 4, 8
+ * and 16.  More classes keep e' in the result.
  * Formulas, sums, rule for NaN, bits and so the errors are those of tile.inc.h.
  */
 #ifndef FN
@@ -31,7 +31,7 @@ INLINE int FN(packed_shift)(V(t) m, const csm_temperature *t, const int classes,
     return !V(bits)(V(not_le)(V(max)(m, V(sub)(V(zero)(), m)), V(set)(t->limit)));
 }
 
-/* The factors of the results from sums of 8 classes, or of 16, one behind the other.  Returns 1 if a row is NaN. */
+/* The factors of the results from sums of 4, 8 or 16 classes, one behind the other.  Returns 1 if a row is NaN. */
 INLINE int FN(packed_factors)(const v64_t *lane, const int lanes, const int classes, V(t) *f, V(t) *f_low) {
     enum { PARTS = V(PARTS) };
     const int step = PARTS / classes; /* vectors of a class */
@@ -42,7 +42,7 @@ INLINE int FN(packed_factors)(const v64_t *lane, const int lanes, const int clas
         v64_t eight[8];
         UNROLL
         for (int l = 0; l < 8; l++) {
-            eight[l] = lane[l * step + p % step];
+            eight[l] = l < lanes ? lane[l * step + p % step] : v64_zero();
             if (lanes == 16) eight[l] = v64_add(eight[l], lane[(l + 8) * step + p % step]);
         }
         V(fold)(eight, NULL, &hi[p], &lo[p]);
@@ -53,7 +53,7 @@ INLINE int FN(packed_factors)(const v64_t *lane, const int lanes, const int clas
     return V(bits)(V(unordered)(*f, *f)) != 0;
 }
 
-/* A tile of up to `lanes` classes, 8 or 16, as many of which can be read. */
+/* A tile of up to `lanes` classes, 4, 8 or 16, as many of which can be read. */
 INLINE int FN(packed_short)(const T *x, T *y, size_t n, const csm_temperature *t, const int lanes, const int classes) {
     static const float class_of_lane[16] = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1};
     enum { MOST = 16 };
@@ -153,7 +153,8 @@ INLINE int FN(packed_tile)(const T *x, T *y, size_t n, size_t room, const csm_te
         x = copy;
     }
     if (n > 8) return FN(packed_short)(x, y, n, t, 16, classes);
-    return FN(packed_short)(x, y, n, t, 8, classes);
+    if (n > 4) return FN(packed_short)(x, y, n, t, 8, classes);
+    return FN(packed_short)(x, y, n, t, 4, classes);
 }
 INLINE size_t FN(packed_tiles_of)(const csm_ragged_tiles_job *job, uint32_t *left, const int classes) {
     const int64_t *p = job->indptr;
