@@ -107,11 +107,7 @@ def check_losses(mesh, options):
         (4096 * DEVICES, blocks, 40 * DEVICES, 5000 * DEVICES), ("float32", "float64"), ({}, smooth)
     )
     cases = [*cases, (blocks, "float32", rows), (40 * DEVICES, "float32", rows)]
-    for n, dtype, more in [
-        *cases,
-        (blocks, "float32", smooth | {"softcap": 5.0}),
-        (blocks, "float32", {"softcap": 30.0}),
-    ]:
+    for n, dtype, more in [*cases, (blocks, "float32", {"softcap": 5.0, "temperature": 2.0})]:
         loss = functools.partial(cj.cross_entropy, reduction="none", axis_name="classes", **more)
         forward = over_classes(loss, mesh, P(), out=P(), **options)
         labels = np.array([0, n - 1, -100, n // 2, 1])
