@@ -73,9 +73,9 @@ class _Cluster:
     def submit(self, calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]) -> list[Any]:
         """Futures of tasks, sent to the scheduler in one message.
 
-        A client sends at most one message in 10 ms: a second task may begin that much later than the first, and the first
-        than a message that lets the former results go. In the thread of the client's loop, nothing is sent before all
-        of them are there.
+        A client sends at most one message in 10 ms: a second task may begin that much later than the first, and the
+        first than a message that lets the former results go. In the thread of the client's loop, nothing is sent before
+        all of them are there.
         """
 
         async def send() -> list[Any]:
