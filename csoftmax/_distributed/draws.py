@@ -456,7 +456,7 @@ def sample(
             draws = draw_uniforms(rng, batch, shape) if own is None else check_uniforms(own, batch, shape)
         agreed = ("size", shape), *((n, _as_value(p)) for n, p in numbers.items())
         header = header_of_rows("sample", rows, known("n_classes", n_classes), known("offset", offset), agreed)
-        return header, _Call(rows.reshape(math.prod(batch), -1), draws, batch, shape, checked, num_threads)
+        return header, _Call(rows.reshape(math.prod(batch), rows.shape[-1]), draws, batch, shape, checked, num_threads)
 
     try:
         layout, call = enter(comm, prepare)

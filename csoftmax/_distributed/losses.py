@@ -225,30 +225,26 @@ def _merge_squares(
     return merged.reshape(own.shape)
 
 
-def _write_lost(
-    group: Collectives,
-    layout: Layout,
-    chunk: Chunk,
-    to: Any,
-    upstream: Any,
-    divisor: float,
-    num_threads: Any,
-    pending: Pending,
-) -> None:
-    """Compute rows whose gradients underflow again, or all if the shards lack the norm, from whole rows."""
+def _gather_lost(
+    group: Collectives, layout: Layout, chunk: Chunk, upstream: Any, divisor: float, pending: Pending
+) -> tuple[NDArray[np.bool_], Piece] | None:
+    """The rows whose gradients underflow, or all if the shards lack the norm, and these rows whole; None: no row.
+
+    The gradient may be written over the logits only after this.
+    """
     terms, piece = chunk.terms, chunk.piece
+    if chunk.merged.whole is not None:
+        return None
     lost = np.ones(terms.batch, np.int64)
     if terms.losses is None or not terms.losses.clips_capped:
         lost = find_lost(chunk.part, chunk.merged, piece, upstream, divisor)
     if not lost.any():  # 2 on all ranks where any of them may have 1
-        return
+        return None
     marks = group.all_gather(np.concatenate([[pending.error is not None], (lost == 1).reshape(-1)]).astype(np.int64))
     check_status(group, marks[:, 0], pending.error)
     is_lost = marks[:, 1:].any(0).reshape(lost.shape)
     if not is_lost.any():
-        return
-    losses = terms.losses
-    assert losses is not None
+        return None
     longest = max(layout.lengths)
     pieces = {
         "x": piece.x[is_lost],
@@ -265,17 +261,25 @@ def _write_lost(
         received = group.all_gather(padded)
         parts = [received[r][..., : layout.lengths[r]] for r in order]
         whole[name] = np.ascontiguousarray(np.concatenate(parts, axis=-1))
-    with pending:
-        each = losses.labels, losses.sample_weight, upstream, terms.temperatures
-        labels, s, factor, t = (
-            None if a is None else np.ascontiguousarray(np.broadcast_to(a, terms.batch)[is_lost]) for a in each
-        )
-        losses = losses._replace(labels=labels, sample_weight=s)
-        some = terms._replace(batch=(int(is_lost.sum()),), temperatures=t, losses=losses)
-        gradient = np.empty((*some.batch, layout.n_classes), piece.x.dtype)
-        arguments = some.loss_arguments(Piece(0, **whole), None, factor, chunk.merged.weight_sum, divisor, num_threads)
-        binding.finish_shard_loss(terms.dtype, False, None, None, None, gradient, None, *arguments)
-        to[is_lost] = gradient[:, piece.first : piece.stop]
+    return is_lost, Piece(0, **whole)
+
+
+def _write_lost(
+    chunk: Chunk, is_lost: NDArray[np.bool_], whole: Piece, to: Any, upstream: Any, divisor: float, num_threads: Any
+) -> None:
+    """Compute the gradients of these rows again, from whole rows."""
+    terms, piece, losses = chunk.terms, chunk.piece, chunk.terms.losses
+    assert losses is not None
+    each = losses.labels, losses.sample_weight, upstream, terms.temperatures
+    labels, s, factor, t = (
+        None if a is None else np.ascontiguousarray(np.broadcast_to(a, terms.batch)[is_lost]) for a in each
+    )
+    losses = losses._replace(labels=labels, sample_weight=s)
+    some = terms._replace(batch=(int(is_lost.sum()),), temperatures=t, losses=losses)
+    gradient = np.empty((*some.batch, whole.x.shape[-1]), piece.x.dtype)
+    arguments = some.loss_arguments(whole, None, factor, chunk.merged.weight_sum, divisor, num_threads)
+    binding.finish_shard_loss(terms.dtype, False, None, None, None, gradient, None, *arguments)
+    to[is_lost] = gradient[:, piece.first : piece.stop]
 
 
 def _write_chunk(
@@ -293,6 +297,7 @@ def _write_chunk(
     if upstream is not None and chunk.rows is not None:
         upstream = upstream[chunk.rows]
     squares = _merge_squares(group, layout, chunk, upstream, divisor, pending)
+    lost = _gather_lost(group, layout, chunk, upstream, divisor, pending)
     loss = np.zeros(chunk.terms.batch)
     options: dict[str, Any] = {"from_e": part.e is not None, "squares": squares, "num_threads": num_threads}
     with pending:
@@ -300,8 +305,8 @@ def _write_chunk(
             loss = add_losses(part, merged)
         else:
             loss = write_gradient(part, merged, piece, to, upstream=upstream, divisor=divisor, **options)
-    if merged.whole is None:
-        _write_lost(group, layout, chunk, to, upstream, divisor, num_threads, pending)
+        if lost is not None:
+            _write_lost(chunk, *lost, to, upstream, divisor, num_threads)
     return loss
 
 
@@ -341,7 +346,8 @@ class _Plan(NamedTuple):
 def _sum_ahead(comm: Collectives, layout: Layout, call: Loss, num_threads: Any) -> tuple[_Plan, Partial] | None:
     """The sums of a call whose shards will be these.
 
-    None if weights are yet to be scaled, or if powers may go to the caller's array, which errors must leave as it is.
+    None if weights are yet to be scaled, or if powers may go to the caller's array, which errors in headers must leave
+    as it is.
     """
     plan = _Plan.of(comm, layout, call)
     is_weighted = call.reduction == "mean" and plan.piece.weight is not None
@@ -497,7 +503,8 @@ z_loss, temperature, softcap, reduction, num_threads
         As in `csoftmax.cross_entropy_with_grad`, the same on all ranks. `clip_norm` takes one more collective; with
         `softcap`, whose slopes the norm contains, it gathers whole rows.
     out : ndarray of the shape and dtype of the gradient, optional
-        Array that receives the gradient. It may be `logits`.
+        Array that receives the gradient. It may be `logits`. After an error that comes from another rank, or from a
+        lack of memory, it holds any numbers.
 
     Returns
     -------

@@ -213,7 +213,8 @@ def _sum_ahead(
 ) -> tuple[_Plan, Partial] | None:
     """The sums of a call whose shards will be these.
 
-    None if rows are merged in chunks, or if powers may go to the caller's array, which errors must leave as it is.
+    None if rows are merged in chunks, or if powers may go to the caller's array, which errors in headers must leave as
+    it is.
     """
     plan = _Plan.of(name, comm, layout, call)
     if plan.chunks != [None] or (call.out is not None and call.sink is None):
@@ -321,7 +322,8 @@ def softmax(
     sink, temperature, where, num_threads
         As in `csoftmax.softmax`; `sink` is the same on all ranks.
     out : ndarray of the shape and dtype of x, optional
-        Array that receives the result. It may be `x`.
+        Array that receives the result. It may be `x`. After an error that comes from another rank, or from a lack of
+        memory, it holds any numbers.
 
     Returns
     -------

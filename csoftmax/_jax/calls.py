@@ -25,7 +25,7 @@ def call_kernel(
     call = jax.ffi.ffi_call(f"csoftmax_{name}", results, vmap_method=vmap_method)
     found = call(*arrays, threads=np.int64(binding.get_threads()), **attributes)
     axes = frozenset().union(*map(varying_axes, arrays))
-    return jax.tree.map(lambda result: _vary(result, axes), found) if axes else found
+    return jax.tree.map(lambda result: vary(result, axes), found) if axes else found
 
 
 def varying_axes(x: jax.Array) -> frozenset[str]:
@@ -37,8 +37,8 @@ def varying_axes(x: jax.Array) -> frozenset[str]:
     return frozenset(kind.vma if hasattr(kind, "vma") else getattr(getattr(kind, "mat", None), "varying", ()))
 
 
-def _vary(result: jax.Array, axes: frozenset[str]) -> jax.Array:
-    """The result of a kernel, which JAX takes for one that is equal on all devices."""
+def vary(result: jax.Array, axes: frozenset[str]) -> jax.Array:
+    """An array that JAX takes for one that is equal along these axes of a mesh, such as the result of a kernel."""
     missing = tuple(sorted(axes - varying_axes(result)))
     if not missing:
         return result

@@ -23,6 +23,8 @@ from .calls import (
     is_for_rows,
     leave_out,
     like,
+    vary,
+    varying_axes,
 )
 from .scaling import scale_softmax, scale_softmax_by
 
@@ -101,11 +103,19 @@ def _append_sink(
     return jnp.concatenate([x, column], axis), mask
 
 
+def _sinks_of_shards(x: jax.Array, axis: int, sink: ArrayLike | None, axis_name: Any) -> jax.Array | None:
+    """The sink of each row, equal on devices that share the rows, and differing like these along other mesh axes."""
+    if sink is None:
+        return None
+    shared = {axis_name} if isinstance(axis_name, str) else set(axis_name)
+    return vary(jnp.moveaxis(_spread_sink(x, axis, sink), axis, -1), varying_axes(x) - shared)
+
+
 def _apply_over_shards(
     name: str, x: jax.Array, axis: int, axis_name: Any, temperature: Any, where: Any, sink: Any, absent: float
 ) -> jax.Array:
     """One of softmax and log_softmax of rows whose classes are divided among the devices of a mesh axis."""
-    sinks = None if sink is None else jnp.moveaxis(_spread_sink(x, axis, sink), axis, -1)
+    sinks = _sinks_of_shards(x, axis, sink, axis_name)
 
     def function(rows: jax.Array, numbers: Any, number: float) -> jax.Array:
         return shards.apply_to_rows(rows, sinks, numbers, name, axis_name, number)
@@ -271,7 +281,7 @@ def logsumexp(
         rows, mask = _append_sink(x, axis, where, sink)
         result = _logsumexp(jnp.moveaxis(leave_out(rows, mask), axis, -1), *numbers)
     else:
-        sinks = None if sink is None else jnp.moveaxis(_spread_sink(x, axis, sink), axis, -1)
+        sinks = _sinks_of_shards(x, axis, sink, axis_name)
         rows = jnp.moveaxis(leave_out(x, check_mask(where, x)), axis, -1)
         result = shards.logsumexp(rows, sinks, numbers[0], axis_name, numbers[1])
     return jnp.expand_dims(result, axis) if check_flag("keepdims", keepdims) else result

@@ -381,8 +381,8 @@ def segment_cross_entropy(
         Which element of its segment, of the shape of x with the number of segments along `axis`. A label that is no
         element of its segment raises JAX's runtime error.
     sample_weight : jax.Array, broadcastable to labels, optional
-        A weight of each segment, at least 0 and finite; 0 leaves the segment out. No gradient flows to it, and what is
-        not a weight makes its segment NaN.
+        A weight of each segment in the dtype of the logits, at least 0 and finite; 0 leaves the segment out. No
+        gradient flows to it, and what is not a weight makes its segment NaN.
     ignore_index, label_smoothing, z_loss
         As in `csoftmax.segment_cross_entropy`; they cannot be traced.
     temperature : float > 0 or array of them, default 1.0

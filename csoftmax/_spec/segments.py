@@ -85,7 +85,7 @@ SEGMENT_ERRORS = (
     BadCall({"indptr": [0.0, 4.0]}, TypeError, ONE_INTEGER),
     BadCall({"indptr": [[0, 4]]}, ValueError, r"indptr has shape \(1, 2\); one axis is allowed"),
     BadCall({"indptr": []}, ValueError, "indptr is empty"),
-    BadCall({"indptr": [2, 1]}, ValueError, r"indptr must rise from at least 0, got \[2, 1\]"),
+    BadCall({"indptr": [2, 1]}, ValueError, r"indptr must rise, but indptr\[0\] is 2 and indptr\[1\] is 1"),
     BadCall({"indptr": [-1, 4]}, ValueError, "indptr must rise from at least 0"),
     BadCall({"indptr": [0, 5]}, ValueError, "has 4 elements along axis 1; indptr ends at 5"),
     BadCall({"indptr": [0, 4], "segment_ids": [0, 0, 0, 0]}, TypeError, "got indptr and segment_ids"),

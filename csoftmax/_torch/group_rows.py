@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from .._arguments.numbers import check_flag
 from .._distributed import rows as over_rows
+from .._distributed.agreement import describe
 from .._distributed.groups import Header, enter
 from .._distributed.sinks import rank_of_last
 from .groups import Division, check_here, divide, eager, spread_temperature
@@ -81,8 +82,9 @@ def _append_sink(
 
     def prepare() -> tuple[Header, None]:
         counts = over_rows.known("n_classes", division.n_classes), over_rows.known("offset", division.offset)
-        options = ("shape of the rows", tuple(sink.shape)), ("sink requires grad", sink.requires_grad)
-        return Header("sinks of tensors", str(x.dtype), 0, sink.numel(), *counts, x.shape[dim], 0.0, options), None
+        given = ("sink", describe(sink.detach().double().numpy())), ("sink requires grad", sink.requires_grad)
+        options = ("shape of the rows", tuple(sink.shape)), *given
+        return Header("rows with a sink", str(x.dtype), 0, sink.numel(), *counts, x.shape[dim], 0.0, options), None
 
     layout, _ = enter(group, prepare)
     last = rank_of_last(layout)

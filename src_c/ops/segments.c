@@ -468,10 +468,12 @@ static int run_as_rows(csm_op op, csm_dtype dtype, const csm_table *table, const
                        const csm_segments *s, const csm_view *input, const csm_view *y, const csm_view *result,
                        const csm_options *options, csm_status *status) {
     const size_t count = s && s->indptr && !s->order ? s->count : 0;
+    csm_options o = CSM_OPTIONS_INIT;
     csm_call base;
+    options = csm_known_options(&o, sizeof o, options);
     if (count == 0 || s->indptr[0] != 0 || s->indptr[1] <= 0 || shape->ndim >= CSM_MAX_NDIM) return 0;
     const size_t n = (size_t)s->indptr[1];
-    if (n > shape->n / count || n * count != shape->n || (options && options->scratch)) return 0;
+    if (n > shape->n / count || n * count != shape->n || options->scratch) return 0;
     csm_set_dtype(&base, dtype, table);
     if (input->axis_stride != (ptrdiff_t)base.itemsize) return 0;
     int64_t differ = 0;
@@ -479,8 +481,7 @@ static int run_as_rows(csm_op op, csm_dtype dtype, const csm_table *table, const
     if (differ) return 0;
     csm_shape rows = *shape;
     csm_view x, other, to, where, temperatures;
-    csm_options o = CSM_OPTIONS_INIT;
-    o = *(const csm_options *)csm_known_options(&o, sizeof o, options);
+    o = *options;
     rows.n = n;
     rows.shape[rows.ndim++] = count;
     o.where = as_rows(&where, o.where, shape->ndim, n, 1);

@@ -99,6 +99,22 @@ def check_options(mesh, options):
                     same(got, right, (name, key, i, n, kind))
 
 
+def check_rows_of_other_devices():
+    """The gradient of a sink that all rows share, whose rows are on other devices."""
+    mesh = Mesh(np.array(jax.devices()).reshape(DEVICES, 1), ("rows", "classes"))
+    x = jnp.asarray(np.random.default_rng(4).normal(size=(2 * DEVICES, 64)))
+    for name in ("softmax", "log_softmax", "logsumexp"):
+        function, out = getattr(cj, name), P("rows") if name == "logsumexp" else P("rows", "classes")
+
+        def over_devices(x, sink, function=function):
+            return function(x, axis_name="classes", sink=sink)
+
+        sharded = jax.shard_map(over_devices, mesh=mesh, in_specs=(P("rows", "classes"), P()), out_specs=out)
+        found = jax.grad(lambda sink, f=sharded: (f(x, sink) ** 2).sum())(jnp.asarray(1.0))
+        right = jax.grad(lambda sink, f=function: (f(x, sink=sink) ** 2).sum())(jnp.asarray(1.0))
+        np.testing.assert_allclose(found, right, rtol=1e-13)
+
+
 def check_losses(mesh, options):
     rng = np.random.default_rng(1)
     blocks, rows = 8192 * DEVICES, {"temperature": np.array([[0.5], [1.0], [2.0], [3.0], [4.0]], np.float32)}
@@ -140,6 +156,7 @@ def main():
     assert len(jax.devices()) == DEVICES
     mesh = Mesh(np.array(jax.devices()), ("classes",))
     unchecked = [{"check_vma": False}] if DEVICES == 2 else []  # it divides upstream gradients by the devices
+    check_rows_of_other_devices()
     for options in ({}, *unchecked):
         check_rows(mesh, options)
         check_options(mesh, options)

@@ -28,6 +28,13 @@ def test_draws_are_those_of_whole_rows_with_the_generator_of_rank_0(options):
     assert generators[1].random() == np.random.default_rng(9).random()
 
 
+@pytest.mark.parametrize("shape", [(0, 9000), (2, 0, 5)])
+def test_no_rows(shape):
+    x = np.empty(shape)
+    drawn = distributed.sample(x, size=3, group=distributed.SingleProcess())
+    assert_same_bits(drawn, csoftmax.sample(x, size=3))
+
+
 @pytest.mark.parametrize("options", [{"replace": False}, {"return_log_prob": True}, {"typical_p": 0.5}])
 def test_draws_that_shards_do_not_have_are_refused_on_all_ranks(options):
     for result in run_on(2, lambda group: distributed.sample(np.zeros((1, 5)), group=group, **options)):

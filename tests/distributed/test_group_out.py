@@ -40,6 +40,29 @@ def test_out_of_any_layout(scale, softcap, cuts, dtype):
         assert_same_bits(np.concatenate(parts, axis=1), y if i % 2 else expected.grad)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"softcap": 1.0, "temperature": 0.5},
+        {"softcap": 1.0, "upstream": 4.0, "reduction": "sum"},
+        {"upstream": 1e30, "reduction": "sum"},
+        {"softcap": 2.0, "clip_norm": 0.1},
+    ],
+)
+@pytest.mark.parametrize("in_place", [{0}, {1}, {0, 1}])
+def test_rows_whose_gradients_underflow(options, in_place):
+    """These are computed from whole rows, which are gathered before a gradient is written over the logits of a rank."""
+    x = (np.random.default_rng(3).normal(size=(2, 9000)) * [[1e4], [50]]).astype(np.float32)
+    expected = csoftmax.cross_entropy_with_grad(x, [1, 8999], **options)
+
+    def work(group):
+        own = x[:, slice(*[0, 4096, 9000][group.rank : group.rank + 2])].copy()
+        out = own if group.rank in in_place else None
+        return distributed.cross_entropy_with_grad(own, [1, 8999], group=group, out=out, **options).grad
+
+    assert_same_bits(np.concatenate(run_on(2, work), axis=1), expected.grad)
+
+
 def test_a_bad_label_leaves_out_as_it_is():
     out = np.full((2, 8192), 7.0)
     with pytest.raises(IndexError, match=r"target\[1\] is 9000"):

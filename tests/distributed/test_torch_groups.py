@@ -154,6 +154,16 @@ def test_logsumexp_has_the_bits_of_whole_rows(dtype, temperature):
         assert torch.equal(gradient, leaf.grad)
 
 
+def test_ranks_with_different_sinks_are_refused():
+    def work(group):
+        with pytest.raises(ValueError, match="ranks disagree on sink"):
+            ct.softmax(torch.zeros(3, 5), -1, group=group, sink=float(group.rank))
+        with pytest.raises(ValueError, match="ranks disagree on the function: rows with a sink on rank 0 and softmax"):
+            ct.softmax(torch.zeros(3, 5), -1, group=group, sink=None if group.rank else 1.0)
+
+    results_of(work)
+
+
 @pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
 @pytest.mark.parametrize("shape", [(3, 1), (1,), ()])
 @pytest.mark.parametrize(
