@@ -242,7 +242,7 @@ def _gather_lost(
         return None
     marks = group.all_gather(np.concatenate([[pending.error is not None], (lost == 1).reshape(-1)]).astype(np.int64))
     check_status(group, marks[:, 0], pending.error)
-    is_lost = marks[:, 1:].any(0).reshape(lost.shape)
+    is_lost = np.asarray(marks[:, 1:].any(axis=0)).reshape(lost.shape)
     if not is_lost.any():
         return None
     longest = max(layout.lengths)
