@@ -159,12 +159,19 @@ def check_weights(sample_weight: ArrayLike | None, rows: int) -> NDArray[np.floa
     if sample_weight is None:
         return np.ones(rows)
     w = read_numbers("sample_weight", sample_weight, "numbers").astype(np.float64)
-    if w.shape != (rows,) or not (np.isfinite(w).all() and (w >= 0).all()) or not w.any():
-        raise ValueError(
-            f"sample_weight must have one number for each of the {rows} rows, finite, at least 0 and not all of them "
-            f"0, got shape {w.shape}"
-        )
-    return w
+    bad = np.flatnonzero(~(np.isfinite(w) & (w >= 0)))
+    if w.shape != (rows,):
+        found = f"shape {w.shape}"
+    elif len(bad):
+        found = f"{show(w[bad[0]])} in row {bad[0]}"
+    elif not w.any():
+        found = "only 0"
+    else:
+        return w
+    raise ValueError(
+        f"sample_weight must have one number for each of the {rows} rows, finite, at least 0 and not all of them 0, "
+        f"got {found}"
+    )
 
 
 def check(
