@@ -123,6 +123,21 @@ def as_label_bits(ignore_index: int, labels: Any) -> int | None:
     return ignore_index % 2**64
 
 
+def raise_bad_weight(
+    name: str, given: Any, values: Any, place_of: Callable[[tuple[Any, ...]], tuple[Any, ...]] = tuple, part: str = ""
+) -> None:
+    """Find the first bad weight and raise; return if there is none.
+
+    values : the weights that are given, in their float dtype
+    place_of, part : as in `raise_bad_label`
+    """
+    bad = ~(np.isfinite(values) & (values >= 0))
+    if bad.any():
+        at = np.unravel_index(int(bad.argmax()), bad.shape)
+        place = ", ".join(map(str, place_of(at)))
+        raise ValueError(f"{name} must be at least 0 and finite in {values.dtype}, got {given[at]} at ({place}){part}")
+
+
 def check_weight(name: str, weight: Any, shape: tuple[int, ...], dtype: Any, place: Place = CPU) -> Any:
     """Weights broadcast to a shape in a native float dtype, at least 0 and finite (on a CUDA device unread)."""
     on_device = place.on_cuda and is_cupy(weight)
@@ -137,13 +152,7 @@ def check_weight(name: str, weight: Any, shape: tuple[int, ...], dtype: Any, pla
         raise ValueError(f"{name} has shape {given.shape}, which does not broadcast to {shape}") from None
     if on_device:
         return values
-    bad = ~(np.isfinite(values) & (values >= 0))
-    if bad.any():
-        at = np.unravel_index(int(bad.argmax()), shape)
-        value = np.broadcast_to(given, shape)[at]
-        raise ValueError(
-            f"{name} must be at least 0 and finite in {np.dtype(dtype)}, got {value} at ({', '.join(map(str, at))})"
-        )
+    raise_bad_weight(name, np.broadcast_to(given, shape), values)
     return place.array(name, values) if place.on_cuda else values
 
 

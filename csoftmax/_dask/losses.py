@@ -28,7 +28,7 @@ from .blocks import Argument, add_rows, check_split_every, map_chunks, pick
 from .calls import Call, is_on_gpu, plan_call
 from .collections import Begins, Letters, as_lazy, give_frame, is_number, row_chunks
 from .gradients import finish_gradients
-from .labels import largest_of, raise_bad_chunk, scale_chunk
+from .labels import largest_of, raise_bad_chunk, raise_bad_weight_of_chunk, scale_chunk
 from .shards import sum_up, whole_sums
 
 _GRADIENT_ONLY = ("upstream", "clip_norm", "clip_value")
@@ -188,18 +188,21 @@ def _ones(losses: Losses) -> dict[int, Any]:
     return dict.fromkeys(losses.call.axes, 1) if losses.call.x.ndim else {}
 
 
-def _check_labels(settings: Settings, target: Any, begins: list[Any], first: int = 0) -> None:
+def _check_rows(settings: Settings, target: Any, s: Any, begins: list[Any], first: int = 0) -> None:
+    """Raise for a label or a weight of a row that is none, with its place in the call."""
     if target.dtype.kind in "iu":
         raise_bad_chunk(target, settings.n_classes, int(settings.numbers["ignore_index"]), begins)
     elif _is_soft(target):
         raise_bad_chunk(axis_last(target, settings.axes), settings.n_classes, None, begins, first)
+    if isinstance(s, np.ndarray) and s.ndim and (s.dtype.kind in "iuf" or is_bfloat16(s.dtype)):
+        raise_bad_weight_of_chunk(s, begins)
 
 
 def _masses_of_whole(settings: Settings, dtype: Any, names: tuple[str, ...], *blocks: Any) -> Any:
     """The weight of each row, from its label alone."""
     given, largest, begins = settings.given(names, blocks)
     target, n = given["target"], settings.n_classes
-    _check_labels(settings, target, begins)
+    _check_rows(settings, target, given.get("sample_weight"), begins)
     target = axis_last(target, settings.axes) if _is_soft(target) else target
     batch = target.shape[:-1] if _is_soft(target) else target.shape
     x = np.broadcast_to(np.zeros((), np.float64 if dtype.kind in "iu" else dtype.newbyteorder("=")), (*batch, n))
@@ -222,7 +225,7 @@ def _compute_whole(settings: Settings, names: tuple[str, ...], x: Any, *blocks: 
     """The losses of the rows, and the gradient or None."""
     given, largest, begins = settings.given(names, blocks)
     divisor, target = given.pop("divisor", 1.0), given.pop("target")
-    _check_labels(settings, target, begins)
+    _check_rows(settings, target, given.get("sample_weight"), begins)
     axes: Any = settings.axes if x.ndim else None
     plan = plan_cross_entropy(x, target, axes, gradient=settings.gradient, reduction="none", **given)
     if settings.reduction == "none":
@@ -291,7 +294,7 @@ def _may_be_lost(losses: Losses) -> bool:
 def _plan_divided(settings: Settings, names: tuple[str, ...], x: Any, first: int, *blocks: Any) -> tuple[Terms, Piece]:
     given, largest, begins = settings.given(names, blocks)
     target, (axis,) = given["target"], settings.axes
-    _check_labels(settings, target, begins, first)
+    _check_rows(settings, target, given.get("sample_weight"), begins, first)
     names = "weight", "sample_weight", "label_smoothing", "ignore_index", "z_loss", "temperature"
     options = {name: given[name] for name in names}
     shard: dict[str, Any] = {"offset": first, "n_classes": settings.n_classes, "kind": "loss", "axis": axis}

@@ -434,6 +434,21 @@ def test_every_other_function_refuses_a_collection_by_name():
     assert refused > 80
 
 
+@pytest.mark.parametrize("chunks", [((3, 4, 3), 5000), ((3, 4, 3), (2000, 3000))])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_a_bad_weight_is_named_by_its_place_among_all_rows(chunks, reduction):
+    w = np.ones(10)
+    w[8] = -1
+    for given in (w, da.from_array(w, chunks=5)):
+        loss = cd.cross_entropy(
+            da.zeros((10, 5000), chunks=chunks), np.zeros(10, int), sample_weight=given, reduction=reduction
+        )
+        with pytest.raises(
+            ValueError, match=r"sample_weight must be at least 0 and finite in float64, got -1.0 at \(8\)"
+        ):
+            loss.compute()
+
+
 def test_bad_labels_are_named_by_their_place_among_all_rows():
     x = da.zeros((3, 4, 9), chunks=(2, 3, 9))
     target = np.zeros((3, 4), int)
