@@ -439,9 +439,9 @@ def test_every_other_function_refuses_a_collection_by_name():
 def test_a_bad_weight_is_named_by_its_place_among_all_rows(chunks, reduction):
     w = np.ones(10)
     w[8] = -1
-    for given in (w, da.from_array(w, chunks=5)):
+    for weights in (w, da.from_array(w, chunks=5)):
         loss = cd.cross_entropy(
-            da.zeros((10, 5000), chunks=chunks), np.zeros(10, int), sample_weight=given, reduction=reduction
+            da.zeros((10, 5000), chunks=chunks), np.zeros(10, int), sample_weight=weights, reduction=reduction
         )
         with pytest.raises(
             ValueError, match=r"sample_weight must be at least 0 and finite in float64, got -1.0 at \(8\)"
