@@ -71,7 +71,7 @@ def test_constructed_layers(isa):
     assert_right_on_constructed(np.random.default_rng(0), ((1, 1), (17, 3)), lambda k: (6,))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_more_constructed_layers():
     sizes = (2, 1), (16, 2), (300, 127), (200, 129), (50, 2100)
     assert_right_on_constructed(np.random.default_rng(1), sizes, lambda k: (None, 1, k))

@@ -41,7 +41,7 @@ def test_entropy_is_exact(dtype, n):
     check_entropy(dtype, n, (1.0, 0.3))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @looped("n", LONG)
 def test_entropy_of_long_rows_is_exact(dtype, n):
@@ -71,7 +71,7 @@ def test_divergence_is_exact(dtype, n):
     check_divergence(dtype, n, 3 if n > 10 else 1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @looped("n", LONG)
 def test_divergence_of_long_rows_is_exact(dtype, n):
