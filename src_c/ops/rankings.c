@@ -296,14 +296,14 @@ static void find_clusters(ranking_run *run, ranking_clusters *c) {
     }
 }
 
-/* What the distance from a member to a larger one lacks, because their clusters are not as far apart as they were. */
+/* The part of the distance from a member to a larger one that is lost, because clusters have been moved together. */
 static double lacks(const ranking_clusters *c, int64_t larger, size_t i) {
     if (c->maximum[i] == -CSM_INF) return 0;
     const double power = c->power[larger] - c->power[i];
     return distance(c->maximum[larger], c->maximum[i], c->t) - power * 0x1.62e42fefa39efp-1;
 }
 
-/* What the loss lacks: the distances of each chosen member to the largest one that is not before it; of a group of
+/* The lost part of the loss: the lost distances of each chosen member to the largest one not before it; of a group of
  * `exact` without its x, those of its members to as many of the largest. */
 static double loss_lacks(const ranking_clusters *c, const ranking_list *list) {
     double sum = 0;

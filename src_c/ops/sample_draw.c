@@ -78,7 +78,7 @@ static csm_status prefix_body(void *context, size_t begin, size_t end, int threa
     return CSM_OK;
 }
 
-/* What is left of the target after the blocks before the one in which it lies. */
+/* The target minus the mass of the blocks before its own: the place of the draw within that block. */
 static double rest_of(const csm_sample_row *row, double target, size_t block) {
     const csm_block *blocks = row->blocks;
     const double before = !(row->total > target) ? row->total - blocks[block].hi : block > 0 ? blocks[block - 1].lo : 0;

@@ -28,16 +28,16 @@ LONG = {"frozen_long": 240, "worker_memory": 240}
 @pytest.mark.slow  # a cluster takes some seconds to start
 @pytest.mark.parametrize("what", list(LIMITS))
 def test_clusters(what, tmp_path):
-    run_program(what, LIMITS[what], tmp_path)
+    check_program(what, LIMITS[what], tmp_path)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("what", list(LONG))
 def test_clusters_for_long(what, tmp_path):
-    run_program(what, LONG[what], tmp_path)
+    check_program(what, LONG[what], tmp_path)
 
 
-def run_program(what, limit, tmp_path):
+def check_program(what, limit, tmp_path):
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(

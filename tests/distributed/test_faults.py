@@ -1,11 +1,9 @@
 """What fails on one rank is raised on all, and the next call works: on ranks of MPI, and on gloo."""
 
-import os
-import signal
 from pathlib import Path
 
 import pytest
-from helpers.mpi import launch
+from helpers.mpi import output_of
 from helpers.rank_processes import run_ranks
 
 PROGRAM = Path(__file__).with_name("faults_program.py")
@@ -14,13 +12,7 @@ LIMIT = 60  # seconds of the program with its imports; its calls have a limit of
 
 @pytest.mark.mpi
 def test_ranks_of_mpi():
-    process = launch(3, PROGRAM, "mpi")
-    try:
-        output, _ = process.communicate(timeout=LIMIT)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, output
+    output = output_of(LIMIT, 3, PROGRAM, "mpi")
     assert "ok" in output.split(), output
 
 

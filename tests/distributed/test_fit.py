@@ -1,7 +1,6 @@
 """`distributed.fit` on communicators of mpi4py, on process groups of PyTorch, and alone; a rank that is killed."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import ROOT
-from helpers.mpi import launch
+from helpers.mpi import run_to_end
 from sklearn.datasets import load_iris
 
 from csoftmax import distributed
@@ -88,13 +87,7 @@ def test_a_communicator_without_ranks_is_refused():
 
 
 def run_mpi(ranks, *arguments):
-    process = launch(ranks, *arguments)
-    try:
-        output, _ = process.communicate(timeout=LIMIT)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    return process.returncode, output
+    return run_to_end(LIMIT, ranks, *arguments)
 
 
 @pytest.mark.mpi

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT
-from helpers.mpi import launch
+from helpers.mpi import launch, output_of
 
 pytestmark = pytest.mark.mpi
 LIMIT = 120  # seconds of a program, which is then killed with all of its ranks
@@ -17,14 +17,7 @@ PROGRAM = Path(__file__).parent / "mpi_program.py"
 
 def run(ranks, *arguments):
     """Return the last line that the ranks print, after they have ended without an error."""
-    process = launch(ranks, *arguments)
-    try:
-        output, _ = process.communicate(timeout=LIMIT)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, output
-    return output.strip().rpartition("\n")[2]
+    return output_of(LIMIT, ranks, *arguments).strip().rpartition("\n")[2]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,3 +21,21 @@ def launch(ranks, *arguments):
         [mpiexec, "-n", str(ranks), sys.executable, "-W", "ignore", *map(str, arguments)],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
+
+
+def run_to_end(limit, ranks, *arguments):
+    """The exit code of the ranks and what they print; all are killed after `limit` seconds."""
+    process = launch(ranks, *arguments)
+    try:
+        output, _ = process.communicate(timeout=limit)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, output
+
+
+def output_of(limit, ranks, *arguments):
+    """What the ranks print, after they have ended without an error."""
+    code, output = run_to_end(limit, ranks, *arguments)
+    assert code == 0, output
+    return output

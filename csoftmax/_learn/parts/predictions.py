@@ -84,7 +84,7 @@ def predict_lazily(function: Function, X: Any, model: Any) -> Any:
 
 
 class _Hits(NamedTuple):
-    """What the score needs to know of a part."""
+    """The weights of the rows of a part, and how many of these are predicted correctly; a score is their ratio."""
 
     summary: rows.Summary
     weights: NDArray[np.float64]  # of the rows that are predicted correctly, and of all
