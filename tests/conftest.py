@@ -8,6 +8,7 @@ import os
 import signal
 
 import ml_dtypes  # noqa: F401  (bfloat16 arrays exist only once it is imported)
+import mpmath
 import pytest
 from helpers import compile_library
 
@@ -15,6 +16,8 @@ import csoftmax
 from csoftmax._cpu import binding
 from csoftmax._spec.formats import DTYPES
 from csoftmax._spec.operations import SOFTMAX_FAMILY
+
+mpmath.mp.dps = 40  # of every test that asks for no other: mpmath's own 15 digits are no judge of float64
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -94,6 +97,13 @@ def ctrl_c():
         signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
+def digits():
+    """No test leaves its precision to the next."""
+    yield
+    assert mpmath.mp.dps == 40
 
 
 @pytest.fixture(autouse=True)

@@ -21,15 +21,21 @@ typedef struct optimizer_call {
     csm_interrupt interrupt;
 } optimizer_call;
 
-/* base^count for a base near 1, which is given as a pair. */
-static double power(csm_pair base, uint64_t count) {
+/* base^count for a base near 1. */
+static csm_pair power(csm_pair base, uint64_t count) {
     csm_pair result = csm_pair_of(1, 0);
     for (; count; count >>= 1) {
         if (count & 1) result = csm_pair_mul(result, base);
         base = csm_pair_mul(base, base);
-        if (result.hi < 0x1p-500) return 0; /* far below every weight that float can hold; pairs end near 2^-900 */
+        if (result.hi < 0x1p-500) return csm_pair_of(0, 0); /* float holds no such weight; pairs end near 2^-900 */
     }
-    return result.hi;
+    return result;
+}
+
+/* 1 - base^count.  The low part of the power counts: the first visits of a row cancel up to ten bits. */
+static double complement(double base, uint64_t count) {
+    const csm_pair p = power(csm_pair_of(base, 0), count);
+    return (1 - p.hi) - p.lo;
 }
 
 /* 1 - eta lambda as a pair. */
@@ -73,8 +79,8 @@ static double adagrad_rate(const csm_row_stepper *s, const void *g, size_t row) 
 static void correct(const csm_row_update *u, size_t row, csm_row_step *step) {
     if (u->visits[row] < UINT32_MAX) u->visits[row]++;
     const uint64_t visits = u->visits[row];
-    step->rate = u->learning_rate / (1 - power(csm_pair_of(CSM_ADAM_FIRST, 0), visits));
-    step->root = 1 / sqrt(1 - power(csm_pair_of(CSM_ADAM_SECOND, 0), visits));
+    step->rate = u->learning_rate / complement(CSM_ADAM_FIRST, visits);
+    step->root = 1 / sqrt(complement(CSM_ADAM_SECOND, visits));
 }
 
 static void update_row(csm_row_stepper *s, char *w, const void *g, size_t row) {
@@ -108,7 +114,7 @@ void csm_row_stepper_take(csm_row_stepper *s, size_t row, const void *g, void *w
     const csm_row_update *u = s->update;
     if (u->last) {
         const int64_t steps = u->step - u->last[row];
-        if (steps != s->known) s->step.decay = power(decay_of(u), (uint64_t)steps);
+        if (steps != s->known) s->step.decay = power(decay_of(u), (uint64_t)steps).hi;
         s->known = steps;
         u->last[row] = u->step;
         if (!g && steps == 0) return;

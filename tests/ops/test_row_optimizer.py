@@ -120,7 +120,6 @@ def test_decay_is_exact_after_a_million_steps():
     steps = 1_000_000
     optimizer._states["w"] = optimizer._states["w"]._replace(step=steps)
     optimizer.apply_decay("w", w)
-    mpmath.mp.dps = 40
     exact = (1 - mpmath.mpf(0.125) * mpmath.mpf(1e-6)) ** steps
     assert abs(mpmath.mpf(w[1, 0]) / exact - 1) < 2.0**-52
     assert abs(mpmath.mpf(w[0, 0]) / exact - 1) < 2.0**-51
