@@ -23,8 +23,9 @@ def test_files(tmp_path):
         x = rng.normal(size=(20, layer.n_features))
         y = rng.integers(0, layer.n_classes, 20)
         layer.save(path)
-        for options in ({}, {"mmap": True}, {"verify": False}):
+        for options in ({"num_threads": 2}, {"mmap": True}, {"verify": False}):
             loaded = AdaptiveSoftmax.load(path, **options)
+            assert loaded.num_threads == options.get("num_threads")
             assert np.array_equal(loaded.log_proba(x), layer.log_proba(x))
             assert loaded.cutoffs == layer.cutoffs
             assert np.array_equal(loaded.order, layer.order)

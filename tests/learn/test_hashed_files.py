@@ -25,8 +25,9 @@ def test_files(tmp_path):
         layer.step(x, y, RowOptimizer())
         layer.save(path)
         cls, classes = type(layer), np.arange(50)
-        for options in ({}, {"mmap": True}, {"verify": False}):
+        for options in ({"num_threads": 2}, {"mmap": True}, {"verify": False}):
             loaded = cls.load(path, **options)
+            assert loaded.num_threads == options.get("num_threads")
             assert np.array_equal(loaded.scores(x, classes), layer.scores(x, classes))
             for name in ("n_classes", "n_buckets", "n_hashes", "has_bias", "dtype", "nbytes", "aggregate"):
                 assert getattr(loaded, name, None) == getattr(layer, name, None)

@@ -8,14 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from itertools import pairwise
-from os import PathLike
 from typing import Any, TypeVar
 
 import numpy as np
 
 from ..._arguments.foreign import is_tensor
 from ..._cpu.dtypes import is_bfloat16
-from .. import store
 from ..store import Arrays, need
 from .classes import Classes, make_classes
 from .state import LayerState
@@ -23,7 +21,6 @@ from .state import LayerState
 Made = TypeVar("Made", bound=LayerState)
 
 FLOATS = (np.float32, np.float64)
-CLASS_NAME = "AdaptiveSoftmax"
 
 
 def describe(layer: LayerState) -> tuple[Arrays, dict[str, Any]]:
@@ -34,18 +31,6 @@ def describe(layer: LayerState) -> tuple[Arrays, dict[str, Any]]:
     if layer.frozen is not None:
         arrays["frozen"] = layer.frozen.astype(np.uint8)
     return arrays, {"cutoffs": list(layer.classes.cutoffs), "div_value": layer.div_value}
-
-
-def save(layer: LayerState, path: str | PathLike[str]) -> None:
-    """Write a layer."""
-    store.write(path, CLASS_NAME, *describe(layer))
-
-
-def load(cls: type[Made], path: str | PathLike[str], *, mmap: bool, verify: bool) -> Made:
-    """Read a layer."""
-    arrays, header = store.read(path, CLASS_NAME, mmap=mmap, verify=verify)
-    with store.reading(path):
-        return restore(cls, arrays, header)
 
 
 def restore(cls: type[Made], arrays: Arrays, header: dict[str, Any]) -> Made:

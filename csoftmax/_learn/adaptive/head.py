@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
@@ -18,6 +17,8 @@ from ..._ops.row_optimizer import RowOptimizer
 from ..._ops.topk import TopK
 from ..head_loss import check_features, plan_loss, reduce, spread
 from ..head_result import HeadResult
+from ..layer_file import StoredLayer
+from ..store import Arrays
 from . import files
 from .classes import (
     check_counts,
@@ -39,7 +40,7 @@ INITS = ("xavier", "zero")
 BATCH_SIZE, MAX_CLUSTERS = 512, 5  # that `suggest_cutoffs` assumes
 
 
-class AdaptiveSoftmax(LayerState):
+class AdaptiveSoftmax(LayerState, StoredLayer):
     """Softmax over very many classes in two levels: frequent classes, and clusters of rarer ones with fewer features.
 
     Classes are ordered by falling counts. The head has a logit for each class of the shortlist, the most frequent ones,
@@ -620,56 +621,9 @@ class AdaptiveSoftmax(LayerState):
 
     # Files
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the layer to a file, which is replaced as a whole or not at all.
-
-        Parameters
-        ----------
-        path : str or path-like
-            File name; the file is a safetensors file with checksums. The number of threads is not saved.
-
-        Raises
-        ------
-        ValueError
-            If the name ends in .npz.
-        ImportError
-            If safetensors is missing.
-        """
-        files.save(self, path)
+    def _contents(self) -> tuple[Arrays, dict[str, Any]]:
+        return files.describe(self)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, mmap: bool = False, verify: bool = True) -> Self:
-        """Read a layer from a file that `save` has written; nothing in it is executed.
-
-        Parameters
-        ----------
-        path : str or path-like
-            File name.
-        mmap : bool, default False
-            Let the parameters be read-only memory maps of the file; `step` copies them.
-        verify : bool, default True
-            Compare the checksums of header and arrays.
-
-        Returns
-        -------
-        AdaptiveSoftmax
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is no such file.
-        ValueError
-            If the file is not such a layer, or damaged. The message names the file and the problem.
-
-        Examples
-        --------
-        >>> import os, tempfile
-        >>> from csoftmax.heads import AdaptiveSoftmax
-        >>> layer = AdaptiveSoftmax(8, 100, cutoffs=[10, 40], rng=0)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     layer.save(os.path.join(folder, "layer.safetensors"))
-        ...     loaded = AdaptiveSoftmax.load(os.path.join(folder, "layer.safetensors"))
-        >>> bool((loaded.parameters["head"] == layer.parameters["head"]).all())
-        True
-        """
-        return files.load(cls, path, mmap=mmap, verify=verify)
+    def _from_contents(cls, arrays: Arrays, header: dict[str, Any]) -> Self:
+        return files.restore(cls, arrays, header)

@@ -6,30 +6,16 @@ Arrays: the parameters "w" and "bias", "hashes" (3, R) and, if there are any, "c
 
 from __future__ import annotations
 
-from os import PathLike
 from typing import Any, TypeVar
 
 import numpy as np
 
-from .. import store
 from ..store import Arrays, need
 from .state import MAX_BUCKETS, MAX_CLASSES, BucketLayer
 
 Made = TypeVar("Made", bound=BucketLayer)
 
 FLOATS = (np.float32, np.float64)
-
-
-def save(layer: BucketLayer, path: str | PathLike[str]) -> None:
-    """Write a layer."""
-    store.write(path, type(layer).__name__, *describe(layer))
-
-
-def load(cls: type[Made], path: str | PathLike[str], *, mmap: bool, verify: bool) -> Made:
-    """Read a layer."""
-    arrays, header = store.read(path, cls.__name__, mmap=mmap, verify=verify)
-    with store.reading(path):
-        return restore(cls, arrays, header)
 
 
 def describe(layer: BucketLayer) -> tuple[Arrays, dict[str, Any]]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..._arguments.numbers import check_flag
 from ..._ops.row_optimizer import RowOptimizer
 from ..._ops.topk import TopK
 from ..head_result import HeadResult
+from ..layer_file import StoredLayer
+from ..store import Arrays
 from . import files
 from .decode import as_topk, name_places, read_query, score, search
 from .loss import compute_gradients, compute_loss, compute_step
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 
-class HashedLayer(BucketLayer):
+class HashedLayer(BucketLayer, StoredLayer):
     """The methods of a layer over buckets."""
 
     def loss(
@@ -243,45 +243,9 @@ class HashedLayer(BucketLayer):
 
     # Files
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the layer to a file, which is replaced as a whole or not at all.
-
-        Parameters
-        ----------
-        path : str or path-like
-            File name; the file is a safetensors file with checksums. The number of threads is not saved.
-
-        Raises
-        ------
-        ValueError
-            If the name ends in .npz.
-        ImportError
-            If safetensors is missing.
-        """
-        files.save(self, path)
+    def _contents(self) -> tuple[Arrays, dict[str, Any]]:
+        return files.describe(self)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, mmap: bool = False, verify: bool = True) -> Self:
-        """Read a layer from a file that `save` has written; nothing in it is executed.
-
-        Parameters
-        ----------
-        path : str or path-like
-            File name.
-        mmap : bool, default False
-            Let the parameters be read-only memory maps of the file; `step` copies them.
-        verify : bool, default True
-            Compare the checksums of header and arrays.
-
-        Returns
-        -------
-        The layer, of the class of the file.
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is no such file.
-        ValueError
-            If the file is not such a layer, or damaged. The message names the file and the problem.
-        """
-        return files.load(cls, path, mmap=check_flag("mmap", mmap), verify=check_flag("verify", verify))
+    def _from_contents(cls, arrays: Arrays, header: dict[str, Any]) -> Self:
+        return files.restore(cls, arrays, header)

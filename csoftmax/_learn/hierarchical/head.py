@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
@@ -17,10 +16,11 @@ from ..._arguments.numbers import check_count, check_flag, check_num_threads
 from ..._arguments.places import DeviceError, place_of
 from ..._ops.row_optimizer import RowOptimizer
 from ..._ops.topk import TopK
-from .. import store
 from ..head_result import HeadResult
+from ..layer_file import StoredLayer
+from ..store import Arrays
 from . import loss as losses
-from .state import check_layer, log_odds, make_parts, refuse_others
+from .state import Parts, check_layer, log_odds, make_parts, refuse_others
 from .tree import Tree, shape_of
 from .tree_parts import check_counts, check_integers, shrink_counts
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 
-class HierarchicalSoftmax:
+class HierarchicalSoftmax(StoredLayer):
     """An output layer whose probability of a class is a product of decisions down a tree.
 
     Node n of the tree has the logit ``u_n = theta[n] @ x + bias[n]`` and goes to its side 1 with the probability
@@ -124,6 +124,12 @@ class HierarchicalSoftmax:
         layer = cls.__new__(cls)
         layer._parts, layer.stats = make_parts(tree, theta, bias, frozen, num_threads), {}
         return layer
+
+    def _own(self) -> Parts:
+        """Replace parameters that are read-only, such as memory maps of a file, by copies."""
+        owned = {name: a if a.flags.writeable else a.copy() for name, a in self.parameters.items()}
+        self._parts = self._parts._replace(theta=owned["theta"], bias=owned.get("bias"))
+        return self._parts
 
     @property
     def tree(self) -> Tree:
@@ -320,7 +326,7 @@ class HierarchicalSoftmax:
         """
         if not isinstance(optimizer, RowOptimizer):
             raise TypeError(f"optimizer must be a RowOptimizer, got {type(optimizer).__name__}")
-        parts = self._parts
+        parts = self._own()
         plan = losses.plan_step(parts, x, target, sample_weight, None)
         return losses.take_step(parts, plan, optimizer, optimizer)
 
@@ -445,6 +451,8 @@ class HierarchicalSoftmax:
         sides, half = parts.tree._side_sums(shrunk), 0.5
         if shrunk is not weights:
             half *= float(shrunk.max() / weights.max())
+        parts = self._own()
+        assert parts.bias is not None
         parts.bias[...] = log_odds(sides[:, 1], sides[:, 0], half)
 
     def _relabel(self, places: NDArray[Any]) -> None:
@@ -606,54 +614,15 @@ class HierarchicalSoftmax:
 
     # Files
 
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write the layer and its tree to a safetensors file, which is replaced as a whole or not at all.
-
-        Parameters
-        ----------
-        path : str or path-like
-            File name.
-
-        Raises
-        ------
-        ValueError
-            If the name ends in .npz.
-        ImportError
-            If safetensors is missing.
-        """
+    def _contents(self) -> tuple[Arrays, dict[str, Any]]:
         parts = self._parts
         arrays, header = parts.tree._contents()
-        arrays |= {"theta": parts.theta} | ({} if parts.bias is None else {"bias": parts.bias})
         if parts.frozen is not None:
             arrays["frozen"] = parts.frozen.astype(np.uint8)
-        store.write(path, type(self).__name__, arrays, header)
+        return arrays | self.parameters, header
 
     @classmethod
-    def load(cls, path: str | PathLike[str], *, num_threads: SupportsIndex | None = None) -> Self:
-        """Read a layer from a file that `save` has written; nothing in it is executed.
-
-        Parameters
-        ----------
-        path : str or path-like
-            File name.
-        num_threads : int, optional
-            Upper bound on the number of threads.
-
-        Returns
-        -------
-        HierarchicalSoftmax
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is no such file.
-        ValueError
-            If the file is damaged, of another class, or holds no tree with its parameters.
-        """
-        num_threads = check_num_threads(num_threads)
-        arrays, header = store.read(path, "HierarchicalSoftmax")
-        with store.reading(path):
-            refuse_others(arrays, ("children", "counts", "theta", "bias", "frozen"))
-            tree = Tree._from_contents(arrays, header)
-            theta, bias, frozen = check_layer(tree, arrays)
-            return cls._from_arrays(tree, theta, bias, frozen, num_threads)
+    def _from_contents(cls, arrays: Arrays, header: dict[str, Any]) -> Self:
+        refuse_others(arrays, ("children", "counts", "theta", "bias", "frozen"))
+        tree = Tree._from_contents(arrays, header)
+        return cls._from_arrays(tree, *check_layer(tree, arrays))

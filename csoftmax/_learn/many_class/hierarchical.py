@@ -88,9 +88,7 @@ class HierarchicalHead(LayerHead):
 
     def own(self) -> None:
         """Replace parameters that are read-only, such as memory maps of a file, by copies."""
-        layer = self.layer
-        theta, bias = (a if a.flags.writeable else a.copy() for a in self.parameters.values())
-        self.layer = HierarchicalSoftmax._from_arrays(layer.tree, theta, bias, layer.frozen)
+        self.layer._own()
 
     def start(self, estimator: Any, rng: np.random.Generator, *, grows: bool) -> None:
         """Nothing is needed of the estimator before the first step."""
