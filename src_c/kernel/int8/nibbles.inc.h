@@ -39,20 +39,24 @@ enum {
 };
 
 #if defined(CSM_VEC_AVX512_H) && !defined(CSM_AVX512_EMULATED)
-INLINE void csm_int8_nibble_dots(const uint8_t *nibbles, size_t lines, const int8_t *x, int32_t offset, int32_t *out) {
+INLINE void csm_int8_nibble_line(const uint8_t *nibbles, const int8_t *x, __m512i *sum) {
     const __m512i mask = _mm512_set1_epi8(15);
+    const __m512i a = _mm512_set1_epi32(csm_int8_quad(x)), b = _mm512_set1_epi32(csm_int8_quad(x + CSM_INT8_APART));
+    const __m512i both = _mm512_loadu_si512(nibbles), upper = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+    *sum = _mm512_add_epi16(*sum, _mm512_maddubs_epi16(_mm512_and_si512(both, mask), a));
+    *sum = _mm512_add_epi16(*sum, _mm512_maddubs_epi16(upper, b));
+}
+INLINE void csm_int8_nibble_dots(const uint8_t *nibbles, size_t lines, const int8_t *x, int32_t offset, int32_t *out) {
     __m512i total = _mm512_set1_epi32(offset);
     for (size_t begin = 0; begin < lines; begin += CSM_INT8_LINES) {
-        const size_t end = begin + csm_int8_block(lines - begin, CSM_INT8_LINES);
         __m512i sum = _mm512_setzero_si512();
-        UNROLL
-        for (size_t s = begin; s < end; s++) {
-            const __m512i both = _mm512_loadu_si512(nibbles + 64 * s);
-            const __m512i upper = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
-            const __m512i a = _mm512_set1_epi32(csm_int8_quad(x + 2 * CSM_INT8_APART * s));
-            const __m512i b = _mm512_set1_epi32(csm_int8_quad(x + 2 * CSM_INT8_APART * s + CSM_INT8_APART));
-            sum = _mm512_add_epi16(sum, _mm512_maddubs_epi16(_mm512_and_si512(both, mask), a));
-            sum = _mm512_add_epi16(sum, _mm512_maddubs_epi16(upper, b));
+        if (lines - begin >= CSM_INT8_LINES) {
+            UNROLL
+            for (size_t s = 0; s < CSM_INT8_LINES; s++)
+                csm_int8_nibble_line(nibbles + 64 * (begin + s), x + 2 * CSM_INT8_APART * (begin + s), &sum);
+        } else {
+            for (size_t s = begin; s < lines; s++)
+                csm_int8_nibble_line(nibbles + 64 * s, x + 2 * CSM_INT8_APART * s, &sum);
         }
         total = _mm512_add_epi32(total, _mm512_madd_epi16(sum, _mm512_set1_epi16(32)));
     }
