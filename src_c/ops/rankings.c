@@ -17,10 +17,10 @@
 
 #define RANKING_TINY \
     0x1p-860 /* least e^(x - max): quotients of sums of up to 2^60 terms stay within the range of double */
-#define RANKING_LARGEST 0x1p45 /* beyond it, x / T are taken relative to a neighbour */
 #define RANKING_GAP 2048.0 /* e^-gap vanishes beside 1, whatever the number of terms */
 #define RANKING_GAP_POWER 2955.0 /* the power of two that stands for a larger gap */
-enum { NUMBERS, PLACES, EXACT, BUFFERS, PIECE_ELEMENTS = 16384 };
+enum { NUMBERS, PLACES, SIDE_BY_SIDE, EXACT, BUFFERS, PIECE_ELEMENTS = 16384 };
+enum { WINDOW = 512 }; /* lists among which those of like lengths are computed side by side */
 
 typedef struct ranking_job {
     const csm_ranking_call *call;
@@ -29,14 +29,23 @@ typedef struct ranking_job {
     csm_scratch scratch;
 } ranking_job;
 
+/* Lists that wait until all lanes are taken. */
+typedef struct ranking_batch {
+    csm_ranking_lanes lanes;
+    csm_ranking_order order[CSM_RANKING_LANES];
+    size_t list[CSM_RANKING_LANES], used;
+} ranking_batch;
+
 /* A list while it is computed: arrays of its members, in the order of the call or sorted. */
 typedef struct ranking_run {
     ranking_job *job;
+    ranking_batch *batch;
     int thread;
     size_t list, first, length; /* its elements */
+    double sample_weight, factor, temperature; /* factor: of its gradient */
     size_t n;                   /* its members: elements with a relevance */
     double *key, *sorted_key, *x, *e, *p, *power, *others, *weight, *grad;
-    float *narrow, *narrow_key, *places; /* storage in the compute type; keys that floats hold; their places */
+    float *narrow; /* storage in the compute type */
     int64_t *member, *order, *beside; /* elements in their order; those of `order` in falling order */
     size_t *begin;
     unsigned char *observed;
@@ -47,9 +56,14 @@ typedef struct ranking_run {
 static int make_run(ranking_run *run, size_t length) {
     const size_t room = (length + CSM_RANKING_PAD - 1) / CSM_RANKING_PAD * CSM_RANKING_PAD + CSM_RANKING_PAD;
     csm_scratch *scratch = &run->job->scratch;
-    double *at = (double *)(void *)csm_scratch_get(scratch, run->thread, NUMBERS, 13 * room * sizeof *at);
+    double *at = (double *)(void *)csm_scratch_get(scratch, run->thread, NUMBERS, 12 * room * sizeof *at);
     int64_t *places = (int64_t *)(void *)csm_scratch_get(scratch, run->thread, PLACES, 5 * room * sizeof *places);
-    if (!at || !places) return 0;
+    const size_t lanes = CSM_RANKING_COUNTED * CSM_RANKING_LANES;
+    double *beside = (double *)(void *)csm_scratch_get(scratch, run->thread, SIDE_BY_SIDE, 3 * lanes * sizeof *beside);
+    if (!at || !places || !beside) return 0;
+    run->batch->lanes.e = beside;
+    run->batch->lanes.inverse = beside + lanes;
+    run->batch->lanes.grad = beside + 2 * lanes;
     run->key = at;
     run->sorted_key = at + room;
     run->x = at + 2 * room;
@@ -60,8 +74,6 @@ static int make_run(ranking_run *run, size_t length) {
     run->weight = at + 8 * room; /* the same */
     run->grad = at + 10 * room;
     run->narrow = (float *)(void *)(at + 11 * room); /* or doubles */
-    run->narrow_key = (float *)(void *)(at + 12 * room);
-    run->places = run->narrow_key + room;
     run->member = places;
     run->order = places + room;
     run->beside = places + 2 * room;
@@ -111,12 +123,13 @@ static void merge_places(ranking_run *run) {
     if (from != run->order) memcpy(run->order, from, n * sizeof *from);
 }
 
-/* The order of elements whose relevance a float holds, all of them members. */
-static void count_places(ranking_run *run, const double *relevance) {
-    const size_t n = run->length;
-    run->job->base.table->rankings.places(run->narrow_key, n, run->places);
-    for (size_t i = 0; i < n; i++) {
-        const size_t place = (size_t)(int64_t)run->places[i];
+/* The order of counted elements. */
+static void use_places(ranking_run *run, const double *relevance, const csm_ranking_order *order) {
+    unsigned char tied[CSM_RANKING_COUNTED] = {0};
+    for (size_t i = 0; i < run->length; i++) {
+        if (relevance[i] != relevance[i]) continue;
+        size_t place = (size_t)order->row[i] / CSM_RANKING_LANES;
+        place += tied[place]++;
         run->order[place] = (int64_t)i;
         run->sorted_key[place] = relevance[i];
     }
@@ -140,30 +153,13 @@ static void sort_any(ranking_run *run, const double *relevance) {
         run->order[i] = run->member[at];
     }
 }
-/* Finds the members, their order, and whether there are ties. */
-static void sort_members(ranking_run *run) {
+/* Finds the members, their order, and whether there are ties.  order: NULL if the elements have not been counted. */
+static void sort_members(ranking_run *run, const csm_ranking_order *order) {
     const double *relevance = run->job->call->relevance + run->first;
-    const size_t n = run->length;
-    int is_narrow = 1, falls = 1, has_ties = 0;
-    for (size_t i = 0; i < n; i++) {
-        const float narrow = (float)relevance[i];
-        run->narrow_key[i] = narrow;
-        is_narrow &= (double)narrow == relevance[i]; /* not NaN either */
-    }
-    for (size_t i = 1; i < n; i++) falls &= relevance[i] <= relevance[i - 1];
-    run->n = n;
-    if (is_narrow && falls) {
-        for (size_t i = 0; i < n; i++) {
-            run->order[i] = (int64_t)i;
-            run->sorted_key[i] = relevance[i];
-        }
-    } else if (is_narrow && n <= CSM_RANKING_COUNTED) {
-        count_places(run, relevance);
-    } else {
-        sort_any(run, relevance);
-    }
-    for (size_t i = 1; i < run->n; i++) has_ties |= run->sorted_key[i] == run->sorted_key[i - 1];
-    run->has_ties = has_ties;
+    if (order) use_places(run, relevance, order);
+    else sort_any(run, relevance);
+    run->has_ties = 0;
+    for (size_t i = 1; i < run->n; i++) run->has_ties |= run->sorted_key[i] == run->sorted_key[i - 1];
 }
 
 /* Reads x / T of the members in their order, and their maximum.  Returns 1 if one of them is NaN or +inf. */
@@ -392,56 +388,180 @@ static csm_status compute_terms(ranking_run *run, double temperature, double max
     return CSM_OK;
 }
 
-static csm_status run_list(ranking_run *run) {
+static void begin_list(ranking_run *run, size_t list) {
+    const csm_ranking_call *c = run->job->call;
+    run->list = list;
+    run->first = (size_t)c->offsets[list];
+    run->length = (size_t)c->offsets[list + 1] - run->first;
+    run->sample_weight = run->factor = c->sample_weight ? c->sample_weight[list] : 1;
+    run->temperature = c->temperatures ? c->temperatures[list] : c->temperature;
+    if (c->upstream) run->factor *= c->upstream[list];
+    run->factor = run->job->divisor == 0 || run->factor == 0 ? 0 : run->factor / run->job->divisor;
+}
+
+/* A list on its own; order: as in sort_members. */
+static csm_status run_alone(ranking_run *run, const csm_ranking_order *order) {
     ranking_job *job = run->job;
     const csm_ranking_call *c = job->call;
-    const double weight = c->sample_weight ? c->sample_weight[run->list] : 1;
-    const double temperature = c->temperatures ? c->temperatures[run->list] : c->temperature;
-    double *to = &c->losses[run->list], factor = weight, max, loss;
+    double *to = &c->losses[run->list], max, loss;
     *to = 0;
-    run->n = 0;
-    if (c->upstream) factor *= c->upstream[run->list];
-    factor = job->divisor == 0 || factor == 0 ? 0 : factor / job->divisor;
-    if (weight != 0) sort_members(run);
+    if (run->sample_weight != 0) sort_members(run, order);
+    else run->n = 0;
     if (run->n == 0) {
         if (c->grad) write_gradient(run, NULL, 0);
         return CSM_OK;
     }
-    const int is_large = read_members(run, temperature, &max) != 0;
-    if (is_large && (temperature >= 1 || read_members(run, 1, &max))) {
+    const int is_large = read_members(run, run->temperature, &max) != 0;
+    if (is_large && (run->temperature >= 1 || read_members(run, 1, &max))) {
         *to = CSM_NAN;
-        if (c->grad) write_gradient(run, NULL, factor == 0 ? 0 : CSM_NAN);
+        if (c->grad) write_gradient(run, NULL, run->factor == 0 ? 0 : CSM_NAN);
         return CSM_OK;
     }
-    const csm_status status = compute_terms(run, temperature, is_large ? CSM_INF : max, &loss);
+    const csm_status status = compute_terms(run, run->temperature, is_large ? CSM_INF : max, &loss);
     if (status != CSM_OK) return status;
-    *to = weight * loss;
-    if (c->grad) write_gradient(run, run->grad, factor / temperature);
+    *to = run->sample_weight * loss;
+    if (c->grad) write_gradient(run, run->grad, run->factor / run->temperature);
     return CSM_OK;
+}
+
+/* Whether every member contributes a factor. */
+static int all_count(const ranking_run *run) {
+    const csm_ranking_call *c = run->job->call;
+    if (c->top < run->n) return 0;
+    for (size_t i = run->first; i < run->first + run->length && c->observed; i++)
+        if (!c->observed[i] && c->relevance[i] == c->relevance[i]) return 0;
+    return 1;
+}
+
+/* Gives the list the next lane. */
+static void take_lane(ranking_run *run) {
+    ranking_batch *b = run->batch;
+    const csm_call *base = &run->job->base;
+    const char *x = (const char *)run->job->call->x + run->first * base->itemsize;
+    const double *wide = (const double *)(const void *)x;
+    const float *narrow = (const float *)(const void *)x;
+    const int32_t *row = b->order[b->used].row;
+    const size_t lane = b->used++;
+    double *to = b->lanes.e + lane;
+    b->list[lane] = run->list;
+    b->lanes.temperature[lane] = run->temperature;
+    b->lanes.factor[lane] = run->factor / run->temperature;
+    b->lanes.count[lane] = (double)run->n;
+    if (base->itemsize == 2) {
+        base->table->widen[base->dtype](x, run->narrow, run->length);
+        narrow = run->narrow;
+    }
+    if (csm_is_single(base))
+        for (size_t i = 0; i < run->length; i++) to[row[i]] = (double)narrow[i];
+    else
+        for (size_t i = 0; i < run->length; i++) to[row[i]] = wide[i];
+}
+
+/* Writes the gradient of a lane. */
+static void write_lane(const ranking_run *run, size_t lane) {
+    const csm_call *base = &run->job->base;
+    const ranking_batch *b = run->batch;
+    char *to = (char *)run->job->call->grad + run->first * base->itemsize;
+    float *narrow = base->itemsize == 4 ? (float *)(void *)to : run->narrow;
+    double *wide = (double *)(void *)to, *grad = b->lanes.grad + lane;
+    const int32_t *row = b->order[lane].row;
+    const size_t n = (size_t)b->lanes.count[lane];
+    if (n < run->length) grad[n * CSM_RANKING_LANES] = 0; /* the row of elements without a relevance */
+    if (csm_is_single(base))
+        for (size_t i = 0; i < run->length; i++) narrow[i] = (float)grad[row[i]];
+    else
+        for (size_t i = 0; i < run->length; i++) wide[i] = grad[row[i]];
+    if (base->itemsize == 2) base->table->narrow[base->dtype](narrow, to, run->length);
+}
+
+/* Computes the lists that have a lane; those whose scores are too far apart, or NaN, on their own. */
+static csm_status run_batch(ranking_run *run) {
+    const csm_ranking_call *c = run->job->call;
+    ranking_batch *b = run->batch;
+    csm_ranking_lanes *lanes = &b->lanes;
+    csm_status status = CSM_OK;
+    lanes->rows = 1;
+    for (size_t l = 0; l < b->used; l++)
+        if (lanes->count[l] > (double)lanes->rows) lanes->rows = (size_t)lanes->count[l];
+    for (size_t l = 0; l < CSM_RANKING_LANES; l++) {
+        size_t i = 1;
+        if (l < b->used) {
+            i = (size_t)lanes->count[l];
+        } else {
+            lanes->e[l] = 0;
+            lanes->temperature[l] = lanes->factor[l] = 1;
+        }
+        for (; i < lanes->rows; i++) lanes->e[i * CSM_RANKING_LANES + l] = -CSM_INF;
+    }
+    run->job->base.table->rankings.side_by_side(lanes);
+    for (size_t l = 0; l < b->used && status == CSM_OK; l++) {
+        begin_list(run, b->list[l]);
+        if (lanes->loss[l] == lanes->loss[l]) {
+            c->losses[run->list] = run->sample_weight * lanes->loss[l];
+            if (c->grad) write_lane(run, l);
+        } else {
+            run->n = (size_t)lanes->count[l];
+            status = run_alone(run, &b->order[l]);
+        }
+    }
+    b->used = 0;
+    return status;
+}
+
+static csm_status run_list(ranking_run *run, size_t list) {
+    ranking_batch *b = run->batch;
+    csm_ranking_order *order = &b->order[b->used];
+    begin_list(run, list);
+    if (run->sample_weight == 0 || run->length > CSM_RANKING_COUNTED) return run_alone(run, NULL);
+    run->n = run->job->base.table->rankings.places(run->job->call->relevance + run->first, run->length, order);
+    if (run->n == SIZE_MAX) return run_alone(run, NULL);
+    if (run->n == 0 || order->has_ties || !all_count(run)) return run_alone(run, order);
+    take_lane(run);
+    return b->used == CSM_RANKING_LANES ? run_batch(run) : CSM_OK;
+}
+
+/* Orders up to WINDOW lists by their length. */
+static void sort_lists(const int64_t *offsets, size_t count, uint16_t *order) {
+    enum { CLASSES = CSM_RANKING_COUNTED + 2 };
+    uint16_t begin[CLASSES + 1] = {0};
+    for (int pass = 0; pass < 2; pass++) {
+        for (size_t i = 0; i < count; i++) {
+            const int64_t length = offsets[i + 1] - offsets[i];
+            const size_t class = length < CLASSES - 1 ? (size_t)length : CLASSES - 1;
+            if (pass == 0) begin[class + 1]++;
+            else order[begin[class]++] = (uint16_t)i;
+        }
+        for (size_t class = 1; class < CLASSES && pass == 0; class++) begin[class] += begin[class - 1];
+    }
 }
 
 static csm_status lists_body(void *context, size_t begin, size_t end, int thread) {
     ranking_job *job = context;
     const int64_t *offsets = job->call->offsets;
-    ranking_run run = {.job = job, .thread = thread};
+    ranking_batch batch = {.lanes = {.has_grad = job->call->grad != NULL}};
+    ranking_run run = {.job = job, .batch = &batch, .thread = thread};
+    uint16_t order[WINDOW];
     size_t longest = 0, elements = 0;
     for (size_t i = begin; i < end; i++) {
         const size_t length = (size_t)(offsets[i + 1] - offsets[i]);
         if (length > longest) longest = length;
     }
     if (!make_run(&run, longest)) return CSM_NO_MEMORY;
-    for (size_t i = begin; i < end; i++) {
-        run.list = i;
-        run.first = (size_t)offsets[i];
-        run.length = (size_t)offsets[i + 1] - run.first;
-        const csm_status status = run_list(&run);
-        if (status != CSM_OK) return status;
-        elements += 16 * run.length;
-        if (elements < CSM_POLL_ELEMENTS && i + 1 < end) continue;
-        if (csm_stops(&job->base.interrupt, thread, elements)) return CSM_INTERRUPTED;
-        elements = 0;
+    for (size_t at = begin; at < end; at += WINDOW) {
+        const size_t count = end - at < WINDOW ? end - at : WINDOW;
+        csm_status status = CSM_OK;
+        sort_lists(offsets + at, count, order);
+        for (size_t i = 0; i < count; i++) {
+            const size_t list = at + order[i];
+            if ((status = run_list(&run, list)) != CSM_OK) return status;
+            elements += 16 * (size_t)(offsets[list + 1] - offsets[list]);
+            if (elements < CSM_POLL_ELEMENTS) continue;
+            if (csm_stops(&job->base.interrupt, thread, elements)) return CSM_INTERRUPTED;
+            elements = 0;
+        }
+        if (batch.used > 0 && (status = run_batch(&run)) != CSM_OK) return status;
     }
-    return CSM_OK;
+    return elements && csm_stops(&job->base.interrupt, thread, elements) ? CSM_INTERRUPTED : CSM_OK;
 }
 
 /* The sum of the weights of lists with a factor; `beside` has room for one number a list. */

@@ -15,34 +15,45 @@
 #error "rankings.inc.h needs SIMD"
 #endif
 
-static const float ranking_lanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-
-static void ranking_places(float *key, size_t n, float *place) {
-    const v32_t one = v32_set(1), lanes = v32_load_f32(ranking_lanes);
-    for (size_t i = n; i < n + v32_W; i++) key[i] = 0;
-    for (size_t b = 0; b < n; b += v32_W) {
-        const v32_t own = v32_load_f32(key + b);
-        const size_t end = b + v32_W < n ? b + v32_W : n;
-        v32_t before = v32_zero(), beside = v32_zero();
-        size_t j = 0;
-        for (; j + 2 <= b; j += 2) {
-            before = v32_add(before, v32_keep(v32_ge(v32_set((double)key[j]), own), one));
-            beside = v32_add(beside, v32_keep(v32_ge(v32_set((double)key[j + 1]), own), one));
+static size_t ranking_places(const double *relevance, size_t n, csm_ranking_order *order) {
+    enum { VECTORS = v32_W / v64_W };
+    float key[CSM_RANKING_COUNTED + v32_W];
+    const v32_t one = v32_set(1);
+    double members = 0, pairs = 0;
+    unsigned same = (1u << v64_W) - 1;
+    for (size_t i = 0; i < n; i += v32_W) {
+        v64_t wide[VECTORS], again[VECTORS];
+        UNROLL
+        for (int v = 0; v < VECTORS; v++) {
+            const size_t at = i + (size_t)v * v64_W, rest = at < n ? n - at : 0;
+            wide[v] = rest >= v64_W ? v64_load_f64(relevance + at)
+                                    : v64_load_part_f64(relevance + at, rest, v64_set(CSM_NAN));
         }
-        for (; j < b; j++) before = v32_add(before, v32_keep(v32_ge(v32_set((double)key[j]), own), one));
-        for (; j < end; j++) {
-            const v32_t other = v32_set((double)key[j]), at = v32_set((double)(j - b));
-            const v32_t as_later = v32_keep(v32_ge(other, own), one),
-                        as_earlier = v32_keep(v32_not_le(other, own), one);
-            before = v32_add(before, v32_select(v32_not_le(lanes, at), as_later, as_earlier));
-        }
-        for (; j + 2 <= n; j += 2) {
-            before = v32_add(before, v32_keep(v32_not_le(v32_set((double)key[j]), own), one));
-            beside = v32_add(beside, v32_keep(v32_not_le(v32_set((double)key[j + 1]), own), one));
-        }
-        for (; j < n; j++) before = v32_add(before, v32_keep(v32_not_le(v32_set((double)key[j]), own), one));
-        v32_store_f32(place + b, v32_add(before, beside));
+        const v32_t narrow = v32_narrow(wide);
+        v32_widen(narrow, again);
+        UNROLL
+        for (int v = 0; v < VECTORS; v++)
+            same &= v64_bits(v64_eq(wide[v], again[v])) | v64_bits(v64_unordered(wide[v], wide[v]));
+        members += v32_sum_exact(v32_keep(v32_ordered(narrow), one));
+        v32_store_f32(key + i, narrow);
     }
+    if (same != (1u << v64_W) - 1) return SIZE_MAX;
+    for (size_t i = 0; i < n; i += v32_W) {
+        const v32_t own = v32_load_f32(key + i);
+        v32_t at_most = v32_zero(), beside = v32_zero();
+        size_t j = 0;
+        for (; j + 2 <= n; j += 2) {
+            at_most = v32_add(at_most, v32_keep(v32_ge(own, v32_set((double)key[j])), one));
+            beside = v32_add(beside, v32_keep(v32_ge(own, v32_set((double)key[j + 1])), one));
+        }
+        if (j < n) at_most = v32_add(at_most, v32_keep(v32_ge(own, v32_set((double)key[j])), one));
+        at_most = v32_add(at_most, beside);
+        pairs += v32_sum_exact(at_most);
+        v32_store_f32(order->larger + i, v32_sub(v32_set(members), at_most));
+    }
+    for (size_t i = 0; i < n; i++) order->row[i] = (int32_t)order->larger[i] * CSM_RANKING_LANES;
+    order->has_ties = 2 * pairs != members * (members + 1);
+    return (size_t)members;
 }
 
 /* (1 + a) (1 + b) - 1; what no longer fits is added to *log. */
@@ -108,3 +119,88 @@ static double ranking_terms(double *e, size_t n, double *sum, double *inverse, d
     }
     return log + csm_log1p(lane[0], 0);
 }
+
+/* Lists side by side: lane l of row i is element i of list l, and rows behind its end are -inf, whose e are 0. */
+
+enum { RANKING_VECTORS = CSM_RANKING_LANES / v64_W };
+#define EACH(v) \
+    UNROLL      \
+    for (int v = 0; v < RANKING_VECTORS; v++)
+#define AT(array, i, v) ((array) + (i) * CSM_RANKING_LANES + (v) * v64_W)
+
+/* e = e^(x / T) 2^-n, n of the maximum, which goes to max. */
+static void ranking_exponentials(csm_ranking_lanes *lanes, v64_t *max) {
+    v64_t temperature[RANKING_VECTORS];
+    v64_shift shift[RANKING_VECTORS];
+    int divides = 0;
+    for (int l = 0; l < CSM_RANKING_LANES; l++) divides |= lanes->temperature[l] != 1;
+    EACH(v) max[v] = v64_set(-CSM_INF);
+    EACH(v) temperature[v] = v64_load_f64(AT(lanes->temperature, 0, v));
+    for (size_t i = 0; i < lanes->rows && divides; i++)
+        EACH(v) v64_store_f64(AT(lanes->e, i, v), v64_div(v64_load_f64(AT(lanes->e, i, v)), temperature[v]));
+    for (size_t i = 0; i < lanes->rows; i++) EACH(v) max[v] = v64_max(v64_load_f64(AT(lanes->e, i, v)), max[v]);
+    EACH(v) {
+        const v64_t magic = v64_set(EXP_MAGIC), n = v64_sub(v64_fma(max[v], v64_set(EXP_LOG2E), magic), magic);
+        const csm_temperature none = {.inv_t = 1};
+        shift[v] = v64_shift_by(v64_sub(v64_set(EXP_EXPONENT_BIAS), n), &none, 0);
+    }
+    for (size_t i = 0; i < lanes->rows; i++)
+        EACH(v) v64_store_f64(AT(lanes->e, i, v), v64_exp_value(v64_load_f64(AT(lanes->e, i, v)), shift[v], 0));
+}
+
+/* What is above 2^100 gives its exponent to power. */
+static void ranking_take_powers(v64_t *q, double *power) {
+    double lane[CSM_RANKING_LANES];
+    EACH(v) v64_store_f64(AT(lane, 0, v), q[v]);
+    for (int l = 0; l < CSM_RANKING_LANES; l++) {
+        if (!(lane[l] > 0x1p100)) continue;
+        power[l] += csm_take_exponent(&lane[l]);
+        lane[l] -= 1;
+    }
+    EACH(v) q[v] = v64_load_f64(AT(lane, 0, v));
+}
+
+static void ranking_side_by_side(csm_ranking_lanes *lanes) {
+    v64_t max[RANKING_VECTORS], sum[RANKING_VECTORS], count[RANKING_VECTORS], q[RANKING_VECTORS];
+    double power[CSM_RANKING_LANES] = {0}, lane[CSM_RANKING_LANES];
+    const v64_t one = v64_set(1), least = v64_set(RANKING_LEAST);
+    ranking_exponentials(lanes, max);
+    EACH(v) sum[v] = count[v] = q[v] = v64_zero();
+    for (size_t i = lanes->rows; i-- > 0;) {
+        unsigned large = 0;
+        EACH(v) {
+            const v64_t e = v64_load_f64(AT(lanes->e, i, v)), behind = sum[v];
+            count[v] = v64_add(count[v], v64_keep(v64_ge(e, least), one));
+            sum[v] = v64_add(sum[v], e);
+            const v64_t by = v64_div(one, v64_max(sum[v], least)), rho = v64_div(behind, v64_max(e, least));
+            v64_store_f64(AT(lanes->inverse, i, v), by);
+            v64_store_f64(AT(lanes->grad, i, v), v64_mul(behind, by));
+            q[v] = v64_fma(q[v], rho, v64_add(q[v], rho));
+            large |= v64_bits(v64_not_le(q[v], v64_set(0x1p100)));
+        }
+        if (large) ranking_take_powers(q, power);
+    }
+    EACH(v) v64_store_f64(AT(lane, 0, v), q[v]);
+    SIMD
+    for (int l = 0; l < CSM_RANKING_LANES; l++)
+        lanes->loss[l] = power[l] * 0x1.62e42feep-1 + (power[l] * 0x1.a39ef35793c76p-33 + csm_log1p(lane[l], 0));
+    EACH(v) {
+        const v64_t largest = v64_set(RANKING_LARGEST), bad = v64_set(CSM_NAN);
+        v64_t loss = v64_load_f64(AT(lanes->loss, 0, v));
+        loss = v64_select(v64_eq(count[v], v64_load_f64(AT(lanes->count, 0, v))), loss, bad);
+        loss = v64_select(v64_ge(largest, max[v]), loss, bad);
+        v64_store_f64(AT(lanes->loss, 0, v), v64_select(v64_ge(max[v], v64_set(-RANKING_LARGEST)), loss, bad));
+    }
+    if (!lanes->has_grad) return;
+    v64_t factor[RANKING_VECTORS];
+    EACH(v) factor[v] = v64_load_f64(AT(lanes->factor, 0, v));
+    EACH(v) sum[v] = v64_zero();
+    for (size_t i = 0; i < lanes->rows; i++)
+        EACH(v) {
+            const v64_t own = v64_load_f64(AT(lanes->grad, i, v)), e = v64_load_f64(AT(lanes->e, i, v));
+            v64_store_f64(AT(lanes->grad, i, v), v64_mul(v64_sub(v64_mul(e, sum[v]), own), factor[v]));
+            sum[v] = v64_add(sum[v], v64_load_f64(AT(lanes->inverse, i, v)));
+        }
+}
+#undef EACH
+#undef AT
