@@ -10,20 +10,22 @@ enum { CSM_RANKING_COUNTED = 64, CSM_RANKING_PAD = 16, CSM_RANKING_LANES = 8 };
 #define RANKING_LEAST 0x1p-200 /* least e^(x - max) of lists side by side */
 
 typedef struct csm_ranking_order {
-    float larger[CSM_RANKING_COUNTED + CSM_RANKING_PAD]; /* number of larger members; of NaN, the number of members */
-    int32_t row[CSM_RANKING_COUNTED + CSM_RANKING_PAD]; /* the same times CSM_RANKING_LANES */
+    /* Number of larger members, times CSM_RANKING_LANES; for NaN, that of members. */
+    int32_t row[CSM_RANKING_COUNTED + CSM_RANKING_PAD];
     int has_ties;
 } csm_ranking_order;
 
-/* Up to CSM_RANKING_LANES lists without ties, all members observed: number l of a row is of list l. */
+/* Up to CSM_RANKING_LANES lists: number l of a row is of list l.  Ties are those of "breslow". */
 typedef struct csm_ranking_lanes {
     size_t rows; /* of the longest list */
     double *e;   /* x in falling order, -inf behind the end of a list; becomes e^(x / T - max) */
-    double *inverse, *grad; /* scratch; result if has_grad, times factor */
+    double *counts, *tied; /* with flags: 1 for elements that contribute a factor; for those tied with the one before */
+    double *inverse, *before; /* scratch */
+    double *grad;             /* scratch; result if has_grad, times factor */
     double temperature[CSM_RANKING_LANES], factor[CSM_RANKING_LANES];
     double count[CSM_RANKING_LANES]; /* of elements */
     double loss[CSM_RANKING_LANES];  /* result; NaN if the scores are too large, or too far apart */
-    int has_grad;
+    int has_grad, has_flags;         /* no flags: all count, none is tied */
 } csm_ranking_lanes;
 
 typedef struct csm_ranking_kernels {

@@ -15,29 +15,33 @@
 #error "rankings.inc.h needs SIMD"
 #endif
 
-static size_t ranking_places(const double *relevance, size_t n, csm_ranking_order *order) {
+/* W relevances as floats, NaN behind the last; bits of those that floats hold are left in same. */
+INLINE v32_t ranking_keys(const double *relevance, size_t n, unsigned *same) {
     enum { VECTORS = v32_W / v64_W };
-    float key[CSM_RANKING_COUNTED + v32_W];
+    v64_t wide[VECTORS], again[VECTORS];
+    UNROLL
+    for (int v = 0; v < VECTORS; v++, n = n < v64_W ? 0 : n - v64_W, relevance += v64_W)
+        wide[v] = n >= v64_W ? v64_load_f64(relevance) : v64_load_part_f64(relevance, n, v64_set(CSM_NAN));
+    const v32_t key = v32_narrow(wide);
+    v32_widen(key, again);
+    UNROLL
+    for (int v = 0; v < VECTORS; v++)
+        *same &= v64_bits(v64_eq(wide[v], again[v])) | v64_bits(v64_unordered(wide[v], wide[v]));
+    return key;
+}
+
+static size_t ranking_places(const double *relevance, size_t n, csm_ranking_order *order) {
+    float key[CSM_RANKING_COUNTED + v32_W], counts[CSM_RANKING_COUNTED + v32_W];
     const v32_t one = v32_set(1);
-    double members = 0, pairs = 0;
-    unsigned same = (1u << v64_W) - 1;
+    const unsigned all = (1u << v64_W) - 1;
+    unsigned same = all;
+    v32_t ordered = v32_zero(), pairs = v32_zero();
     for (size_t i = 0; i < n; i += v32_W) {
-        v64_t wide[VECTORS], again[VECTORS];
-        UNROLL
-        for (int v = 0; v < VECTORS; v++) {
-            const size_t at = i + (size_t)v * v64_W, rest = at < n ? n - at : 0;
-            wide[v] = rest >= v64_W ? v64_load_f64(relevance + at)
-                                    : v64_load_part_f64(relevance + at, rest, v64_set(CSM_NAN));
-        }
-        const v32_t narrow = v32_narrow(wide);
-        v32_widen(narrow, again);
-        UNROLL
-        for (int v = 0; v < VECTORS; v++)
-            same &= v64_bits(v64_eq(wide[v], again[v])) | v64_bits(v64_unordered(wide[v], wide[v]));
-        members += v32_sum_exact(v32_keep(v32_ordered(narrow), one));
-        v32_store_f32(key + i, narrow);
+        const v32_t own = ranking_keys(relevance + i, n - i, &same);
+        ordered = v32_add(ordered, v32_keep(v32_ordered(own), one));
+        v32_store_f32(key + i, own);
     }
-    if (same != (1u << v64_W) - 1) return SIZE_MAX;
+    if (same != all) return SIZE_MAX;
     for (size_t i = 0; i < n; i += v32_W) {
         const v32_t own = v32_load_f32(key + i);
         v32_t at_most = v32_zero(), beside = v32_zero();
@@ -48,11 +52,13 @@ static size_t ranking_places(const double *relevance, size_t n, csm_ranking_orde
         }
         if (j < n) at_most = v32_add(at_most, v32_keep(v32_ge(own, v32_set((double)key[j])), one));
         at_most = v32_add(at_most, beside);
-        pairs += v32_sum_exact(at_most);
-        v32_store_f32(order->larger + i, v32_sub(v32_set(members), at_most));
+        pairs = v32_add(pairs, at_most);
+        v32_store_f32(counts + i, at_most);
     }
-    for (size_t i = 0; i < n; i++) order->row[i] = (int32_t)order->larger[i] * CSM_RANKING_LANES;
-    order->has_ties = 2 * pairs != members * (members + 1);
+    const int32_t members = (int32_t)v32_sum_exact(ordered);
+    SIMD
+    for (size_t i = 0; i < n; i++) order->row[i] = (members - (int32_t)counts[i]) * CSM_RANKING_LANES;
+    order->has_ties = v32_sum_exact(pairs) != (double)(members * (members + 1) / 2);
     return (size_t)members;
 }
 
@@ -160,25 +166,84 @@ static void ranking_take_powers(v64_t *q, double *power) {
     EACH(v) q[v] = v64_load_f64(AT(lane, 0, v));
 }
 
-static void ranking_side_by_side(csm_ranking_lanes *lanes) {
-    v64_t max[RANKING_VECTORS], sum[RANKING_VECTORS], count[RANKING_VECTORS], q[RANKING_VECTORS];
-    double power[CSM_RANKING_LANES] = {0}, lane[CSM_RANKING_LANES];
+/* Sums, quotients and the product, from the last element to the first; numbers of elements of at least RANKING_LEAST.
+ * has_flags: before is that of a group of ties, and becomes the number of elements from i on in the group that count. */
+INLINE void ranking_backward(csm_ranking_lanes *lanes, v64_t *q, v64_t *count, double *power, const int has_flags) {
     const v64_t one = v64_set(1), least = v64_set(RANKING_LEAST);
-    ranking_exponentials(lanes, max);
-    EACH(v) sum[v] = count[v] = q[v] = v64_zero();
+    v64_t sum[RANKING_VECTORS], tied[RANKING_VECTORS], in_group[RANKING_VECTORS];
+    EACH(v) sum[v] = tied[v] = in_group[v] = count[v] = q[v] = v64_zero();
     for (size_t i = lanes->rows; i-- > 0;) {
         unsigned large = 0;
         EACH(v) {
-            const v64_t e = v64_load_f64(AT(lanes->e, i, v)), behind = sum[v];
+            const v64_t e = v64_load_f64(AT(lanes->e, i, v));
+            v64_t others = sum[v], rho;
             count[v] = v64_add(count[v], v64_keep(v64_ge(e, least), one));
             sum[v] = v64_add(sum[v], e);
-            const v64_t by = v64_div(one, v64_max(sum[v], least)), rho = v64_div(behind, v64_max(e, least));
-            v64_store_f64(AT(lanes->inverse, i, v), by);
-            v64_store_f64(AT(lanes->grad, i, v), v64_mul(behind, by));
+            if (has_flags) {
+                const v64_t counts = v64_load_f64(AT(lanes->counts, i, v));
+                others = v64_mul(v64_add(v64_load_f64(AT(lanes->before, i, v)), others), counts);
+                in_group[v] = v64_fma(in_group[v], tied[v], counts);
+                tied[v] = v64_load_f64(AT(lanes->tied, i, v));
+                v64_store_f64(AT(lanes->before, i, v), in_group[v]);
+            }
+            rho = v64_div(others, v64_max(e, least));
+            v64_store_f64(AT(lanes->inverse, i, v), v64_div(one, v64_max(sum[v], least)));
+            v64_store_f64(AT(lanes->grad, i, v), others);
             q[v] = v64_fma(q[v], rho, v64_add(q[v], rho));
             large |= v64_bits(v64_not_le(q[v], v64_set(0x1p100)));
         }
         if (large) ranking_take_powers(q, power);
+    }
+}
+
+/* The gradient, from the first element to the last. */
+INLINE void ranking_forward(csm_ranking_lanes *lanes, const int has_flags) {
+    const v64_t one = v64_set(1);
+    v64_t sum[RANKING_VECTORS], weight[RANKING_VECTORS], inverse[RANKING_VECTORS], in_group[RANKING_VECTORS];
+    EACH(v) sum[v] = weight[v] = inverse[v] = in_group[v] = v64_zero();
+    for (size_t i = 0; i < lanes->rows; i++)
+        EACH(v) {
+            const v64_t e = v64_load_f64(AT(lanes->e, i, v)), others = v64_load_f64(AT(lanes->grad, i, v));
+            v64_t factor;
+            if (has_flags) {
+                const v64_mask begins = v64_not_le(one, v64_load_f64(AT(lanes->tied, i, v)));
+                sum[v] = v64_add(sum[v], v64_keep(begins, weight[v]));
+                inverse[v] = v64_select(begins, v64_load_f64(AT(lanes->inverse, i, v)), inverse[v]);
+                in_group[v] = v64_select(begins, v64_load_f64(AT(lanes->before, i, v)), in_group[v]);
+                weight[v] = v64_mul(in_group[v], inverse[v]);
+                factor = v64_sub(in_group[v], v64_load_f64(AT(lanes->counts, i, v)));
+                factor = v64_add(sum[v], v64_mul(factor, inverse[v]));
+            } else {
+                factor = sum[v];
+                inverse[v] = v64_load_f64(AT(lanes->inverse, i, v));
+                sum[v] = v64_add(sum[v], inverse[v]);
+            }
+            factor = v64_sub(v64_mul(e, factor), v64_mul(others, inverse[v]));
+            v64_store_f64(AT(lanes->grad, i, v), v64_mul(factor, v64_load_f64(AT(lanes->factor, 0, v))));
+        }
+}
+
+/* Sums of the elements before each in its group. */
+static void ranking_before(csm_ranking_lanes *lanes) {
+    v64_t before[RANKING_VECTORS];
+    EACH(v) before[v] = v64_zero();
+    for (size_t i = 0; i < lanes->rows; i++)
+        EACH(v) {
+            before[v] = v64_mul(before[v], v64_load_f64(AT(lanes->tied, i, v)));
+            v64_store_f64(AT(lanes->before, i, v), before[v]);
+            before[v] = v64_add(before[v], v64_load_f64(AT(lanes->e, i, v)));
+        }
+}
+
+static void ranking_side_by_side(csm_ranking_lanes *lanes) {
+    v64_t max[RANKING_VECTORS], count[RANKING_VECTORS], q[RANKING_VECTORS];
+    double power[CSM_RANKING_LANES] = {0}, lane[CSM_RANKING_LANES];
+    ranking_exponentials(lanes, max);
+    if (lanes->has_flags) {
+        ranking_before(lanes);
+        ranking_backward(lanes, q, count, power, 1);
+    } else {
+        ranking_backward(lanes, q, count, power, 0);
     }
     EACH(v) v64_store_f64(AT(lane, 0, v), q[v]);
     SIMD
@@ -191,16 +256,8 @@ static void ranking_side_by_side(csm_ranking_lanes *lanes) {
         loss = v64_select(v64_ge(largest, max[v]), loss, bad);
         v64_store_f64(AT(lanes->loss, 0, v), v64_select(v64_ge(max[v], v64_set(-RANKING_LARGEST)), loss, bad));
     }
-    if (!lanes->has_grad) return;
-    v64_t factor[RANKING_VECTORS];
-    EACH(v) factor[v] = v64_load_f64(AT(lanes->factor, 0, v));
-    EACH(v) sum[v] = v64_zero();
-    for (size_t i = 0; i < lanes->rows; i++)
-        EACH(v) {
-            const v64_t own = v64_load_f64(AT(lanes->grad, i, v)), e = v64_load_f64(AT(lanes->e, i, v));
-            v64_store_f64(AT(lanes->grad, i, v), v64_mul(v64_sub(v64_mul(e, sum[v]), own), factor[v]));
-            sum[v] = v64_add(sum[v], v64_load_f64(AT(lanes->inverse, i, v)));
-        }
+    if (lanes->has_grad && lanes->has_flags) ranking_forward(lanes, 1);
+    else if (lanes->has_grad) ranking_forward(lanes, 0);
 }
 #undef EACH
 #undef AT
