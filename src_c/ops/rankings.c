@@ -89,14 +89,15 @@ static void gather_members(ranking_run *run) {
 
 /* Places of gathered members as if they had been counted. */
 static void place_merged(ranking_run *run, csm_ranking_order *order) {
-    int32_t row = 0;
+    int32_t row = 0, group = 0;
     order->has_ties = 0;
     csm_ranking_merge(run);
-    for (size_t i = 0; i < run->n; i++) {
-        const int is_tied = i > 0 && run->key[run->order[i]] == run->key[run->order[i - 1]];
-        if (!is_tied) row = (int32_t)i * CSM_RANKING_LANES;
-        order->row[run->order[i]] = row;
-        order->has_ties |= is_tied;
+    for (size_t i = 0; i < run->n; i++, row += CSM_RANKING_LANES) {
+        const int64_t at = run->order[i];
+        if (i > 0 && run->key[at] == run->key[run->order[i - 1]]) order->has_ties = 1;
+        else group = row;
+        order->row[at] = row;
+        order->group[at] = group;
     }
 }
 
@@ -122,25 +123,23 @@ static int find_places(ranking_run *run, ranking_lane *lane) {
     return 1;
 }
 
-/* Sets flags if there are ties or members without a factor; tied members, whose rows are the same, get their own. */
+/* Sets flags if there are ties or members without a factor. */
 static void set_flags(ranking_run *run, ranking_lane *l, size_t lane) {
     const csm_ranking_call *c = run->job->call;
-    const csm_ranking_lanes *lanes = &run->batch->lanes;
-    const int separate = c->ties == CSM_RANKING_ORDER;
-    const size_t count = l->is_gathered ? run->n : run->length, end = run->n * CSM_RANKING_LANES;
-    unsigned char tied[CSM_RANKING_COUNTED] = {0};
-    l->has_flags = c->observed || c->top < run->n || (l->order.has_ties && !separate);
-    if (!l->has_flags && !l->order.has_ties) return;
-    for (size_t i = 0; i < count; i++) {
-        size_t group = (size_t)l->order.row[i], row = group;
-        if (group >= end) continue;
-        row += CSM_RANKING_LANES * (size_t)tied[group / CSM_RANKING_LANES]++;
-        l->order.row[i] = (int32_t)row;
-        if (separate) group = row;
-        if (!l->has_flags) continue;
-        const size_t at = run->first + (l->is_gathered ? (size_t)l->element[i] : i);
-        lanes->tied[row + lane] = row > group;
-        lanes->counts[row + lane] = ranking_counts(c, at) && group / CSM_RANKING_LANES < c->top;
+    const int has_ties = l->order.has_ties && c->ties != CSM_RANKING_ORDER, all = !c->observed && c->top >= run->n;
+    const int32_t *row = l->order.row, *group = has_ties ? l->order.group : row;
+    const int32_t end = (int32_t)run->n * CSM_RANKING_LANES;
+    const size_t count = l->is_gathered ? run->n : run->length;
+    double *tied = run->batch->lanes.tied + lane, *counts = run->batch->lanes.counts + lane;
+    l->has_flags = has_ties || !all;
+    if (!l->has_flags) return;
+    for (size_t i = 0; i < count; i++)
+        if (row[i] < end) tied[row[i]] = (double)((uint32_t)(group[i] - row[i]) >> 31); /* no branch */
+    for (int32_t i = 0; i < end && all; i += CSM_RANKING_LANES) counts[i] = 1;
+    for (size_t i = 0; i < count && !all; i++) {
+        const size_t element = run->first + (l->is_gathered ? (size_t)l->element[i] : i);
+        const int is_in_top = (size_t)group[i] / CSM_RANKING_LANES < c->top;
+        if (row[i] < end) counts[row[i]] = ranking_counts(c, element) && is_in_top;
     }
 }
 

@@ -10,8 +10,9 @@ enum { CSM_RANKING_COUNTED = 64, CSM_RANKING_PAD = 16, CSM_RANKING_LANES = 8 };
 #define RANKING_LEAST 0x1p-200 /* least e^(x - max) of lists side by side */
 
 typedef struct csm_ranking_order {
-    /* Number of larger members, times CSM_RANKING_LANES; for NaN, that of members. */
-    int32_t row[CSM_RANKING_COUNTED + CSM_RANKING_PAD];
+    /* Times CSM_RANKING_LANES: places, equal ones in their order, and numbers of larger members; for NaN, both are the
+     * number of members. */
+    int32_t row[CSM_RANKING_COUNTED + CSM_RANKING_PAD], group[CSM_RANKING_COUNTED + CSM_RANKING_PAD];
     int has_ties;
 } csm_ranking_order;
 

@@ -15,6 +15,8 @@
 #error "rankings.inc.h needs SIMD"
 #endif
 
+static const float ranking_lanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
 /* W relevances as floats, NaN behind the last; bits of those that floats hold are left in same. */
 INLINE v32_t ranking_keys(const double *relevance, size_t n, unsigned *same) {
     enum { VECTORS = v32_W / v64_W };
@@ -28,6 +30,23 @@ INLINE v32_t ranking_keys(const double *relevance, size_t n, unsigned *same) {
     for (int v = 0; v < VECTORS; v++)
         *same &= v64_bits(v64_eq(wide[v], again[v])) | v64_bits(v64_unordered(wide[v], wide[v]));
     return key;
+}
+
+/* Numbers of equal keys before each. */
+INLINE void ranking_tied(const float *key, size_t n, float *counts) {
+    const v32_t zero = v32_zero(), one = v32_set(1);
+    for (size_t i = 0; i < n; i += v32_W) {
+        const v32_t own = v32_load_f32(key + i);
+        const size_t end = i + v32_W < n ? i + v32_W : n;
+        v32_t equal = zero, beside = zero, distance = v32_add(v32_load_f32(ranking_lanes), v32_set((double)i));
+        for (size_t j = 0; j < end; j++) { /* the sums take turns */
+            const v32_t before = v32_keep(v32_not_le(distance, zero), one), sum = beside;
+            beside = v32_add(equal, v32_keep(v32_eq(own, v32_set((double)key[j])), before));
+            equal = sum;
+            distance = v32_sub(distance, one);
+        }
+        v32_store_f32(counts + i, v32_add(equal, beside));
+    }
 }
 
 static size_t ranking_places(const double *relevance, size_t n, csm_ranking_order *order) {
@@ -57,8 +76,15 @@ static size_t ranking_places(const double *relevance, size_t n, csm_ranking_orde
     }
     const int32_t members = (int32_t)v32_sum_exact(ordered);
     SIMD
-    for (size_t i = 0; i < n; i++) order->row[i] = (members - (int32_t)counts[i]) * CSM_RANKING_LANES;
+    for (size_t i = 0; i < n; i++) order->group[i] = (members - (int32_t)counts[i]) * CSM_RANKING_LANES;
     order->has_ties = v32_sum_exact(pairs) != (double)(members * (members + 1) / 2);
+    if (order->has_ties) {
+        ranking_tied(key, n, counts);
+        SIMD
+        for (size_t i = 0; i < n; i++) order->row[i] = order->group[i] + (int32_t)counts[i] * CSM_RANKING_LANES;
+    } else {
+        memcpy(order->row, order->group, sizeof order->row);
+    }
     return (size_t)members;
 }
 
