@@ -51,16 +51,19 @@ static int make_run(ranking_run *run, size_t length) {
 static int has_factor(const csm_ranking_call *c, size_t list) {
     const size_t begin = (size_t)c->offsets[list], end = (size_t)c->offsets[list + 1];
     size_t best = end, before = 0;
+    double largest = 0;
     if (c->top == 0) return 0;
     for (size_t i = begin; i < end; i++) {
-        if (c->relevance[i] != c->relevance[i] || !ranking_counts(c, i)) continue;
-        if (best == end || c->relevance[i] > c->relevance[best]) best = i;
+        const double key = ranking_relevance(c, i);
+        if (key != key || !ranking_counts(c, i) || (best != end && key <= largest)) continue;
         if (c->top == SIZE_MAX) return 1;
+        best = i;
+        largest = key;
     }
     if (best == end) return 0;
     for (size_t i = begin; i < end; i++) {
-        before += c->relevance[i] > c->relevance[best];
-        if (c->ties == CSM_RANKING_ORDER) before += i < best && c->relevance[i] == c->relevance[best];
+        const double key = ranking_relevance(c, i);
+        before += key > largest || (c->ties == CSM_RANKING_ORDER && i < best && key == largest);
     }
     return before < c->top;
 }
@@ -78,12 +81,12 @@ static void begin_list(ranking_run *run, size_t list) {
 
 /* Gathers the members and their keys. */
 static void gather_members(ranking_run *run) {
-    const double *relevance = run->job->call->relevance + run->first;
     run->n = 0;
     for (size_t i = 0; i < run->length; i++) {
+        const double key = ranking_relevance(run->job->call, run->first + i);
         run->member[run->n] = (int64_t)i;
-        run->key[run->n] = relevance[i];
-        run->n += relevance[i] == relevance[i];
+        run->key[run->n] = key;
+        run->n += key == key;
     }
 }
 
@@ -103,10 +106,14 @@ static void place_merged(ranking_run *run, csm_ranking_order *order) {
 
 /* Finds the places of the members.  Returns 0 if they are too many for a lane; then run->order has their order. */
 static int find_places(ranking_run *run, ranking_lane *lane) {
-    size_t (*places)(const double *, size_t, csm_ranking_order *) = run->job->base.table->rankings.places;
+    const csm_ranking_call *c = run->job->call;
+    const csm_ranking_kernels *k = &run->job->base.table->rankings;
     run->n = SIZE_MAX;
-    if (run->length <= CSM_RANKING_COUNTED)
-        run->n = places(run->job->call->relevance + run->first, run->length, &lane->order);
+    if (run->length <= CSM_RANKING_COUNTED) {
+        const void *key = c->relevance_single + run->first;
+        if (c->relevance) key = c->relevance + run->first;
+        run->n = k->places(key, c->relevance == NULL, run->length, &lane->order);
+    }
     lane->is_gathered = run->n == SIZE_MAX;
     if (!lane->is_gathered) return 1;
     gather_members(run);
@@ -119,7 +126,7 @@ static int find_places(ranking_run *run, ranking_lane *lane) {
         return 0;
     }
     memcpy(lane->element, run->member, run->n * sizeof *lane->element);
-    if (places(run->key, run->n, &lane->order) == SIZE_MAX) place_merged(run, &lane->order);
+    if (k->places(run->key, 0, run->n, &lane->order) == SIZE_MAX) place_merged(run, &lane->order);
     return 1;
 }
 
@@ -145,13 +152,12 @@ static void set_flags(ranking_run *run, ranking_lane *l, size_t lane) {
 
 /* The members of a lane in their order, for a list that is computed alone. */
 static void use_places(ranking_run *run, const ranking_lane *lane) {
-    const double *relevance = run->job->call->relevance + run->first;
     const size_t count = lane->is_gathered ? run->n : run->length;
     for (size_t i = 0; i < count; i++) {
         const size_t place = (size_t)lane->order.row[i] / CSM_RANKING_LANES;
         if (place >= run->n) continue;
         run->order[place] = lane->is_gathered ? lane->element[i] : (int64_t)i;
-        run->sorted_key[place] = relevance[run->order[place]];
+        run->sorted_key[place] = ranking_relevance(run->job->call, run->first + (size_t)run->order[place]);
     }
 }
 

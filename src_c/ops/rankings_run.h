@@ -51,6 +51,9 @@ void csm_ranking_write(const ranking_run *, const double *grad, double factor);
 /* Loss and gradient of the members in their order. */
 csm_status csm_ranking_alone(ranking_run *);
 
+static inline double ranking_relevance(const csm_ranking_call *c, size_t i) {
+    return c->relevance ? c->relevance[i] : (double)c->relevance_single[i];
+}
 static inline int ranking_counts(const csm_ranking_call *c, size_t i) { return !c->observed || c->observed[i]; }
 
 #endif

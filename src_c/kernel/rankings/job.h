@@ -30,9 +30,9 @@ typedef struct csm_ranking_lanes {
 } csm_ranking_lanes;
 
 typedef struct csm_ranking_kernels {
-    /* Finds the places of n relevances, at most CSM_RANKING_COUNTED.  Returns the number of members, which are not NaN,
-     * or SIZE_MAX if floats do not hold the relevances. */
-    size_t (*places)(const double *relevance, size_t n, csm_ranking_order *);
+    /* Finds the places of n relevances, at most CSM_RANKING_COUNTED: floats, or doubles.  Returns the number of members,
+     * which are not NaN, or SIZE_MAX if floats do not hold the relevances. */
+    size_t (*places)(const void *relevance, int is_single, size_t n, csm_ranking_order *);
     /* Loss and gradient of n elements in falling order, all observed and without ties: e > 0, with room for
      * CSM_RANKING_PAD more in each array; `sum` and `inverse` are scratch. */
     double (*terms)(double *e, size_t n, double *sum, double *inverse, double *grad);

@@ -49,14 +49,18 @@ INLINE void ranking_tied(const float *key, size_t n, float *counts) {
     }
 }
 
-static size_t ranking_places(const double *relevance, size_t n, csm_ranking_order *order) {
+static size_t ranking_places(const void *relevance, int is_single, size_t n, csm_ranking_order *order) {
     float key[CSM_RANKING_COUNTED + v32_W], counts[CSM_RANKING_COUNTED + v32_W];
     const v32_t one = v32_set(1);
     const unsigned all = (1u << v64_W) - 1;
     unsigned same = all;
     v32_t ordered = v32_zero(), pairs = v32_zero();
     for (size_t i = 0; i < n; i += v32_W) {
-        const v32_t own = ranking_keys(relevance + i, n - i, &same);
+        const float *narrow = (const float *)relevance + i;
+        v32_t own;
+        if (!is_single) own = ranking_keys((const double *)relevance + i, n - i, &same);
+        else if (n - i < v32_W) own = v32_load_part_f32(narrow, n - i, v32_set(CSM_NAN));
+        else own = v32_load_f32(narrow);
         ordered = v32_add(ordered, v32_keep(v32_ordered(own), one));
         v32_store_f32(key + i, own);
     }
