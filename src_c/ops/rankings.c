@@ -12,7 +12,7 @@
 
 #include <string.h>
 
-enum { PIECE_ELEMENTS = 16384, WINDOW = 512 }; /* window: lists among which those of like lengths are computed side by side */
+enum { PIECE_ELEMENTS = 16384, WINDOW = 512, AHEAD = 12 }; /* window: lists among which those of like lengths are computed side by side */
 
 /* The arrays for lists of up to `length` elements. */
 static int make_run(ranking_run *run, size_t length) {
@@ -287,6 +287,18 @@ static void sort_lists(const int64_t *offsets, size_t count, uint16_t *order) {
     }
 }
 
+/* Prefetches what a list reads and writes: lists of a window are not in the order of memory. */
+static void prefetch_list(const csm_ranking_call *c, size_t itemsize, size_t list) {
+    const size_t begin = (size_t)c->offsets[list], end = (size_t)c->offsets[list + 1];
+    const size_t width = c->relevance ? sizeof *c->relevance : sizeof *c->relevance_single;
+    const char *relevance = c->relevance ? (const char *)c->relevance : (const char *)c->relevance_single;
+    for (size_t at = begin * width; at < end * width; at += CSM_ALIGN) PREFETCH(relevance + at);
+    for (size_t at = begin * itemsize; at < end * itemsize; at += CSM_ALIGN) {
+        PREFETCH((const char *)c->x + at);
+        if (c->grad) PREFETCH((const char *)c->grad + at);
+    }
+}
+
 static csm_status lists_body(void *context, size_t begin, size_t end, int thread) {
     ranking_job *job = context;
     const int64_t *offsets = job->call->offsets;
@@ -305,6 +317,7 @@ static csm_status lists_body(void *context, size_t begin, size_t end, int thread
         sort_lists(offsets + at, count, order);
         for (size_t i = 0; i < count; i++) {
             const size_t list = at + order[i];
+            if (i + AHEAD < count) prefetch_list(job->call, job->base.itemsize, at + order[i + AHEAD]);
             if ((status = run_list(&run, list)) != CSM_OK) return status;
             elements += 16 * (size_t)(offsets[list + 1] - offsets[list]);
             if (elements < CSM_POLL_ELEMENTS) continue;
