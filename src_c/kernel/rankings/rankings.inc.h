@@ -49,45 +49,62 @@ INLINE void ranking_tied(const float *key, size_t n, float *counts) {
     }
 }
 
-static size_t ranking_places(const void *relevance, int is_single, size_t n, csm_ranking_order *order) {
-    float key[CSM_RANKING_COUNTED + v32_W], counts[CSM_RANKING_COUNTED + v32_W];
+/* Numbers of keys that are at most key i, key i + 1, ..., of `count` vectors; adds them to pairs. */
+INLINE void ranking_count(const int count, const float *key, size_t n, size_t i, float *counts, v32_t *pairs) {
+    v32_t own[2], at_most[2], beside[2];
     const v32_t one = v32_set(1);
+#define EACH \
+    UNROLL   \
+    for (int v = 0; v < count; v++)
+    EACH own[v] = v32_load_f32(key + i + v * v32_W);
+    EACH at_most[v] = beside[v] = v32_zero();
+    for (size_t j = 0; j < n; j += 2) { /* key n is NaN */
+        const v32_t a = v32_set((double)key[j]), b = v32_set((double)key[j + 1]);
+        EACH at_most[v] = v32_add(at_most[v], v32_keep(v32_ge(own[v], a), one));
+        EACH beside[v] = v32_add(beside[v], v32_keep(v32_ge(own[v], b), one));
+    }
+    EACH {
+        at_most[v] = v32_add(at_most[v], beside[v]);
+        *pairs = v32_add(*pairs, at_most[v]);
+        v32_store_f32(counts + i + v * v32_W, at_most[v]);
+    }
+#undef EACH
+}
+
+/* Rows of keys with these counts, in whole vectors. */
+INLINE void ranking_rows(const float *counts, size_t n, int32_t members, int32_t *row) {
+    for (size_t i = 0; i < n; i += v32_W) {
+        SIMD
+        for (size_t k = i; k < i + v32_W; k++) row[k] = (members - (int32_t)counts[k]) * CSM_RANKING_LANES;
+    }
+}
+
+static size_t ranking_places(const void *relevance, int is_single, size_t n, csm_ranking_order *order) {
+    float key[CSM_RANKING_COUNTED + 2 * v32_W], counts[CSM_RANKING_COUNTED + 2 * v32_W];
     const unsigned all = (1u << v64_W) - 1;
     unsigned same = all;
     v32_t ordered = v32_zero(), pairs = v32_zero();
-    for (size_t i = 0; i < n; i += v32_W) {
+    size_t i = 0;
+    for (; i < n; i += v32_W) {
         const float *narrow = (const float *)relevance + i;
         v32_t own;
         if (!is_single) own = ranking_keys((const double *)relevance + i, n - i, &same);
         else if (n - i < v32_W) own = v32_load_part_f32(narrow, n - i, v32_set(CSM_NAN));
         else own = v32_load_f32(narrow);
-        ordered = v32_add(ordered, v32_keep(v32_ordered(own), one));
+        ordered = v32_add(ordered, v32_keep(v32_ordered(own), v32_set(1)));
         v32_store_f32(key + i, own);
     }
     if (same != all) return SIZE_MAX;
-    for (size_t i = 0; i < n; i += v32_W) {
-        const v32_t own = v32_load_f32(key + i);
-        v32_t at_most = v32_zero(), beside = v32_zero();
-        size_t j = 0;
-        for (; j + 2 <= n; j += 2) {
-            at_most = v32_add(at_most, v32_keep(v32_ge(own, v32_set((double)key[j])), one));
-            beside = v32_add(beside, v32_keep(v32_ge(own, v32_set((double)key[j + 1])), one));
-        }
-        if (j < n) at_most = v32_add(at_most, v32_keep(v32_ge(own, v32_set((double)key[j])), one));
-        at_most = v32_add(at_most, beside);
-        pairs = v32_add(pairs, at_most);
-        v32_store_f32(counts + i, at_most);
-    }
+    v32_store_f32(key + i, v32_set(CSM_NAN));
+    for (i = 0; i + v32_W < n; i += 2 * v32_W) ranking_count(2, key, n, i, counts, &pairs);
+    if (i < n) ranking_count(1, key, n, i, counts, &pairs);
     const int32_t members = (int32_t)v32_sum_exact(ordered);
-    SIMD
-    for (size_t i = 0; i < n; i++) order->group[i] = (members - (int32_t)counts[i]) * CSM_RANKING_LANES;
+    ranking_rows(counts, n, members, order->row);
     order->has_ties = v32_sum_exact(pairs) != (double)(members * (members + 1) / 2);
     if (order->has_ties) {
+        memcpy(order->group, order->row, sizeof order->group);
         ranking_tied(key, n, counts);
-        SIMD
-        for (size_t i = 0; i < n; i++) order->row[i] = order->group[i] + (int32_t)counts[i] * CSM_RANKING_LANES;
-    } else {
-        memcpy(order->row, order->group, sizeof order->row);
+        for (i = 0; i < n; i++) order->row[i] += (int32_t)counts[i] * CSM_RANKING_LANES;
     }
     return (size_t)members;
 }
