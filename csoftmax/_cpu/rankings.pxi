@@ -9,6 +9,7 @@ cdef extern from "core/extension.h" nogil:
         const int64_t *offsets
         const void *x
         const double *relevance
+        const float *relevance_single
         const unsigned char *observed
         int ties
         size_t top
@@ -44,7 +45,8 @@ def run_rankings(int dtype, x, relevance, observed, offsets, int ties, top, temp
     c.lists = losses.shape[0]
     c.offsets = <const int64_t *>_data(offsets)
     c.x = _data(x)
-    c.relevance = <const double *>_data(relevance)
+    c.relevance = <const double *>_data(relevance) if relevance.itemsize == 8 else NULL
+    c.relevance_single = <const float *>_data(relevance) if relevance.itemsize == 4 else NULL
     c.observed = <const unsigned char *>_data(observed)
     c.ties = ties
     c.top = <size_t>-1 if top is None else top

@@ -84,7 +84,7 @@ class RankingsPlan(NamedTuple):
 
 
 def check_relevance(relevance: Any, shape: tuple[int, ...]) -> Any:
-    """The relevance as float64 of the same order, NaN where an element is not in a list."""
+    """The relevance as float32 or float64 of the same order, NaN where an element is not in a list."""
     given = CPU.array("relevance", relevance)
     if given.dtype.kind in "iu" and given.dtype.itemsize == 8 and given.size:
         if max(abs(int(given.min())), abs(int(given.max()))) > _LARGEST_EXACT:
@@ -93,7 +93,7 @@ def check_relevance(relevance: Any, shape: tuple[int, ...]) -> Any:
         raise TypeError(f"relevance must hold real numbers, got dtype {given.dtype}")
     if given.shape != shape:
         raise ValueError(f"relevance has shape {given.shape}; x has shape {shape}: they must be the same")
-    return np.ascontiguousarray(given, np.float64)
+    return np.ascontiguousarray(given, np.float32 if np.can_cast(given.dtype, np.float32) else np.float64)
 
 
 def _check_observed(observed: Any, shape: tuple[int, ...]) -> Any:

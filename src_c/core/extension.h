@@ -458,6 +458,7 @@ typedef struct csm_ranking_call {
     const int64_t *offsets;
     const void *x;                 /* of the dtype */
     const double *relevance;       /* NaN: not in the list */
+    const float *relevance_single; /* the same as floats; one of the two is NULL */
     const unsigned char *observed; /* or NULL: all are */
     csm_ranking_ties ties;
     size_t top;                  /* SIZE_MAX: all places */

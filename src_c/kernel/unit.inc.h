@@ -4,6 +4,7 @@
 #error "unit.inc.h needs CSM_UNIT, the name of the instruction set"
 #endif
 
+#include "../math/pair.h"
 #include "cross_entropy/row.h"
 #include "table.h"
 
@@ -246,7 +247,7 @@ static const csm_table table = {
     {geometric_dot, geometric_subtract, geometric_combine},
     {CSM_DTYPES(DIVERGENCE)},
     {subset_sigmoids, subset_logs, subset_step},
-    {ranking_places, ranking_terms},
+    {ranking_places, ranking_terms, ranking_side_by_side},
     {CSM_DTYPES(SOFTCAP)},
 };
 const csm_table *const CSM_GLUE(csm_table_, CSM_UNIT) = &table;

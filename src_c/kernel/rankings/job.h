@@ -4,15 +4,39 @@
 
 #include "../../vec/standard.h"
 
-enum { CSM_RANKING_COUNTED = 64, CSM_RANKING_PAD = 16 }; /* longest list that is counted; room behind arrays */
+/* Longest list that is counted, and computed beside others; room behind arrays; lists side by side. */
+enum { CSM_RANKING_COUNTED = 64, CSM_RANKING_PAD = 16, CSM_RANKING_LANES = 8 };
+#define RANKING_LARGEST 0x1p45 /* beyond it, x / T are taken relative to a neighbour */
+#define RANKING_LEAST 0x1p-200 /* least e^(x - max) of lists side by side */
+
+typedef struct csm_ranking_order {
+    /* Times CSM_RANKING_LANES: places, equal ones in their order, and numbers of larger members; for NaN, both are the
+     * number of members. */
+    int32_t row[CSM_RANKING_COUNTED + CSM_RANKING_PAD], group[CSM_RANKING_COUNTED + CSM_RANKING_PAD];
+    int has_ties;
+} csm_ranking_order;
+
+/* Up to CSM_RANKING_LANES lists: number l of a row is of list l.  Ties are those of "breslow". */
+typedef struct csm_ranking_lanes {
+    size_t rows; /* of the longest list */
+    double *e;   /* x in falling order, -inf behind the end of a list; becomes e^(x / T - max) */
+    double *counts, *tied; /* with flags: 1 for elements that contribute a factor; for those tied with the one before */
+    double *inverse, *before; /* scratch */
+    double *grad;             /* scratch; result if has_grad, times factor */
+    double temperature[CSM_RANKING_LANES], factor[CSM_RANKING_LANES];
+    double count[CSM_RANKING_LANES]; /* of elements */
+    double loss[CSM_RANKING_LANES];  /* result; NaN if the scores are too large, or too far apart */
+    int has_grad, has_flags;         /* no flags: all count, none is tied */
+} csm_ranking_lanes;
 
 typedef struct csm_ranking_kernels {
-    /* place[i]: the number of elements before i in falling order, equal ones in their order.  n is at most
-     * CSM_RANKING_COUNTED; keys have room for CSM_RANKING_PAD more and are not NaN. */
-    void (*places)(float *key, size_t n, float *place);
+    /* Finds the places of n relevances, at most CSM_RANKING_COUNTED: floats, or doubles.  Returns the number of members,
+     * which are not NaN, or SIZE_MAX if floats do not hold the relevances. */
+    size_t (*places)(const void *relevance, int is_single, size_t n, csm_ranking_order *);
     /* Loss and gradient of n elements in falling order, all observed and without ties: e > 0, with room for
      * CSM_RANKING_PAD more in each array; `sum` and `inverse` are scratch. */
     double (*terms)(double *e, size_t n, double *sum, double *inverse, double *grad);
+    void (*side_by_side)(csm_ranking_lanes *);
 } csm_ranking_kernels;
 
 #endif

@@ -17,32 +17,96 @@
 
 static const float ranking_lanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-static void ranking_places(float *key, size_t n, float *place) {
-    const v32_t one = v32_set(1), lanes = v32_load_f32(ranking_lanes);
-    for (size_t i = n; i < n + v32_W; i++) key[i] = 0;
-    for (size_t b = 0; b < n; b += v32_W) {
-        const v32_t own = v32_load_f32(key + b);
-        const size_t end = b + v32_W < n ? b + v32_W : n;
-        v32_t before = v32_zero(), beside = v32_zero();
-        size_t j = 0;
-        for (; j + 2 <= b; j += 2) {
-            before = v32_add(before, v32_keep(v32_ge(v32_set((double)key[j]), own), one));
-            beside = v32_add(beside, v32_keep(v32_ge(v32_set((double)key[j + 1]), own), one));
+/* W relevances as floats, NaN behind the last; bits of those that floats hold are left in same. */
+INLINE v32_t ranking_keys(const double *relevance, size_t n, unsigned *same) {
+    enum { VECTORS = v32_W / v64_W };
+    v64_t wide[VECTORS], again[VECTORS];
+    UNROLL
+    for (int v = 0; v < VECTORS; v++, n = n < v64_W ? 0 : n - v64_W, relevance += v64_W)
+        wide[v] = n >= v64_W ? v64_load_f64(relevance) : v64_load_part_f64(relevance, n, v64_set(CSM_NAN));
+    const v32_t key = v32_narrow(wide);
+    v32_widen(key, again);
+    UNROLL
+    for (int v = 0; v < VECTORS; v++)
+        *same &= v64_bits(v64_eq(wide[v], again[v])) | v64_bits(v64_unordered(wide[v], wide[v]));
+    return key;
+}
+
+/* Numbers of equal keys before each. */
+INLINE void ranking_tied(const float *key, size_t n, float *counts) {
+    const v32_t zero = v32_zero(), one = v32_set(1);
+    for (size_t i = 0; i < n; i += v32_W) {
+        const v32_t own = v32_load_f32(key + i);
+        const size_t end = i + v32_W < n ? i + v32_W : n;
+        v32_t equal = zero, beside = zero, distance = v32_add(v32_load_f32(ranking_lanes), v32_set((double)i));
+        for (size_t j = 0; j < end; j++) { /* the sums take turns */
+            const v32_t before = v32_keep(v32_not_le(distance, zero), one), sum = beside;
+            beside = v32_add(equal, v32_keep(v32_eq(own, v32_set((double)key[j])), before));
+            equal = sum;
+            distance = v32_sub(distance, one);
         }
-        for (; j < b; j++) before = v32_add(before, v32_keep(v32_ge(v32_set((double)key[j]), own), one));
-        for (; j < end; j++) {
-            const v32_t other = v32_set((double)key[j]), at = v32_set((double)(j - b));
-            const v32_t as_later = v32_keep(v32_ge(other, own), one),
-                        as_earlier = v32_keep(v32_not_le(other, own), one);
-            before = v32_add(before, v32_select(v32_not_le(lanes, at), as_later, as_earlier));
-        }
-        for (; j + 2 <= n; j += 2) {
-            before = v32_add(before, v32_keep(v32_not_le(v32_set((double)key[j]), own), one));
-            beside = v32_add(beside, v32_keep(v32_not_le(v32_set((double)key[j + 1]), own), one));
-        }
-        for (; j < n; j++) before = v32_add(before, v32_keep(v32_not_le(v32_set((double)key[j]), own), one));
-        v32_store_f32(place + b, v32_add(before, beside));
+        v32_store_f32(counts + i, v32_add(equal, beside));
     }
+}
+
+/* Numbers of keys that are at most key i, key i + 1, ..., of `count` vectors; adds them to pairs. */
+INLINE void ranking_count(const int count, const float *key, size_t n, size_t i, float *counts, v32_t *pairs) {
+    v32_t own[2], at_most[2], beside[2];
+    const v32_t one = v32_set(1);
+#define EACH \
+    UNROLL   \
+    for (int v = 0; v < count; v++)
+    EACH own[v] = v32_load_f32(key + i + v * v32_W);
+    EACH at_most[v] = beside[v] = v32_zero();
+    for (size_t j = 0; j < n; j += 2) { /* key n is NaN */
+        const v32_t a = v32_set((double)key[j]), b = v32_set((double)key[j + 1]);
+        EACH at_most[v] = v32_add(at_most[v], v32_keep(v32_ge(own[v], a), one));
+        EACH beside[v] = v32_add(beside[v], v32_keep(v32_ge(own[v], b), one));
+    }
+    EACH {
+        at_most[v] = v32_add(at_most[v], beside[v]);
+        *pairs = v32_add(*pairs, at_most[v]);
+        v32_store_f32(counts + i + v * v32_W, at_most[v]);
+    }
+#undef EACH
+}
+
+/* Rows of keys with these counts, in whole vectors. */
+INLINE void ranking_rows(const float *counts, size_t n, int32_t members, int32_t *row) {
+    for (size_t i = 0; i < n; i += v32_W) {
+        SIMD
+        for (size_t k = i; k < i + v32_W; k++) row[k] = (members - (int32_t)counts[k]) * CSM_RANKING_LANES;
+    }
+}
+
+static size_t ranking_places(const void *relevance, int is_single, size_t n, csm_ranking_order *order) {
+    float key[CSM_RANKING_COUNTED + 2 * v32_W], counts[CSM_RANKING_COUNTED + 2 * v32_W];
+    const unsigned all = (1u << v64_W) - 1;
+    unsigned same = all;
+    v32_t ordered = v32_zero(), pairs = v32_zero();
+    size_t i = 0;
+    for (; i < n; i += v32_W) {
+        const float *narrow = (const float *)relevance + i;
+        v32_t own;
+        if (!is_single) own = ranking_keys((const double *)relevance + i, n - i, &same);
+        else if (n - i < v32_W) own = v32_load_part_f32(narrow, n - i, v32_set(CSM_NAN));
+        else own = v32_load_f32(narrow);
+        ordered = v32_add(ordered, v32_keep(v32_ordered(own), v32_set(1)));
+        v32_store_f32(key + i, own);
+    }
+    if (same != all) return SIZE_MAX;
+    v32_store_f32(key + i, v32_set(CSM_NAN));
+    for (i = 0; i + v32_W < n; i += 2 * v32_W) ranking_count(2, key, n, i, counts, &pairs);
+    if (i < n) ranking_count(1, key, n, i, counts, &pairs);
+    const int32_t members = (int32_t)v32_sum_exact(ordered);
+    ranking_rows(counts, n, members, order->row);
+    order->has_ties = v32_sum_exact(pairs) != (double)(members * (members + 1) / 2);
+    if (order->has_ties) {
+        memcpy(order->group, order->row, sizeof order->group);
+        ranking_tied(key, n, counts);
+        for (i = 0; i < n; i++) order->row[i] += (int32_t)counts[i] * CSM_RANKING_LANES;
+    }
+    return (size_t)members;
 }
 
 /* (1 + a) (1 + b) - 1; what no longer fits is added to *log. */
@@ -108,3 +172,139 @@ static double ranking_terms(double *e, size_t n, double *sum, double *inverse, d
     }
     return log + csm_log1p(lane[0], 0);
 }
+
+/* Lists side by side: lane l of row i is element i of list l, and rows behind its end are -inf, whose e are 0. */
+
+enum { RANKING_VECTORS = CSM_RANKING_LANES / v64_W };
+#define EACH(v) \
+    UNROLL      \
+    for (int v = 0; v < RANKING_VECTORS; v++)
+#define AT(array, i, v) ((array) + (i) * CSM_RANKING_LANES + (v) * v64_W)
+
+/* e = e^(x / T) 2^-n, n of the maximum, which goes to max. */
+static void ranking_exponentials(csm_ranking_lanes *lanes, v64_t *max) {
+    v64_t temperature[RANKING_VECTORS];
+    v64_shift shift[RANKING_VECTORS];
+    int divides = 0;
+    for (int l = 0; l < CSM_RANKING_LANES; l++) divides |= lanes->temperature[l] != 1;
+    EACH(v) max[v] = v64_set(-CSM_INF);
+    EACH(v) temperature[v] = v64_load_f64(AT(lanes->temperature, 0, v));
+    for (size_t i = 0; i < lanes->rows && divides; i++)
+        EACH(v) v64_store_f64(AT(lanes->e, i, v), v64_div(v64_load_f64(AT(lanes->e, i, v)), temperature[v]));
+    for (size_t i = 0; i < lanes->rows; i++) EACH(v) max[v] = v64_max(v64_load_f64(AT(lanes->e, i, v)), max[v]);
+    EACH(v) {
+        const v64_t magic = v64_set(EXP_MAGIC), n = v64_sub(v64_fma(max[v], v64_set(EXP_LOG2E), magic), magic);
+        const csm_temperature none = {.inv_t = 1};
+        shift[v] = v64_shift_by(v64_sub(v64_set(EXP_EXPONENT_BIAS), n), &none, 0);
+    }
+    for (size_t i = 0; i < lanes->rows; i++)
+        EACH(v) v64_store_f64(AT(lanes->e, i, v), v64_exp_value(v64_load_f64(AT(lanes->e, i, v)), shift[v], 0));
+}
+
+/* What is above 2^100 gives its exponent to power. */
+static void ranking_take_powers(v64_t *q, double *power) {
+    double lane[CSM_RANKING_LANES];
+    EACH(v) v64_store_f64(AT(lane, 0, v), q[v]);
+    for (int l = 0; l < CSM_RANKING_LANES; l++) {
+        if (!(lane[l] > 0x1p100)) continue;
+        power[l] += csm_take_exponent(&lane[l]);
+        lane[l] -= 1;
+    }
+    EACH(v) q[v] = v64_load_f64(AT(lane, 0, v));
+}
+
+/* Sums, quotients and the product, from the last element to the first; numbers of elements of at least RANKING_LEAST.
+ * has_flags: before is that of a group of ties, and becomes the number of elements from i on in the group that count. */
+INLINE void ranking_backward(csm_ranking_lanes *lanes, v64_t *q, v64_t *count, double *power, const int has_flags) {
+    const v64_t one = v64_set(1), least = v64_set(RANKING_LEAST);
+    v64_t sum[RANKING_VECTORS], tied[RANKING_VECTORS], in_group[RANKING_VECTORS];
+    EACH(v) sum[v] = tied[v] = in_group[v] = count[v] = q[v] = v64_zero();
+    for (size_t i = lanes->rows; i-- > 0;) {
+        unsigned large = 0;
+        EACH(v) {
+            const v64_t e = v64_load_f64(AT(lanes->e, i, v));
+            v64_t others = sum[v], rho;
+            count[v] = v64_add(count[v], v64_keep(v64_ge(e, least), one));
+            sum[v] = v64_add(sum[v], e);
+            if (has_flags) {
+                const v64_t counts = v64_load_f64(AT(lanes->counts, i, v));
+                others = v64_mul(v64_add(v64_load_f64(AT(lanes->before, i, v)), others), counts);
+                in_group[v] = v64_fma(in_group[v], tied[v], counts);
+                tied[v] = v64_load_f64(AT(lanes->tied, i, v));
+                v64_store_f64(AT(lanes->before, i, v), in_group[v]);
+            }
+            rho = v64_div(others, v64_max(e, least));
+            v64_store_f64(AT(lanes->inverse, i, v), v64_div(one, v64_max(sum[v], least)));
+            v64_store_f64(AT(lanes->grad, i, v), others);
+            q[v] = v64_fma(q[v], rho, v64_add(q[v], rho));
+            large |= v64_bits(v64_not_le(q[v], v64_set(0x1p100)));
+        }
+        if (large) ranking_take_powers(q, power);
+    }
+}
+
+/* The gradient, from the first element to the last. */
+INLINE void ranking_forward(csm_ranking_lanes *lanes, const int has_flags) {
+    const v64_t one = v64_set(1);
+    v64_t sum[RANKING_VECTORS], weight[RANKING_VECTORS], inverse[RANKING_VECTORS], in_group[RANKING_VECTORS];
+    EACH(v) sum[v] = weight[v] = inverse[v] = in_group[v] = v64_zero();
+    for (size_t i = 0; i < lanes->rows; i++)
+        EACH(v) {
+            const v64_t e = v64_load_f64(AT(lanes->e, i, v)), others = v64_load_f64(AT(lanes->grad, i, v));
+            v64_t factor;
+            if (has_flags) {
+                const v64_mask begins = v64_not_le(one, v64_load_f64(AT(lanes->tied, i, v)));
+                sum[v] = v64_add(sum[v], v64_keep(begins, weight[v]));
+                inverse[v] = v64_select(begins, v64_load_f64(AT(lanes->inverse, i, v)), inverse[v]);
+                in_group[v] = v64_select(begins, v64_load_f64(AT(lanes->before, i, v)), in_group[v]);
+                weight[v] = v64_mul(in_group[v], inverse[v]);
+                factor = v64_sub(in_group[v], v64_load_f64(AT(lanes->counts, i, v)));
+                factor = v64_add(sum[v], v64_mul(factor, inverse[v]));
+            } else {
+                factor = sum[v];
+                inverse[v] = v64_load_f64(AT(lanes->inverse, i, v));
+                sum[v] = v64_add(sum[v], inverse[v]);
+            }
+            factor = v64_sub(v64_mul(e, factor), v64_mul(others, inverse[v]));
+            v64_store_f64(AT(lanes->grad, i, v), v64_mul(factor, v64_load_f64(AT(lanes->factor, 0, v))));
+        }
+}
+
+/* Sums of the elements before each in its group. */
+static void ranking_before(csm_ranking_lanes *lanes) {
+    v64_t before[RANKING_VECTORS];
+    EACH(v) before[v] = v64_zero();
+    for (size_t i = 0; i < lanes->rows; i++)
+        EACH(v) {
+            before[v] = v64_mul(before[v], v64_load_f64(AT(lanes->tied, i, v)));
+            v64_store_f64(AT(lanes->before, i, v), before[v]);
+            before[v] = v64_add(before[v], v64_load_f64(AT(lanes->e, i, v)));
+        }
+}
+
+static void ranking_side_by_side(csm_ranking_lanes *lanes) {
+    v64_t max[RANKING_VECTORS], count[RANKING_VECTORS], q[RANKING_VECTORS];
+    double power[CSM_RANKING_LANES] = {0}, lane[CSM_RANKING_LANES];
+    ranking_exponentials(lanes, max);
+    if (lanes->has_flags) {
+        ranking_before(lanes);
+        ranking_backward(lanes, q, count, power, 1);
+    } else {
+        ranking_backward(lanes, q, count, power, 0);
+    }
+    EACH(v) v64_store_f64(AT(lane, 0, v), q[v]);
+    SIMD
+    for (int l = 0; l < CSM_RANKING_LANES; l++)
+        lanes->loss[l] = power[l] * 0x1.62e42feep-1 + (power[l] * 0x1.a39ef35793c76p-33 + csm_log1p(lane[l], 0));
+    EACH(v) {
+        const v64_t largest = v64_set(RANKING_LARGEST), bad = v64_set(CSM_NAN);
+        v64_t loss = v64_load_f64(AT(lanes->loss, 0, v));
+        loss = v64_select(v64_eq(count[v], v64_load_f64(AT(lanes->count, 0, v))), loss, bad);
+        loss = v64_select(v64_ge(largest, max[v]), loss, bad);
+        v64_store_f64(AT(lanes->loss, 0, v), v64_select(v64_ge(max[v], v64_set(-RANKING_LARGEST)), loss, bad));
+    }
+    if (lanes->has_grad && lanes->has_flags) ranking_forward(lanes, 1);
+    else if (lanes->has_grad) ranking_forward(lanes, 0);
+}
+#undef EACH
+#undef AT
