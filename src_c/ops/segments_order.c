@@ -2,6 +2,7 @@
 #include "segments.h"
 
 #include "../core/extension.h"
+#include "../vec/standard.h"
 
 int csm_check_segments(const csm_segments *s, size_t n, size_t *longest) {
     if (!s || !s->indptr || s->indptr[0] < 0) return 0;
@@ -178,30 +179,47 @@ typedef struct moves {
     size_t begin, end;
 } moves;
 
-/* Inlined with constant sizes, and for a single row with constant steps.  No prefetch: out-of-order execution overlaps
- * the misses, and prefetches made a gather of 10^6 floats in random order 40 % slower. */
-static inline void move(const moves *m, const int scatters, const int bytes, const size_t size) {
-    const int is_plain = m->rows == 1 && m->to_axis == (ptrdiff_t)size && m->from_axis == (ptrdiff_t)size;
-    for (size_t i = m->begin; i < m->end && is_plain; i++) {
-        const size_t at = place_of(m->list, bytes, i);
-        memcpy(m->to + (scatters ? at : i) * size, m->from + (scatters ? i : at) * size, size);
+/* Inlined with constant sizes, and for a single row with constant steps.  What is read or written in order is prefetched,
+ * because hardware loses its streams among the misses of the other side (10^6 floats, AVX-512: a scatter takes 0.76
+ * instead of 1.44 ms, a gather 0.86 instead of 1.15); of the other side, out-of-order execution overlaps the misses. */
+static inline void move(moves m, const int scatters, const int bytes, const size_t size) {
+    enum { STEP = 16, AHEAD = 1024 };
+    if (m.rows == 1 && m.to_axis == (ptrdiff_t)size && m.from_axis == (ptrdiff_t)size) {
+        const char *in_order = scatters ? m.from : m.to;
+        for (size_t i = m.begin, end; i < m.end;) {
+            end = m.end - i < STEP ? m.end : i + STEP;
+            for (size_t k = 0; k < STEP * (size_t)bytes; k += 64)
+                PREFETCH((const char *)((uintptr_t)m.list + (i + AHEAD) * (size_t)bytes + k));
+            for (size_t k = 0; k < STEP * size; k += 64)
+                PREFETCH((const char *)((uintptr_t)in_order + (i + AHEAD) * size + k));
+            for (; i < end; i++) {
+                const size_t at = place_of(m.list, bytes, i);
+                memcpy(m.to + (scatters ? at : i) * size, m.from + (scatters ? i : at) * size, size);
+            }
+        }
+        return;
     }
-    for (size_t i = m->begin; i < m->end && !is_plain; i++) {
-        const size_t at = place_of(m->list, bytes, i);
-        char *y = m->to + (ptrdiff_t)(scatters ? at : i) * m->to_axis;
-        const char *x = m->from + (ptrdiff_t)(scatters ? i : at) * m->from_axis;
-        for (size_t r = 0; r < m->rows; r++)
-            memcpy(y + (ptrdiff_t)r * m->to_row, x + (ptrdiff_t)r * m->from_row, size);
+    for (size_t i = m.begin; i < m.end; i++) {
+        const size_t at = place_of(m.list, bytes, i);
+        char *y = m.to + (ptrdiff_t)(scatters ? at : i) * m.to_axis;
+        const char *x = m.from + (ptrdiff_t)(scatters ? i : at) * m.from_axis;
+        for (size_t r = 0; r < m.rows; r++) memcpy(y + (ptrdiff_t)r * m.to_row, x + (ptrdiff_t)r * m.from_row, size);
     }
 }
-static void move_sized(const moves *m, const int scatters, int bytes, size_t size) {
-    if (bytes == 4 && size == 4) move(m, scatters, 4, 4);
-    else if (bytes == 4 && size == 8) move(m, scatters, 4, 8);
-    else if (bytes == 4 && size == 2) move(m, scatters, 4, 2);
-    else if (bytes == 4 && size == 1) move(m, scatters, 4, 1);
-    else if (bytes == 4 && size == 32) move(m, scatters, 4, 32); /* 8 heads */
-    else move(m, scatters, bytes, size);
+#define FOR_SIZES(scatters)                                                                    \
+    do {                                                                                       \
+        if (bytes == 4 && size == 4) move(*m, scatters, 4, 4);                                 \
+        else if (bytes == 4 && size == 8) move(*m, scatters, 4, 8);                            \
+        else if (bytes == 4 && size == 2) move(*m, scatters, 4, 2);                            \
+        else if (bytes == 4 && size == 1) move(*m, scatters, 4, 1);                            \
+        else if (bytes == 4 && size == 32) move(*m, scatters, 4, 32); /* 8 heads of float32 */ \
+        else move(*m, scatters, bytes, size);                                                  \
+    } while (0)
+static void move_sized(const moves *m, int scatters, int bytes, size_t size) {
+    if (scatters) FOR_SIZES(1);
+    else FOR_SIZES(0);
 }
+#undef FOR_SIZES
 
 void csm_gather_ordered(char *to, size_t pitch, csm_strided from, size_t rows, const csm_segments *s, size_t begin,
                         size_t k, size_t size) {
