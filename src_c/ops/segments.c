@@ -21,8 +21,8 @@ enum {
     GATHERED_ROWS = 8,
     TILED_ROWS = 128,
     MIN_TILED_ROWS = 8,
-    MOVED_BYTES = 64 << 20, /* of the rows that are copied at a time, at least one index of the first axis */
-    CACHED_BYTES = 8 << 20,
+    CACHED_BYTES = 8 << 20, /* of the rows that are copied at a time, at least one index of the first axis */
+    MOVED_BYTES = 64 << 20, /* the same of rows side by side, whose number should stay */
     NARROW_ROWS = 8 /* of float: half a vector of AVX-512 */
 };
 
@@ -405,15 +405,12 @@ static csm_status run_call(segments_call *call, size_t rows, int threads) {
     return status;
 }
 
-/* Memory of a view whose elements are in the order of the segments: rows side by side if they are so in the input and
- * can be tiles, else one behind the other.  *bytes: its size. */
-static void lay_out_moved(const segments_call *call, csm_view *moved, size_t rows, size_t size, size_t *bytes) {
-    const csm_softmax_call *c = &call->softmax;
-    const csm_shape *shape = &c->base.shape;
-    const size_t inner = shape->ndim ? shape->shape[shape->ndim - 1] : 1;
-    const int is_side_by_side = inner >= MIN_TILED_ROWS && !c->base.has_where && !c->has_temperatures &&
-                                csm_is_side_by_side(shape, &c->input, c->base.itemsize, 1);
-    size_t step = (is_side_by_side ? inner : 1) * size;
+/* Memory of a view whose elements are in the order of the segments: rows side by side if they are so in the input, else
+ * one behind the other.  *bytes: its size. */
+static void lay_out_moved(const csm_shape *shape, csm_view *moved, int is_side_by_side, size_t rows, size_t size,
+                          size_t *bytes) {
+    const size_t inner = is_side_by_side ? shape->shape[shape->ndim - 1] : 1;
+    size_t step = inner * size;
     moved->axis_stride = (ptrdiff_t)step;
     step *= shape->n;
     for (size_t i = shape->ndim; i-- > 0;) {
@@ -427,7 +424,8 @@ static void lay_out_moved(const segments_call *call, csm_view *moved, size_t row
 /* Copies elements to scratch in the order of the segments, computes these there, and copies the results back.  The
  * lines of a target that is written in random order are brought to the cache by writing to them one after the other:
  * 10^6 floats took 1.25 instead of 1.5 ms to copy and to copy back. */
-static csm_status run_moved(segments_call *call, const csm_segments *given, size_t rows, int threads) {
+static csm_status run_moved(segments_call *call, const csm_segments *given, size_t rows, int is_side_by_side,
+                            int threads) {
     csm_softmax_call *c = &call->softmax;
     csm_call *base = &c->base;
     csm_view *const views[3] = {&c->input, c->is_gradient ? &c->y : NULL, base->has_where ? &base->where : NULL};
@@ -435,10 +433,11 @@ static csm_status run_moved(segments_call *call, const csm_segments *given, size
     size_t bytes[3], size = 0;
     csm_status status = CSM_OK;
     for (int v = 0; v < 3; v++) {
-        if (views[v]) lay_out_moved(call, &moved[v], rows, v == 2 ? 1 : base->itemsize, &bytes[v]);
-        if (views[v]) size += bytes[v];
+        if (!views[v]) continue;
+        lay_out_moved(&base->shape, &moved[v], is_side_by_side, rows, v == 2 ? 1 : base->itemsize, &bytes[v]);
+        size += bytes[v];
     }
-    char *memory = csm_allocate(size + 1), *at = memory;
+    char *memory = csm_allocate_huge(size + 1), *at = memory;
     if (!memory) return CSM_NO_MEMORY;
     csm_copy_view(&result, &c->result, base->shape.ndim);
     for (int v = 0; v < 3 && status == CSM_OK; v++) {
@@ -467,9 +466,11 @@ static csm_status run_unordered(segments_call *call, const csm_segments *given, 
     csm_view whole[5];
     const size_t length = shape->ndim ? shape->shape[0] : 1, per_index = rows / length;
     const size_t bytes = per_index * shape->n * c->base.itemsize;
-    const size_t most = bytes < MOVED_BYTES ? MOVED_BYTES / (bytes + 1) + 1 : 1;
+    const int is_side_by_side = csm_is_side_by_side(shape, &c->input, c->base.itemsize, 1);
+    const size_t limit = is_side_by_side && shape->ndim == 1 ? MOVED_BYTES : CACHED_BYTES;
+    const size_t most = bytes < limit ? limit / (bytes + 1) : 1;
     csm_status status = CSM_OK;
-    if (most >= length) return run_moved(call, given, rows, threads);
+    if (most >= length) return run_moved(call, given, rows, is_side_by_side, threads);
     for (int v = 0; v < 5; v++)
         if (views[v]) csm_copy_view(&whole[v], views[v], shape->ndim);
     for (size_t i = 0; i < length && status == CSM_OK; i += most) {
@@ -479,7 +480,7 @@ static csm_status run_unordered(segments_call *call, const csm_segments *given, 
             csm_copy_view(views[v], &whole[v], shape->ndim);
             views[v]->data = (char *)views[v]->data + (ptrdiff_t)i * views[v]->strides[0];
         }
-        status = run_moved(call, given, per_index * shape->shape[0], threads);
+        status = run_moved(call, given, per_index * shape->shape[0], is_side_by_side, threads);
     }
     return status;
 }

@@ -274,8 +274,9 @@ static csm_status move_body(void *context, size_t begin, size_t end, int thread)
                    .begin = first,
                    .end = last};
         const int is_run = m.to_row == (ptrdiff_t)p->size && m.from_row == m.to_row; /* rows side by side in both */
+        const size_t size = is_run ? p->inner * p->size : p->size;
         if (is_run) m.rows = 1;
-        move_sized(&m, p->scatters, p->bytes, is_run ? p->inner * p->size : p->size);
+        move_sized(&m, p->scatters, p->bytes, size);
     }
     return CSM_OK;
 }
@@ -286,7 +287,8 @@ csm_status csm_segment_move(csm_call *c, const csm_view *to, const csm_view *fro
     const void *places = csm_segment_places(s);
     p.list = places ? places : s->order;
     p.scatters = (places != NULL) == forth;
-    p.inner = c->shape.ndim ? c->shape.shape[c->shape.ndim - 1] : 1;
+    const int is_apart = to->axis_stride == (ptrdiff_t)size && from->axis_stride == to->axis_stride;
+    p.inner = is_apart || c->shape.ndim == 0 ? 1 : c->shape.shape[c->shape.ndim - 1];
     p.parts = (c->shape.n + CSM_CHUNK_ELEMENTS - 1) / CSM_CHUNK_ELEMENTS;
     const size_t units = rows / p.inner * p.parts;
     threads = csm_threads_for((double)rows * (double)c->shape.n, units, threads);
