@@ -129,7 +129,7 @@ class Segments:
         """
         if self._order is None and self._places is not None:
             count = len(self._places)
-            order = np.empty(count, np.int32 if count < 2**31 else np.int64)
+            order: Any = np.empty(count, np.int32 if count < 2**31 else np.int64)
             binding.invert_places(self._places, order)
             order.flags.writeable = False
             self._order = order
@@ -273,7 +273,10 @@ def restore_segments(indptr: Any, order: Any, num_elements: Any) -> Segments:
         raise IndexError(f"order[{at}] is {places[at]}; allowed are 0 to {count - 1}")
     if np.any(np.bincount(places.astype(np.int64), minlength=count) != 1):
         raise ValueError("order must hold each element once")
-    return hold_segments(offsets, places.astype(np.int32 if count < 2**31 else np.int64), count)
+    kept = places.astype(np.int32 if count < 2**31 else np.int64)
+    inverse = np.empty_like(kept)
+    binding.invert_places(kept, inverse)
+    return hold_segments(offsets, kept, count, inverse)
 
 
 def check_one_given(indptr: Any, segment_ids: Any, segments: Any) -> None:
@@ -338,7 +341,7 @@ def _check_ids(segment_ids: Any) -> Any:
     if values.dtype == np.uint64 and len(values) and values.max() > np.iinfo(np.int64).max:
         at = int((values > np.uint64(np.iinfo(np.int64).max)).argmax())
         raise IndexError(f"segment_ids[{at}] is {values[at]}; ids are at most {_MOST - 1}")
-    return np.require(values, np.int64, "CA")
+    return np.require(values, np.int64, ("C", "A"))
 
 
 def _sort_ids(ids: Any, num_segments: Any) -> tuple[Any, Any]:

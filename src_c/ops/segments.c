@@ -360,8 +360,7 @@ static void choose_path(segments_call *call, size_t rows) {
     const csm_softmax_call *c = &call->softmax;
     const csm_shape *shape = &c->base.shape;
     const size_t size = c->base.itemsize, inner = shape->ndim ? shape->shape[shape->ndim - 1] : 1;
-    const int is_plain =
-        !c->base.has_where && (c->keeps_axis || c->result.axis_stride % (ptrdiff_t)size == 0);
+    const int is_plain = !c->base.has_where && (c->keeps_axis || c->result.axis_stride % (ptrdiff_t)size == 0);
     call->is_direct = is_plain && csm_is_contiguous(shape, &c->input, size, 1) &&
                       (!c->is_gradient || csm_is_contiguous(shape, &c->y, size, 1)) &&
                       csm_is_contiguous(shape, &c->result, size, c->keeps_axis);

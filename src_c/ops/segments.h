@@ -12,9 +12,7 @@ enum {
 /* Whether the offsets rise within 0 to n; and the length of the longest segment. */
 int csm_check_segments(const csm_segments *, size_t n, size_t *longest);
 /* The places, which the structure of an older caller lacks. */
-static inline const void *csm_segment_places(const csm_segments *s) {
-    return s->size < sizeof *s ? NULL : s->places;
-}
+static inline const void *csm_segment_places(const csm_segments *s) { return s->size < sizeof *s ? NULL : s->places; }
 static inline size_t csm_segment_length(const csm_segments *s, size_t i) {
     return (size_t)(s->indptr[i + 1] - s->indptr[i]);
 }

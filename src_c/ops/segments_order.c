@@ -19,56 +19,56 @@ int csm_check_segments(const csm_segments *s, size_t n, size_t *longest) {
 
 /* The sort: a pass that counts, and copies the ids to `places`, so that nothing that a caller writes meanwhile can lead
  * out of the arrays; offsets; and a pass that replaces each id by the place of its element. */
-#define SORT(T)                                                                                                       \
-    static csm_status count_##T(size_t n, const int64_t *ids, size_t count, T *places, T *counts, int *is_sorted,     \
-                                size_t *position, const csm_poll *p) {                                                \
-        int64_t last = -1, falls = 0;                                                                                 \
-        for (size_t begin = 0, end; begin < n; begin = end) {                                                         \
-            end = csm_poll_end(begin, n);                                                                             \
-            for (size_t i = begin; i < end; i++) {                                                                    \
-                const int64_t id = ids[i];                                                                            \
-                if ((uint64_t)id + 1 > count) {                                                                       \
-                    *position = i;                                                                                    \
-                    return CSM_BAD_LABEL;                                                                             \
-                }                                                                                                     \
-                falls |= id < last;                                                                                   \
-                last = id;                                                                                            \
-                places[i] = (T)(id + 1);                                                                              \
-                counts[id + 1]++;                                                                                     \
-            }                                                                                                         \
-            if (csm_poll_stops(p, end - begin)) return CSM_INTERRUPTED;                                               \
-        }                                                                                                             \
-        *is_sorted = !falls;                                                                                          \
-        return CSM_OK;                                                                                                \
-    }                                                                                                                 \
-    /* Counts become places of the first elements: those of no segment come first. */                                 \
-    static void add_##T(size_t count, T *counts, int64_t *indptr) {                                                   \
-        T sum = 0;                                                                                                    \
-        for (size_t s = 0; s <= count; s++) {                                                                         \
-            const T length = counts[s];                                                                               \
-            counts[s] = sum;                                                                                          \
-            sum += length;                                                                                            \
-            indptr[s] = sum;                                                                                          \
-        }                                                                                                             \
-    }                                                                                                                 \
-    static csm_status place_##T(size_t n, T *places, T *next, const csm_poll *p) {                                    \
-        for (size_t begin = 0, end; begin < n; begin = end) {                                                         \
-            end = csm_poll_end(begin, n);                                                                             \
-            for (size_t i = begin; i < end; i++) places[i] = next[places[i]]++;                                       \
-            if (csm_poll_stops(p, end - begin)) return CSM_INTERRUPTED;                                               \
-        }                                                                                                             \
-        return CSM_OK;                                                                                                \
-    }                                                                                                                 \
-    static csm_status sort_##T(size_t n, const int64_t *ids, size_t count, int64_t *indptr, T *places,                \
-                               int *is_sorted, size_t *position, const csm_poll *p) {                                 \
-        T *counts = csm_allocate((count + 1) * sizeof *counts);                                                       \
-        if (!counts) return CSM_NO_MEMORY;                                                                            \
-        memset(counts, 0, (count + 1) * sizeof *counts);                                                              \
-        csm_status status = count_##T(n, ids, count, places, counts, is_sorted, position, p);                         \
-        if (status == CSM_OK) add_##T(count, counts, indptr);                                                         \
-        if (status == CSM_OK && !*is_sorted) status = place_##T(n, places, counts, p);                                \
-        csm_release(counts);                                                                                          \
-        return status;                                                                                                \
+#define SORT(T)                                                                                                        \
+    static csm_status count_##T(size_t n, const int64_t *ids, size_t count, T *places, T *counts, int *is_sorted,      \
+                                size_t *position, const csm_poll *p) {                                                 \
+        int64_t last = -1, falls = 0;                                                                                  \
+        for (size_t begin = 0, end; begin < n; begin = end) {                                                          \
+            end = csm_poll_end(begin, n);                                                                              \
+            for (size_t i = begin; i < end; i++) {                                                                     \
+                const int64_t id = ids[i];                                                                             \
+                if ((uint64_t)id + 1 > count) {                                                                        \
+                    *position = i;                                                                                     \
+                    return CSM_BAD_LABEL;                                                                              \
+                }                                                                                                      \
+                falls |= id < last;                                                                                    \
+                last = id;                                                                                             \
+                places[i] = (T)(id + 1);                                                                               \
+                counts[id + 1]++;                                                                                      \
+            }                                                                                                          \
+            if (csm_poll_stops(p, end - begin)) return CSM_INTERRUPTED;                                                \
+        }                                                                                                              \
+        *is_sorted = !falls;                                                                                           \
+        return CSM_OK;                                                                                                 \
+    }                                                                                                                  \
+    /* Counts become places of the first elements: those of no segment come first. */                                  \
+    static void add_##T(size_t count, T *counts, int64_t *indptr) {                                                    \
+        T sum = 0;                                                                                                     \
+        for (size_t s = 0; s <= count; s++) {                                                                          \
+            const T length = counts[s];                                                                                \
+            counts[s] = sum;                                                                                           \
+            sum += length;                                                                                             \
+            indptr[s] = sum;                                                                                           \
+        }                                                                                                              \
+    }                                                                                                                  \
+    static csm_status place_##T(size_t n, T *places, T *next, const csm_poll *p) {                                     \
+        for (size_t begin = 0, end; begin < n; begin = end) {                                                          \
+            end = csm_poll_end(begin, n);                                                                              \
+            for (size_t i = begin; i < end; i++) places[i] = next[places[i]]++;                                        \
+            if (csm_poll_stops(p, end - begin)) return CSM_INTERRUPTED;                                                \
+        }                                                                                                              \
+        return CSM_OK;                                                                                                 \
+    }                                                                                                                  \
+    static csm_status sort_##T(size_t n, const int64_t *ids, size_t count, int64_t *indptr, T *places, int *is_sorted, \
+                               size_t *position, const csm_poll *p) {                                                  \
+        T *counts = csm_allocate((count + 1) * sizeof *counts);                                                        \
+        if (!counts) return CSM_NO_MEMORY;                                                                             \
+        memset(counts, 0, (count + 1) * sizeof *counts);                                                               \
+        csm_status status = count_##T(n, ids, count, places, counts, is_sorted, position, p);                          \
+        if (status == CSM_OK) add_##T(count, counts, indptr);                                                          \
+        if (status == CSM_OK && !*is_sorted) status = place_##T(n, places, counts, p);                                 \
+        csm_release(counts);                                                                                           \
+        return status;                                                                                                 \
     }
 SORT(int32_t)
 SORT(int64_t)
@@ -179,8 +179,8 @@ typedef struct moves {
     size_t begin, end;
 } moves;
 
-/* Inlined with constant sizes, and for a single row with constant steps.  What is read or written in order is prefetched,
- * because hardware loses its streams among the misses of the other side (10^6 floats, AVX-512: a scatter takes 0.76
+/* Inlined with constant sizes, and for a single row with constant steps.  What is read or written in order is
+ * prefetched, because hardware loses its streams among the misses of the other side (10^6 floats: a scatter takes 0.76
  * instead of 1.44 ms, a gather 0.86 instead of 1.15); of the other side, out-of-order execution overlaps the misses. */
 static inline void move(moves m, const int scatters, const int bytes, const size_t size) {
     enum { STEP = 16, AHEAD = 1024 };
@@ -225,9 +225,15 @@ void csm_gather_ordered(char *to, size_t pitch, csm_strided from, size_t rows, c
                         size_t k, size_t size) {
     from.data += s->order ? 0 : (ptrdiff_t)begin * from.axis;
     if (s->order) {
-        const moves m = {to,       from.data, (ptrdiff_t)pitch, (ptrdiff_t)size,
-                         from.row, from.axis, rows,             (const char *)s->order + begin * (size_t)s->order_bytes,
-                         0,        k};
+        const moves m = {.to = to,
+                         .from = from.data,
+                         .to_row = (ptrdiff_t)pitch,
+                         .to_axis = (ptrdiff_t)size,
+                         .from_row = from.row,
+                         .from_axis = from.axis,
+                         .rows = rows,
+                         .list = (const char *)s->order + begin * (size_t)s->order_bytes,
+                         .end = k};
         move_sized(&m, 0, s->order_bytes, size);
     } else if (size == 1) { /* a mask */
         for (size_t r = 0; r < rows; r++)
@@ -243,8 +249,13 @@ void csm_scatter_ordered(char *to, ptrdiff_t axis, const char *from, const csm_s
         csm_scatter(to + (ptrdiff_t)begin * axis, 0, axis, from, 0, 1, k, size);
         return;
     }
-    const moves m = {to, from, 0, axis, 0, (ptrdiff_t)size, 1, (const char *)s->order + begin * (size_t)s->order_bytes,
-                     0,  k};
+    const moves m = {.to = to,
+                     .from = from,
+                     .to_axis = axis,
+                     .from_axis = (ptrdiff_t)size,
+                     .rows = 1,
+                     .list = (const char *)s->order + begin * (size_t)s->order_bytes,
+                     .end = k};
     move_sized(&m, 1, s->order_bytes, size);
 }
 
