@@ -58,7 +58,8 @@ def run_segments(int op, int dtype, first, second, result, where, double tempera
                  places, num_threads):
     """Compute an operation of OPS over segments of the last axis, which are the last axis of a reduction's result.
 
-    Elements that are not in order have an order or places. The other arguments are as those of run_softmax; temperatures have the segments as their last axis.
+    Elements that are not in order have an order or places. The other arguments are as those of run_softmax;
+    temperatures have the segments as their last axis.
     """
     cdef _Buffers buffers = _Buffers()
     cdef cpu.csm_options options = cpu.csm_default_options()
