@@ -56,7 +56,7 @@ class Segments:
     Notes
     -----
     Ids are sorted by counting, in two passes over them. A graph, or a batch of lists, that is used again and again is
-    worth a `Segments`: a call that gets ids sorted them anew.
+    worth a `Segments`: a call that gets ids sorts them anew.
 
     Examples
     --------
@@ -72,10 +72,11 @@ class Segments:
     array([0.5, 1. , 0.5, 0. ])
     """
 
-    __slots__ = ("_indptr", "_num_elements", "_on_devices", "_order")
+    __slots__ = ("_indptr", "_num_elements", "_on_devices", "_order", "_places")
 
     _indptr: NDArray[np.int64]
-    _order: NDArray[np.integer[Any]] | None
+    _order: NDArray[np.integer[Any]] | None  # found from the places when it is first needed
+    _places: NDArray[np.integer[Any]] | None  # of each element in the order
     _num_elements: int | None
     _on_devices: dict[int | str, tuple[Any, Any]]
 
@@ -97,7 +98,8 @@ class Segments:
             _fill(self, offsets, None, None)
         else:
             ids = _check_ids(segment_ids)
-            _fill(self, *_sort_ids(ids, num_segments), len(ids))
+            indptr, places = _sort_ids(ids, num_segments)
+            _fill(self, indptr, None, len(ids), places)
         if device is not None:
             place = place_of(device, self.indptr)
             if place.on_cuda:
@@ -125,6 +127,12 @@ class Segments:
         >>> csoftmax.Segments(segment_ids=[1, 0, 1]).order
         array([1, 0, 2], dtype=int32)
         """
+        if self._order is None and self._places is not None:
+            count = len(self._places)
+            order: Any = np.empty(count, np.int32 if count < 2**31 else np.int64)
+            binding.invert_places(self._places, order)
+            order.flags.writeable = False
+            self._order = order
         return None if self._order is None else self._order.view()
 
     @property
@@ -216,27 +224,34 @@ def place_segments(segments: Segments, place: Place) -> tuple[Any, Any]:
         return convert_segments(segments, place.number, place.xp.asarray)
 
 
+def order_or_places(segments: Segments) -> tuple[Any, Any]:
+    """The places of the elements in the order, which kernels prefer, or their order; each is None without the other."""
+    return (None if segments._places is not None else segments._order), segments._places
+
+
 def repeat_segments(segments: Segments, count: int) -> Segments:
     """The segments of an axis each of whose elements has become `count` neighbouring ones."""
-    order: Any = segments.order
-    if order is not None:
-        dtype = np.int32 if order.size * count < 2**31 else np.int64
-        order = (order.astype(dtype)[:, None] * count + np.arange(count, dtype=dtype)).reshape(-1)
     elements = None if segments.num_elements is None else segments.num_elements * count
-    return hold_segments(segments.indptr * count, order, elements)
+    repeated = (None if a is None else _repeat(a, count) for a in order_or_places(segments))
+    return hold_segments(segments.indptr * count, next(repeated), elements, next(repeated))
 
 
-def hold_segments(indptr: Any, order: Any, num_elements: int | None) -> Segments:
+def _repeat(places: Any, count: int) -> Any:
+    dtype = np.int32 if places.size * count < 2**31 else np.int64
+    return (places.astype(dtype)[:, None] * count + np.arange(count, dtype=dtype)).reshape(-1)
+
+
+def hold_segments(indptr: Any, order: Any, num_elements: int | None, places: Any = None) -> Segments:
     """Segments of arrays that have been checked, and that nothing else writes to."""
     segments = Segments.__new__(Segments)
-    _fill(segments, indptr, order, num_elements)
+    _fill(segments, indptr, order, num_elements, places)
     return segments
 
 
-def _fill(segments: Segments, indptr: Any, order: Any, num_elements: int | None) -> None:
+def _fill(segments: Segments, indptr: Any, order: Any, num_elements: int | None, places: Any = None) -> None:
     segments._indptr, segments._order, segments._num_elements = indptr, order, num_elements
-    segments._on_devices = {}
-    for values in (indptr, order):
+    segments._places, segments._on_devices = places, {}
+    for values in (indptr, order, places):
         if values is not None:
             values.flags.writeable = False
 
@@ -258,7 +273,10 @@ def restore_segments(indptr: Any, order: Any, num_elements: Any) -> Segments:
         raise IndexError(f"order[{at}] is {places[at]}; allowed are 0 to {count - 1}")
     if np.any(np.bincount(places.astype(np.int64), minlength=count) != 1):
         raise ValueError("order must hold each element once")
-    return hold_segments(offsets, places.astype(np.int32 if count < 2**31 else np.int64), count)
+    kept = places.astype(np.int32 if count < 2**31 else np.int64)
+    inverse = np.empty_like(kept)
+    binding.invert_places(kept, inverse)
+    return hold_segments(offsets, kept, count, inverse)
 
 
 def check_one_given(indptr: Any, segment_ids: Any, segments: Any) -> None:
@@ -318,16 +336,16 @@ def _check_offsets(indptr: Any) -> Any:
 
 
 def _check_ids(segment_ids: Any) -> Any:
-    """Ids as a private int64 array."""
+    """Ids as an int64 array, which may be the caller's: the sort reads each once."""
     values = _on_host("segment_ids", segment_ids)
     if values.dtype == np.uint64 and len(values) and values.max() > np.iinfo(np.int64).max:
         at = int((values > np.uint64(np.iinfo(np.int64).max)).argmax())
         raise IndexError(f"segment_ids[{at}] is {values[at]}; ids are at most {_MOST - 1}")
-    return values.astype(np.int64)
+    return np.require(values, np.int64, ("C", "A"))
 
 
 def _sort_ids(ids: Any, num_segments: Any) -> tuple[Any, Any]:
-    """Offsets of the segments, and the elements in their order, or None if they are sorted."""
+    """Offsets of the segments, and the places of the elements in their order, or None if they are sorted."""
     if num_segments is None:
         count = max(int(ids.max()) + 1, 0) if len(ids) else 0
         if count > _MOST:
@@ -341,10 +359,10 @@ def _sort_ids(ids: Any, num_segments: Any) -> tuple[Any, Any]:
         if num_segments is None:
             name, value = f"segment_ids[{int(ids.argmax())}]", count - 1
         raise MemoryError(f"{name} is {value}: {count} segments have offsets of {8 * (count + 1)} bytes") from None
-    order = np.empty(len(ids), np.int32 if len(ids) < 2**31 else np.int64)
-    found = binding.sort_segments(ids, count, indptr, order)
+    places = np.empty(len(ids), np.int32 if max(len(ids), count + 1) < 2**31 else np.int64)
+    found = binding.sort_segments(ids, count, indptr, places)
     if found is None or found is True:
-        return indptr, order if found else None
+        return indptr, places if found else None
     at = -found - 1
     allowed = f"-1 to {count - 1}" if count else "only -1"
     raise IndexError(f"segment_ids[{at}] is {ids[at]}; allowed are {allowed}, and -1 leaves an element out")

@@ -108,7 +108,8 @@ def run_cross_entropy(
     temperatures: NDArray[Any] | None = None,
     softcap: float = 0,
 ) -> int | None: ...
-def sort_segments(ids: Any, count: int, indptr: Any, order: Any) -> bool | int | None: ...
+def sort_segments(ids: Any, count: int, indptr: Any, places: Any) -> bool | int | None: ...
+def invert_places(places: Any, order: Any) -> None: ...
 def run_segments(
     op: int,
     dtype: int,
@@ -120,6 +121,7 @@ def run_segments(
     temperatures: Any,
     indptr: Any,
     order: Any,
+    places: Any,
     num_threads: Any,
 ) -> None: ...
 def run_segment_loss(

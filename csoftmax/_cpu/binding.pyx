@@ -143,6 +143,7 @@ cdef extern from "core/extension.h" nogil:
                                     const cpu.csm_options *)
     cpu.csm_status csm_run_segment_sort(size_t, const int64_t *, size_t, int64_t *, void *, int, int *, size_t *,
                                         int (*)(void *) noexcept) nogil
+    cpu.csm_status csm_run_invert_places(size_t, const void *, int, void *, int, int (*)(void *) noexcept) nogil
     cpu.csm_status csm_run_segment_loss(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_segments *,
                                         const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_view *,
                                         const cpu.csm_view *, double *, cpu.csm_loss_options *)

@@ -1,7 +1,7 @@
 # The calls over segments. Included by binding.pyx.
 
-cdef cpu.csm_segments _segments(_Buffers buffers, int i, indptr, order):
-    # the segments of arrays i and i + 1 of a call; the arrays are contiguous
+cdef cpu.csm_segments _segments(_Buffers buffers, int i, indptr, order, places):
+    # the segments of arrays i and i + 1 of a call, order or places if they are given; the arrays are contiguous
     cdef cpu.csm_segments segments = cpu.csm_default_segments()
     buffers.take(i, indptr, False, False)
     segments.indptr = <const int64_t *>buffers.view[i].data
@@ -10,25 +10,29 @@ cdef cpu.csm_segments _segments(_Buffers buffers, int i, indptr, order):
         buffers.take(i + 1, order, False, False)
         segments.order = buffers.view[i + 1].data
         segments.order_bytes = order.itemsize
+    elif places is not None:
+        buffers.take(i + 1, places, False, False)
+        segments.places = buffers.view[i + 1].data
+        segments.order_bytes = places.itemsize
     return segments
 
 
-def sort_segments(ids, size_t count, indptr, order):
-    """Sort int64 ids into indptr and order; None if they are sorted already, and order has not been written.
+def sort_segments(ids, size_t count, indptr, places):
+    """Sort int64 ids into indptr and the places of the elements, which are not wanted if the ids are sorted already.
 
-    Returns True after sorting, or, if an id is bad, the negative of its position, less 1.
+    Returns True after sorting, None if they are, or, if an id is bad, the negative of its position, less 1.
     """
     cdef _Contiguous arrays = _Contiguous()
     cdef cpu.csm_status status
     cdef int is_sorted = 0
     cdef size_t position = 0
     cdef size_t n = len(ids)
-    cdef int order_bytes = order.itemsize
+    cdef int place_bytes = places.itemsize
     cdef const int64_t *given = <const int64_t *>arrays.read(ids)
     cdef int64_t *offsets = <int64_t *>arrays.write(indptr)
-    cdef void *places = arrays.write(order)
+    cdef void *found = arrays.write(places)
     with nogil:
-        status = csm_run_segment_sort(n, given, count, offsets, places, order_bytes, &is_sorted, &position,
+        status = csm_run_segment_sort(n, given, count, offsets, found, place_bytes, &is_sorted, &position,
                                       _check_signals)
     if status == cpu.CSM_BAD_LABEL:
         return -<object>position - 1
@@ -36,15 +40,30 @@ def sort_segments(ids, size_t count, indptr, order):
     return None if is_sorted else True
 
 
+def invert_places(places, order):
+    """Write the order of elements from their places."""
+    cdef _Contiguous arrays = _Contiguous()
+    cdef cpu.csm_status status
+    cdef size_t n = len(places)
+    cdef int place_bytes = places.itemsize
+    cdef int order_bytes = order.itemsize
+    cdef const void *given = arrays.read(places)
+    cdef void *found = arrays.write(order)
+    with nogil:
+        status = csm_run_invert_places(n, given, place_bytes, found, order_bytes, _check_signals)
+    _raise(status)
+
+
 def run_segments(int op, int dtype, first, second, result, where, double temperature, temperatures, indptr, order,
-                 num_threads):
+                 places, num_threads):
     """Compute an operation of OPS over segments of the last axis, which are the last axis of a reduction's result.
 
-    The other arguments are as those of run_softmax; temperatures have the segments as their last axis.
+    Elements that are not in order have an order or places. The other arguments are as those of run_softmax;
+    temperatures have the segments as their last axis.
     """
     cdef _Buffers buffers = _Buffers()
     cdef cpu.csm_options options = cpu.csm_default_options()
-    cdef cpu.csm_segments segments = _segments(buffers, 5, indptr, order)
+    cdef cpu.csm_segments segments = _segments(buffers, 5, indptr, order, places)
     cdef const cpu.csm_view *second_view
     cdef cpu.csm_status status
     options.temperature = temperature
@@ -72,7 +91,7 @@ def run_segment_loss(int dtype, x, y, losses, labels, ignore, soft, positives, s
     """
     cdef _Buffers buffers = _Buffers()
     cdef cpu.csm_loss_options options = cpu.csm_default_loss_options()
-    cdef cpu.csm_segments segments = _segments(buffers, 9, indptr, order)
+    cdef cpu.csm_segments segments = _segments(buffers, 9, indptr, order, None)
     cdef const cpu.csm_view *gradient
     cdef const cpu.csm_view *positive
     cdef cpu.csm_status status

@@ -12,7 +12,7 @@ from .._arguments.kinds import keep_labels
 from .._arguments.places import place_of
 from .._arguments.recorded import hand_over_recorded
 from .._arguments.segment_layouts import SegmentRows, check_segment_temperatures, lay_out_segments
-from .._arguments.segments import Segments, as_segments, place_segments
+from .._arguments.segments import Segments, as_segments, order_or_places, place_segments
 from .._cpu import binding
 
 __all__ = [
@@ -44,7 +44,7 @@ class SegmentsPlan(NamedTuple):
             with place.context():
                 _cuda.launch_segments(*arguments, segments, *place_segments(segments, place))
                 return rows.result.finish()
-        binding.run_segments(*arguments, segments.indptr, segments.order, self.num_threads)
+        binding.run_segments(*arguments, segments.indptr, *order_or_places(segments), self.num_threads)
         return rows.result.finish()
 
 

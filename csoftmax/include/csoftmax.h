@@ -467,10 +467,13 @@ typedef struct csm_segments {
     size_t count;
     const int64_t *indptr; /* count + 1 numbers that rise within 0 to n: segment s has indptr[s] to indptr[s + 1] - 1 */
     const void *order; /* these are places in a list of all n positions along the axis, each once; NULL: positions */
-    int order_bytes; /* 4: the list holds int32_t; 8: int64_t */
+    int order_bytes; /* 4: the lists hold int32_t; 8: int64_t */
+    /* NULL, or the inverse of `order`: the place of each position.  Losses need the order; the others take the places,
+     * with which they are faster, if there are any. */
+    const void *places;
 } csm_segments;
 static inline csm_segments csm_default_segments(void) {
-    csm_segments o = {sizeof(csm_segments), 0, NULL, NULL, 8};
+    csm_segments o = {sizeof(csm_segments), 0, NULL, NULL, 8, NULL};
     return o;
 }
 /* Sorts n ids into indptr and order, stably: ids are -1 (before the first segment: no part) to count - 1.  *is_sorted:

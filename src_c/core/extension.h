@@ -39,9 +39,13 @@ csm_status csm_run_cross_entropy(csm_dtype, const csm_table *, const csm_shape *
                                  const csm_view *gradient, double *loss, csm_loss_options *);
 csm_status csm_run_segments(csm_op, csm_dtype, const csm_table *, const csm_shape *, const csm_segments *,
                             const csm_view *input, const csm_view *y, const csm_view *result, const csm_options *);
-/* csm_segment_sort, which can be interrupted. */
-csm_status csm_run_segment_sort(size_t n, const int64_t *ids, size_t count, int64_t *indptr, void *order,
-                                int order_bytes, int *is_sorted, size_t *position, int (*interrupt)(void *context));
+/* csm_segment_sort, which can be interrupted, and finds places instead of the order: numbers of 4 bytes if there are
+ * less than 2^31 ids and segments, else of 8.  Their content is undefined if the ids are sorted. */
+csm_status csm_run_segment_sort(size_t n, const int64_t *ids, size_t count, int64_t *indptr, void *places, int bytes,
+                                int *is_sorted, size_t *position, int (*interrupt)(void *context));
+/* order[places[i]] = i */
+csm_status csm_run_invert_places(size_t n, const void *places, int bytes, void *order, int order_bytes,
+                                 int (*interrupt)(void *context));
 /* losses: a double for each row and segment, in any order but without gaps; with CSM_NONE the results.  positives: one
  * byte for each element, instead of labels or soft labels: the loss of their total probability. */
 csm_status csm_run_segment_loss(csm_dtype, const csm_table *, const csm_shape *, const csm_segments *,

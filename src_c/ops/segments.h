@@ -11,6 +11,8 @@ enum {
 
 /* Whether the offsets rise within 0 to n; and the length of the longest segment. */
 int csm_check_segments(const csm_segments *, size_t n, size_t *longest);
+/* The places, which the structure of an older caller lacks. */
+static inline const void *csm_segment_places(const csm_segments *s) { return s->size < sizeof *s ? NULL : s->places; }
 static inline size_t csm_segment_length(const csm_segments *s, size_t i) {
     return (size_t)(s->indptr[i + 1] - s->indptr[i]);
 }
@@ -32,12 +34,15 @@ csm_segment_unit csm_segment_unit_at(const csm_segment_units *, size_t unit);
 /* The end of the segments from `begin` on, up to `end`, of which `rows` rows are copied to scratch together. */
 size_t csm_segment_gather_end(const csm_segments *, size_t begin, size_t end, size_t rows);
 
-/* csm_gather and csm_scatter of the elements at places begin to begin + k - 1 of the order, whose view begins at the
- * first element of the rows. */
+/* csm_gather and csm_scatter (of one row) of the elements at places begin to begin + k - 1 of the order, whose view
+ * begins at the first element of the rows. */
 void csm_gather_ordered(char *to, size_t pitch, csm_strided from, size_t rows, const csm_segments *, size_t begin,
                         size_t k, size_t size);
-void csm_scatter_ordered(char *to, ptrdiff_t row, ptrdiff_t axis, const char *from, size_t pitch, size_t rows,
-                         const csm_segments *, size_t begin, size_t k, size_t size);
+void csm_scatter_ordered(char *to, ptrdiff_t axis, const char *from, const csm_segments *, size_t begin, size_t k,
+                         size_t size);
+/* Copies all rows of a call to the order of the segments (forth), or back.  size: bytes of an element. */
+csm_status csm_segment_move(csm_call *, const csm_view *to, const csm_view *from, const csm_segments *, int forth,
+                            size_t rows, size_t size, int threads);
 
 /* Writes the itemsize bytes at `fill` to the elements of all rows that are in no segment. */
 csm_status csm_fill_outside(csm_call *, const csm_view *result, const csm_segments *, size_t rows, const void *fill);

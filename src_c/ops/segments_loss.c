@@ -277,8 +277,8 @@ static csm_status run_line(worker *w, size_t row, size_t begin, size_t end, cons
     const csm_status status = status_of(w);
     if (status != CSM_OK || !l->gradient || call->is_direct) return status;
     const size_t first = (size_t)s->indptr[begin], k = (size_t)s->indptr[end] - first;
-    csm_scatter_ordered((char *)call->loss.gradient.data + csm_offset(&c->shape, call->loss.gradient.strides, row), 0,
-                        call->loss.gradient.axis_stride, l->gradient, 0, 1, s, first, k, c->itemsize);
+    csm_scatter_ordered((char *)call->loss.gradient.data + csm_offset(&c->shape, call->loss.gradient.strides, row),
+                        call->loss.gradient.axis_stride, l->gradient, s, first, k, c->itemsize);
     return CSM_OK;
 }
 static csm_status loss_body(void *context, size_t begin, size_t end, int thread) {
@@ -338,7 +338,7 @@ static double find_divisor(segment_loss_call *call, size_t rows) {
 static csm_status clear(segment_loss_call *call, size_t rows) {
     const uint64_t zero = 0;
     const int64_t nothing[2] = {0, 0};
-    const csm_segments none = {sizeof none, 0, nothing, NULL, 8};
+    const csm_segments none = {sizeof none, 0, nothing, NULL, 8, NULL};
     if (!call->loss.loss_call.gradient) return CSM_OK;
     return csm_fill_outside(&call->loss.base, &call->loss.gradient, &none, rows, &zero);
 }
@@ -382,7 +382,7 @@ static csm_status prepare(segment_loss_call *call, csm_dtype dtype, const csm_ta
     if (!is_fraction(o->label_smoothing) || !(o->z_loss >= 0 && o->z_loss < CSM_INF) || !(o->clip_norm >= 0) ||
         !(o->clip_value >= 0) || (o->labels != NULL) + (o->soft != NULL) + (positives != NULL) != 1 || o->weight ||
         o->softcap != 0 || (positives && o->label_smoothing > 0) || (unsigned)o->reduction > CSM_MEAN ||
-        !csm_check_segments(segments, shape->n, &call->longest))
+        !csm_check_segments(segments, shape->n, &call->longest) || (csm_segment_places(segments) && !segments->order))
         return CSM_BAD_OPTION;
     csm_status status =
         csm_lay_out(c, shape,

@@ -13,6 +13,7 @@ from helpers.c_arrays import Shape, view_of
 from hypothesis import given, settings
 
 import csoftmax
+from csoftmax._arguments.segments import hold_segments
 from csoftmax._spec.formats import DTYPES
 from csoftmax._spec.samples import logits
 
@@ -222,6 +223,53 @@ def test_temperatures_of_segments_and_heads():
             assert_same_bits(y[begin:end, h].copy(), alone)
     one = csoftmax.segment_softmax(x, segments=segments, temperature=[0.5, 1.0, 2.0])
     assert_same_bits(one, csoftmax.segment_softmax(x, segments=segments, temperature=[[0.5], [1.0], [2.0]]))
+
+
+def by_order(segments):
+    """Return the same segments without the places of their elements, as they come from PyTorch and JAX."""
+    return hold_segments(segments.indptr, segments.order, segments.num_elements)
+
+
+@looped("layout", [(61,), (61, 2), (61, 8), (61, 9), (3, 61), (2, 61, 8), (8, 61, 1), (61, 4, 3)])
+@looped("dtype", DTYPES)
+def test_order_and_places(layout, dtype):
+    """Elements are copied by their places or by their order, rows side by side or one behind the other."""
+    segments = shuffled([5, 0, 20, 1, 30], 3, left_out=0.1)
+    axis, count = layout.index(61), segments.num_elements
+    shape = tuple(count if n == 61 else n for n in layout)
+    x = logits(shape, dtype, 4, 3.0)
+    for array in (x, np.ascontiguousarray(x[::-1])[::-1], np.asfortranarray(x)):
+        check(array, segments, axis=axis)
+        check(array, by_order(segments), axis=axis)
+    where = np.random.default_rng(2).random(shape) < 0.7
+    check(x, by_order(segments), axis=axis, where=where, temperature=np.array([0.5, 1.0, 2.0, 1.5, 1.0]))
+
+
+@pytest.mark.parametrize("given", [lambda segments: segments, by_order])
+def test_rows_that_are_copied_in_groups(given):
+    """Rows of 2.8 MB, of which two fit the 8 MB that are copied at a time."""
+    segments = shuffled([7] * 100_000, 5)
+    x, count = logits((5, 700_000), "float32", 6, 3.0), 100_000
+    t = np.random.default_rng(7).random((5, count)) + 0.5
+    some = given(segments)
+    y = csoftmax.segment_softmax(x, segments=some, axis=1)
+    tempered = csoftmax.segment_logsumexp(x[:, ::-1], segments=some, axis=1, temperature=t, where=x[:, ::-1] < 5)
+    for r in range(5):
+        assert_same_bits(y[r], csoftmax.segment_softmax(x[r], segments=segments))
+        row = np.ascontiguousarray(x[r, ::-1])
+        assert_same_bits(
+            tempered[r], csoftmax.segment_logsumexp(row, segments=segments, temperature=t[r], where=row < 5)
+        )
+
+
+@pytest.mark.slow
+def test_heads_that_are_copied_in_groups():
+    """Nine heads of 7.6 MB, of which eight fit the 64 MB that are copied at a time."""
+    segments = shuffled([10] * 190_000, 8)
+    x = logits((1_900_000, 9), "float32", 9, 3.0)
+    y = csoftmax.segment_softmax(x, segments=segments, num_threads=2)
+    for at in (slice(0, 8), slice(8, 9)):
+        assert_same_bits(y[:, at], csoftmax.segment_softmax(np.ascontiguousarray(x[:, at]), segments=segments))
 
 
 @few
@@ -440,6 +488,12 @@ class CSegments(ctypes.Structure):
     )
 
 
+class PlacedSegments(ctypes.Structure):
+    """The structure with its last member, which older callers lack."""
+
+    _fields_ = (("older", CSegments), ("places", ctypes.c_void_p))
+
+
 class LossOptions(ctypes.Structure):
     _fields_ = (
         *(("size", ctypes.c_size_t), ("labels", ctypes.c_void_p), ("label_type", ctypes.c_int)),
@@ -471,6 +525,12 @@ def test_c_functions():
     views = [ctypes.byref(view_of(a)) for a in (x, y)]
     assert c.csm_segment_softmax_f32(ctypes.byref(shape), ctypes.byref(segments), *views, None) == 0
     assert_same_bits(y, csoftmax.segment_softmax(x, segments=expected, axis=1))
+    places = np.argsort(order).astype(np.int32)
+    placed = PlacedSegments(
+        CSegments(ctypes.sizeof(PlacedSegments), 3, indptr.ctypes.data, None, 4), places.ctypes.data
+    )
+    assert c.csm_segment_softmax_f32(ctypes.byref(shape), ctypes.byref(placed), *views, None) == 0
+    assert_same_bits(y, csoftmax.segment_softmax(x, segments=expected, axis=1))
     labels, losses = np.array([[1, -100, 2], [0, -100, 0]]), np.empty(7)
     given = view_of(labels)
     options = LossOptions(
@@ -484,6 +544,8 @@ def test_c_functions():
     assert_same_bits(losses[:6].reshape(2, 3).astype(np.float32), right)
     total = csoftmax.segment_cross_entropy(x, labels, segments=expected, axis=1, reduction="sum")
     assert np.float32(losses[6]) == total
+    without_order = arguments[0], ctypes.byref(placed), *arguments[2:]
+    assert c.csm_segment_cross_entropy_f32(*without_order, ctypes.byref(options)) == 7
     ids[4] = 3
     assert c.csm_segment_sort(*call, 4, ctypes.byref(is_sorted), ctypes.byref(position)) == 6
     assert position.value == 4
