@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import marshal
 import math
 from typing import Any, Literal, NamedTuple, SupportsIndex
 
@@ -27,7 +28,7 @@ from .finish import (
     total_sums,
     write_gradient,
 )
-from .groups import Collectives, Header, Layout, Pending, as_group, check_status, enter_ahead
+from .groups import LAYOUTS, Collectives, Header, Layout, Pending, as_group, check_status, enter_ahead
 from .row_sums import RowSums
 from .rows import (
     check_result,
@@ -70,7 +71,54 @@ class Chunk(NamedTuple):
     merged: Merged
 
 
+_PLAIN = frozenset({int, float, str, bool, type(None)})
+_prepared: dict[Any, tuple[Header, Loss]] = {}  # the last calls, by their signatures
+
+
+def _signature(function: str, logits: Any, target: Any, options: dict[str, Any]) -> Any:
+    """All that the checks of a call depend on but for the values of its labels; None where that is more."""
+    if type(logits) is not np.ndarray or type(target) is not np.ndarray or not logits.flags.carray:
+        return None
+    values = tuple(options.values())
+    if not _PLAIN.issuperset(map(type, values)):
+        return None
+    arrays = logits.dtype, logits.shape, target.dtype, target.shape
+    return function, arrays, tuple(options), marshal.dumps(values, 0)  # 0: depends on the values alone
+
+
+def _prepare_again(known: tuple[Header, Loss], logits: Any, target: Any) -> tuple[Header, tuple[Header, Loss]]:
+    """A call of the same signature with other logits and labels."""
+    header, call = known
+    assert call.terms.losses is not None
+    assert isinstance(header.options, tuple)
+    own: tuple[str, Any] = "target", describe(target)
+    agreed = tuple(own if item[0] == "target" else item for item in header.options)
+    header = header._replace(options=agreed)
+    losses = call.terms.losses._replace(labels=target, target=target)
+    terms = call.terms._replace(losses=losses, agreed=agreed[: len(call.terms.agreed)])
+    return header, (header, call._replace(terms=terms, piece=Piece(0, logits)))
+
+
 def prepare_loss(
+    function: str, logits: Any, target: Any, num_threads: Any, **options: Any
+) -> tuple[Header, tuple[Header, Loss]]:
+    """Check a call on this rank; options: those of `_check_loss`. Those of a call like an earlier one are checked."""
+    logits, target = as_native(logits, "logits"), as_native(target, "target")
+    key = _signature(function, logits, target, options | {"num_threads": num_threads})
+    known = None if key is None else _prepared.get(key)
+    if known is not None:
+        return _prepare_again(known, logits, target)
+    header, (_, call) = prepared = _check_loss(function, logits, target, num_threads, **options)
+    losses = call.terms.losses
+    if key is not None and losses is not None and call.piece.x is logits and losses.target is target:
+        if len(_prepared) >= LAYOUTS:
+            _prepared.clear()
+        terms = call.terms._replace(losses=losses._replace(labels=None, target=None))
+        _prepared[key] = header, call._replace(terms=terms, piece=Piece(0, None))
+    return prepared
+
+
+def _check_loss(
     function: str,
     logits: Any,
     target: Any,
@@ -88,13 +136,12 @@ def prepare_loss(
     origin: tuple[int, tuple[int, ...]] | None = None,
     **losses: Any,
 ) -> tuple[Header, tuple[Header, Loss]]:
-    """Check a call on this rank. origin: that of Terms."""
+    """Check a call. origin: that of Terms."""
     check_num_threads(num_threads)
     n, first = known("n_classes", n_classes), known("offset", offset)
     check_reduction(reduction)
     given_out = out
-    arrays = ("logits", logits), ("target", target), ("upstream", upstream), ("out", out)
-    logits, target, upstream, out = (as_native(a, name) for name, a in arrays)
+    upstream, out = as_native(upstream, "upstream"), as_native(out, "out")
     losses = {name: as_native(a, name) for name, a in losses.items()}
     terms, piece = plan_partial(logits, offset=0, n_classes=None, kind="loss", axis=axis, target=target, losses=losses)
     place = normalize_axes(axis, len(terms.batch) + 1)[0]

@@ -83,3 +83,38 @@ def test_errors_while_headers_travel_are_raised_on_all(monkeypatch):
     monkeypatch.setattr(losses, "sum_piece", fail)
     assert len(set(map(float, run_on(2, work)))) == 1  # computed as ever, after the headers
     assert not any(used[-2:])
+
+
+def test_checks_of_earlier_calls_hold_for_equal_arguments_alone(monkeypatch):
+    """Labels are checked each time; so are options of another type, or of another sign of zero."""
+    monkeypatch.setattr(losses, "_prepared", {})
+    group = distributed.SingleProcess()
+    x, target = np.random.default_rng(3).normal(size=(3, 8192)), np.array([5, 4096, 8191])
+
+    def run(labels=target, logits=x, **options):
+        return distributed.cross_entropy_with_grad(logits, labels, group=group, **options)
+
+    for shift in range(3):
+        found, expected = run(target - shift), csoftmax.cross_entropy_with_grad(x, target - shift)
+        assert found.loss == expected.loss
+        assert_same_bits(found.grad, expected.grad)
+    assert len(losses._prepared) == 1
+    with pytest.raises(IndexError, match=r"target\[2\] is 8192"):
+        run(target + 1)
+    for upstream in (1.0, -0.0, 0.0, -1.0, 1.0):
+        expected = csoftmax.cross_entropy_with_grad(x, target, upstream=upstream)
+        assert_same_bits(run(upstream=upstream).grad, expected.grad)
+    run(n_classes=8192)
+    for wrong in (8192.0, "8192"):
+        with pytest.raises(TypeError, match="n_classes"):
+            run(n_classes=wrong)
+    with pytest.raises(TypeError, match="target"):
+        run(target.astype(bool))
+    with pytest.raises(ValueError, match="target has shape"):
+        run(target[:2])
+    spread = np.zeros((3, 16384))[:, ::2]
+    spread[:] = x
+    expected = csoftmax.cross_entropy_with_grad(x, target)
+    for logits in (spread, np.asfortranarray(x)):
+        assert_same_bits(run(logits=logits).grad, expected.grad)
+    assert all(call.piece.x is None and call.terms.losses.target is None for _, call in losses._prepared.values())
