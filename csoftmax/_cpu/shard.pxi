@@ -162,7 +162,7 @@ def run_shard_squares(int dtype, records, block_max, squares, *arguments):
 
 
 def run_shard_lost(int dtype, records, lost, *arguments):
-    """Mark rows that hold a class whose gradient is lost (1), or may hold one in any shard (2)."""
+    """Mark rows that hold a class whose gradient is lost (1), or may hold one in any shard (2); whether any does."""
     cdef _ShardLoss c = _ShardLoss(*arguments)
     cdef const int64_t *words = _words(records)
     cdef int64_t *to = _words(lost)
@@ -170,6 +170,11 @@ def run_shard_lost(int dtype, records, lost, *arguments):
     with nogil:
         status = cpu.csm_shard_lost(<cpu.csm_array_type>dtype, &c.b.shape, &c.b.view[0], words, to, &c.o, &c.loss)
     _raise(status)
+    cdef size_t i, count = lost.size
+    for i in range(count):
+        if to[i]:
+            return True
+    return False
 
 
 def finish_shard_loss(int dtype, bint from_e, records, block_max, loss, gradient, squares, *arguments):
@@ -224,12 +229,15 @@ def clear_records(records):
         cpu.csm_records_clear(_words(records), records.size // words, words)
 
 
+cdef _refuse_damaged(size_t rows, size_t bad):
+    if bad < rows:
+        raise ValueError(f"records are damaged: that of row {bad}, counted in C order, cannot be the sum of a shard")
+
+
 def check_records(records):
     """Refuse records, words last, that no shard has made."""
     cdef size_t words = records.shape[-1], rows = records.size // words
-    cdef size_t bad = csm_records_check(_words(records), rows, words)
-    if bad < rows:
-        raise ValueError(f"records are damaged: that of row {bad}, counted in C order, cannot be the sum of a shard")
+    _refuse_damaged(rows, csm_records_check(_words(records), rows, words))
 
 
 def merge_records(into, other):
@@ -240,6 +248,46 @@ def merge_records(into, other):
     cdef const int64_t *b = _words(other)
     with nogil:
         cpu.csm_records_merge(a, b, rows, words)
+
+
+def merge_gathered(gathered, size_t first, size_t words):
+    """Merge the records that each row of contiguous words has from `first` on into those of row 0, after a check."""
+    cdef Py_buffer buffer
+    PyObject_GetBuffer(gathered, &buffer, PyBUF_STRIDED_RO)
+    cdef size_t ranks = buffer.shape[0], rows = (buffer.shape[1] - first) // words, rank, bad = rows
+    cdef char *own = <char *>buffer.buf + 8 * first
+    cdef const int64_t *other
+    with nogil:
+        for rank in range(ranks):
+            other = <const int64_t *>(own + <Py_ssize_t>rank * buffer.strides[0])
+            bad = csm_records_check(other, rows, words)
+            if bad < rows:
+                break
+            if rank:
+                cpu.csm_records_merge(<int64_t *>own, other, rows, words)
+    PyBuffer_Release(&buffer)
+    _refuse_damaged(rows, bad)
+
+
+def all_below(labels, int64_t n):
+    """Whether contiguous labels are all numbers from 0 to n - 1."""
+    cdef const int64_t *label = _words(labels)
+    cdef size_t i, count = labels.size
+    for i in range(count):
+        if not 0 <= label[i] < n:
+            return False
+    return True
+
+
+def find_bad_owner(records, labels):
+    """The first row, in C order, whose label from 0 on has another number of owners than 1; -1: none."""
+    cdef size_t words = records.shape[-1], i, count = labels.size
+    cdef const int64_t *record = _words(records)
+    cdef const int64_t *label = _words(labels)
+    for i in range(count):
+        if label[i] >= 0 and record[i * words + cpu.CSM_LABEL_WORDS - 1] != 1:
+            return <Py_ssize_t>i
+    return -1
 
 
 def fold_records(records, row_max):

@@ -81,8 +81,8 @@ def _merge_squares(parts: list[Any]) -> Any:
 
 def _mark_lost(shared: dict[str, Any], terms: Terms, piece: Piece, part: Partial, merged: Merged, *further: Any) -> Any:
     divisor, upstream, _ = _split(shared, terms, further)
-    lost = find_lost(part, merged, piece, upstream, divisor) == 1
-    return lost if lost.any() else None
+    marks = find_lost(part, merged, piece, upstream, divisor)
+    return marks == 1 if marks is not None and (marks == 1).any() else None
 
 
 def _merge_marks(marks: list[Any]) -> Any:

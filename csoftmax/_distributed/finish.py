@@ -127,11 +127,11 @@ def check_owners(merged: Partial) -> None:
     if losses is None or losses.labels is None or merged.records is None:
         check_classes(merged.terms)
         return
-    owners = merged.records[..., binding.LABEL_WORDS - 1]
-    bad = (owners != 1) & (losses.labels >= 0)
-    if bad.any():
+    row = binding.find_bad_owner(merged.records, losses.labels)
+    if row >= 0:
         check_classes(merged.terms)
-        at = np.unravel_index(int(bad.argmax()), bad.shape)
+        at = np.unravel_index(row, losses.labels.shape)
+        owners = merged.records[..., binding.LABEL_WORDS - 1]
         where = f"[{', '.join(map(str, at))}]" if at else ""
         raise ValueError(
             f"target{where} is {losses.labels[at]}: {owners[at]} shards have this class or this label, and exactly 1 "
@@ -516,15 +516,17 @@ def add_squares(
     return squares
 
 
-def find_lost(part: Partial, merged: Merged, shard: Piece, upstream: Any, divisor: float) -> NDArray[np.int64]:
-    """1 for rows in which the shard has a class whose gradient underflows, 2 for rows that may have one, else 0."""
+def find_lost(part: Partial, merged: Merged, shard: Piece, upstream: Any, divisor: float) -> NDArray[np.int64] | None:
+    """1 for rows in which the shard has a class whose gradient underflows, 2 for rows that may have one, else 0.
+
+    None if all are 0.
+    """
     terms = part.terms
-    lost = np.zeros(terms.batch, np.int64)
     if merged.whole is not None:
-        return lost
+        return None
+    lost = np.empty(terms.batch, np.int64)
     arguments = terms.loss_arguments(shard, merged.row_max, upstream, merged.weight_sum, divisor)
-    binding.run_shard_lost(terms.dtype, merged.records, lost, *arguments)
-    return lost
+    return lost if binding.run_shard_lost(terms.dtype, merged.records, lost, *arguments) else None
 
 
 def loss_shard(part: Partial, merged: Merged, x: Any) -> Piece:
@@ -637,8 +639,8 @@ def _finish_gradient(x: Any, partial: Partial, merged: Any, axis: int, divisor: 
     rows = _rows(terms, x, axis=axis)
     _check_shape(partial, rows, "x")
     shard = loss_shard(partial, whole, rows)
-    lost = find_lost(partial, whole, shard, factor, divisor) == 1
-    if lost.any():
+    marks = find_lost(partial, whole, shard, factor, divisor)
+    if marks is not None and (lost := marks == 1).any():
         raise NotImplementedError(
             f"row {np.unravel_index(int(lost.argmax()), lost.shape)} has gradients that underflow before they are "
             "multiplied by its weights, upstream or 1 / temperature; csoftmax.cross_entropy_with_grad with whole rows "

@@ -1,6 +1,7 @@
 """Groups of processes that compute one call: their collectives, headers, and errors that all of them raise.
 
-Every call begins with a header of 64 bytes from each rank. A rank that cannot go on says so in its header, or in the
+Every call begins with a header of 64 bytes from each rank, which has room for sums in groups where a message of 16 KB
+takes no longer. A rank that cannot go on says so in its header, or in the
 status of its next collective; then one more collective carries the type and text of the error, and all ranks raise. All
 other decisions rest on data that is equal on all ranks, so that no rank waits for another one that has left.
 """
@@ -9,9 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import itertools
 import struct
 import sys
+import weakref
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
@@ -29,6 +33,10 @@ __all__ = ["DistributedError", "DistributedMemoryError", "Group", "SingleProcess
 TEXT_BYTES = 256
 _INT64 = np.dtype(np.int64)
 LAYOUTS = 64  # that are kept
+DIRECT_BYTES = 4 << 20  # of all ranks: up to these, a rank sends its words to each of the others instead of in a ring
+HEADER_WORDS = 8
+ROOM = 2048 - HEADER_WORDS - 1  # words of 16 KB, which take gloo no longer than a header alone
+ROOM_RANKS = 8  # up to which headers have this room
 UNKNOWN = -1  # an offset or a number of classes that is not given
 VERSION = zlib.crc32(f"{binding.VERSION} {sys.byteorder}".encode())
 
@@ -185,9 +193,12 @@ class Collectives:
     ----------
     overlaps : bool
         Whether an all-gather goes on while this process computes.
+    room : int
+        Words that travel with each header, the same on all ranks, for sums that are there already.
     """
 
     overlaps = False
+    room = 0
 
     def __init__(self, group: Any, size: int, rank: int):
         self.group, self.size, self.rank = group, size, rank
@@ -266,11 +277,17 @@ class _MpiCollectives(Collectives):
 
 class _TorchCollectives(Collectives):
     overlaps = True
+    sends_directly = False  # to all ranks at once, without torch.distributed's checks
 
     def _begin(self, words: NDArray[Any]) -> tuple[Any, NDArray[Any]]:
         """What to wait for, and the array that then has the words of all ranks."""
         torch = sys.modules["torch"]
         result = np.empty((self.size, len(words)), words.dtype)
+        if self.sends_directly and 0 < result.nbytes <= DIRECT_BYTES:
+            sent = np.empty_like(result)
+            sent[:] = words
+            received, own = torch.from_numpy(result.reshape(-1)), torch.from_numpy(sent.reshape(-1))
+            return self.group.alltoall_base(received, own, [], []), result
         parts, own = list(torch.from_numpy(result)), torch.from_numpy(_writable(words))
         return torch.distributed.all_gather(parts, own, group=self.group, async_op=True), result
 
@@ -309,11 +326,20 @@ def _writable(words: NDArray[Any]) -> NDArray[Any]:
     return words if words.flags.writeable else words.copy()
 
 
+_backends: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()  # of process groups
+
+
 def _torch_collectives(group: Any) -> Collectives:
-    dist = sys.modules["torch"].distributed
-    if dist.get_backend(group) == "nccl":
+    backend = _backends.get(group)
+    if backend is None:
+        backend = _backends[group] = sys.modules["torch"].distributed.get_backend(group)
+    if backend == "nccl":
         raise DeviceError("group has the backend nccl, which has no arrays on the CPU: use gloo or mpi")
-    return _TorchCollectives(group, dist.get_world_size(group), dist.get_rank(group))
+    collectives = _TorchCollectives(group, group.size(), group.rank())
+    if backend == "gloo":
+        collectives.sends_directly = True
+        collectives.room = ROOM if collectives.size <= ROOM_RANKS else 0
+    return collectives
 
 
 def as_group(group: Any) -> Collectives:
@@ -395,11 +421,22 @@ class Layout:
     n_classes: int
     offsets: tuple[int, ...]
     lengths: tuple[int, ...]
+    told: tuple[tuple[int, int, int], ...] = ()  # of each rank: n_classes, offset and length of its header
     cut_lengths: tuple[int, ...] = ()  # of each rank: the number of its classes in blocks divided among ranks
 
     def __post_init__(self) -> None:
         cut = (sum(b - a for a, b in self.cut_intervals(rank)) for rank in range(len(self.offsets)))
         object.__setattr__(self, "cut_lengths", tuple(cut))
+
+    @functools.cached_property
+    def digest(self) -> int:
+        """A number that tells shards apart, not 0."""
+        places = struct.pack(f"={1 + 2 * len(self.offsets)}q", self.n_classes, *self.offsets, *self.lengths)
+        return int.from_bytes(hashlib.blake2b(places, digest_size=7).digest()) + 1
+
+    def is_of(self, headers: list[list[int]]) -> bool:
+        """Whether these headers tell of the same shards as those of which this was made."""
+        return tuple((row[3], row[4], row[5]) for row in headers) == self.told
 
     def cut_intervals(self, rank: int) -> list[tuple[int, int]]:
         """The classes of a rank in blocks divided among ranks: [first, stop) before and after its whole blocks."""
@@ -434,9 +471,8 @@ def raise_on_all(group: Any, error: Exception | None, failed: NDArray[np.bool_])
 
 def check_status(group: Any, status: NDArray[np.int64], error: Exception | None) -> None:
     """Raise on all ranks if one of them has failed; status: a number of each rank, not 0 of those that have."""
-    failed = status != 0
-    if failed.any():
-        raise_on_all(group, error, failed)
+    if any(status.tolist()):
+        raise_on_all(group, error, status != 0)
 
 
 def _raise_difference(name: str, rank: int, first: Any, value: Any) -> NoReturn:
@@ -469,6 +505,16 @@ def raise_disagreement(group: Any, own: Agreed) -> None:
 _layouts: dict[tuple[int, ...], Layout] = {}  # the last ones, by what a rank knew before it had the headers of all
 
 
+class Ahead(NamedTuple):
+    """What a rank has computed before it has the headers of all, for shards like those of an earlier call."""
+
+    plan: Any
+    part: Any
+    placed: Any  # the result
+    pack: Callable[[], NDArray[np.int64]]  # what all ranks need of the sums
+    gathered: Any = None  # that of all ranks, if it has come with the headers
+
+
 def enter(group: Collectives, prepare: Callable[[], tuple[Header, Any]]) -> tuple[Layout, Any]:
     """Begin a call: prepare it on this rank, and compare headers. Returns the shards and what was prepared.
 
@@ -479,11 +525,14 @@ def enter(group: Collectives, prepare: Callable[[], tuple[Header, Any]]) -> tupl
 
 
 def enter_ahead(
-    group: Collectives, prepare: Callable[[], tuple[Header, Any]], ahead: Callable[[Layout, Any], Any] | None
-) -> tuple[Layout, Any, Any]:
-    """The same, and what `ahead` computes while headers travel, from the shards that the last such call had.
+    group: Collectives,
+    prepare: Callable[[], tuple[Header, Any]],
+    ahead: Callable[[Layout, Any], Ahead | None] | None,
+) -> tuple[Layout, Any, Ahead | None]:
+    """The same, and what `ahead` computes for the shards that the last such call had.
 
-    None if there was none, if the shards are other ones now, or if it failed: then it is to be computed as ever.
+    It is sent with the header where there is room for it, else computed while headers travel. None if there was no such
+    call, if the shards are other ones now, or if it failed: then it is to be computed as ever.
     """
     error, header, prepared, done = None, NO_HEADER, None, None
     try:
@@ -492,23 +541,45 @@ def enter_ahead(
     except Exception as problem:  # re-raised, here or on every rank
         error, words = problem, NO_HEADER.encode(True)
     group.function = header.function
-    wait = group.begin_all_gather(words)
     key = group.size, group.rank, header.n_classes, header.offset, header.length
     ahead = ahead if group.overlaps and error is None else None
     expected = None if ahead is None else _layouts.get(key)
-    if ahead is not None and expected is not None:
-        with contextlib.suppress(Exception):
-            done = ahead(expected, prepared)
-    headers = wait()
-    rows = headers.tolist()
-    if any(row[:4] != rows[0][:4] or row[6:] != rows[0][6:] for row in rows) or rows[0][1] >> 40:
-        _diagnose(group, headers, header, error)
-    layout = _tile(rows)
-    if ahead is not None and layout != expected:
-        if len(_layouts) >= LAYOUTS:
-            _layouts.clear()
-        _layouts[key], done = layout, None
-    return layout, prepared, done
+
+    def compute() -> Ahead | None:
+        if ahead is not None and expected is not None:
+            with contextlib.suppress(Exception):
+                return ahead(expected, prepared)
+        return None
+
+    message, fits = words, header.rows * header.words < group.room
+    if group.room:  # of all functions, since ranks may disagree
+        message = np.zeros(HEADER_WORDS + 1 + group.room, np.int64)
+        message[:HEADER_WORDS] = words
+    if fits and (done := compute()) is not None:
+        own = done.pack()
+        if fits := len(own) <= group.room:
+            assert expected is not None
+            message[HEADER_WORDS] = expected.digest
+            message[HEADER_WORDS + 1 : HEADER_WORDS + 1 + len(own)] = own
+    wait = group.begin_all_gather(message)
+    if not fits and done is None:
+        done = compute()
+    received = wait()
+    rows = received[:, : HEADER_WORDS + 1].tolist()
+    own_row = rows[group.rank]
+    common, end = own_row[:4], own_row[6:HEADER_WORDS]
+    if any(row[:4] != common or row[6:HEADER_WORDS] != end for row in rows) or common[1] >> 40:
+        _diagnose(group, received[:, :HEADER_WORDS], header, error)
+    if expected is None or not expected.is_of(rows):
+        layout = _tile(rows)
+        if ahead is not None:
+            if len(_layouts) >= LAYOUTS:
+                _layouts.clear()
+            _layouts[key] = layout
+        return layout, prepared, None
+    if done is not None and fits and all(row[HEADER_WORDS] == expected.digest for row in rows):
+        done = done._replace(gathered=received[:, HEADER_WORDS + 1 : HEADER_WORDS + 1 + len(own)])
+    return expected, prepared, done
 
 
 def fail_on_all(group: Collectives, error: Exception) -> NoReturn:
@@ -557,4 +628,4 @@ def _tile(headers: list[list[int]]) -> Layout:
         end += length
     if end != n:
         raise ValueError(f"shards must tile the classes 0 to {n - 1}: they end at {end}")
-    return Layout(n, offsets, lengths)
+    return Layout(n, offsets, lengths, tuple((row[3], row[4], row[5]) for row in headers))

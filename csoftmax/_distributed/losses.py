@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import marshal
 import math
 from typing import Any, Literal, NamedTuple, SupportsIndex
 
@@ -27,7 +28,8 @@ from .finish import (
     total_sums,
     write_gradient,
 )
-from .groups import Collectives, Header, Layout, Pending, as_group, check_status, enter_ahead
+from .groups import LAYOUTS, Ahead, Collectives, Header, Layout, Pending, as_group, check_status, enter_ahead
+from .merge import pack
 from .row_sums import RowSums
 from .rows import (
     check_result,
@@ -70,7 +72,54 @@ class Chunk(NamedTuple):
     merged: Merged
 
 
+_PLAIN = frozenset({int, float, str, bool, type(None)})
+_prepared: dict[Any, tuple[Header, Loss]] = {}  # the last calls, by their signatures
+
+
+def _signature(function: str, logits: Any, target: Any, options: dict[str, Any]) -> Any:
+    """All that the checks of a call depend on but for the values of its labels; None where that is more."""
+    if type(logits) is not np.ndarray or type(target) is not np.ndarray or not logits.flags.carray:
+        return None
+    values = tuple(options.values())
+    if not _PLAIN.issuperset(map(type, values)):
+        return None
+    arrays = logits.dtype, logits.shape, target.dtype, target.shape
+    return function, arrays, tuple(options), marshal.dumps(values, 0)  # 0: depends on the values alone
+
+
+def _prepare_again(known: tuple[Header, Loss], logits: Any, target: Any) -> tuple[Header, tuple[Header, Loss]]:
+    """A call of the same signature with other logits and labels."""
+    header, call = known
+    assert call.terms.losses is not None
+    assert isinstance(header.options, tuple)
+    own: tuple[str, Any] = "target", describe(target)
+    agreed = tuple(own if item[0] == "target" else item for item in header.options)
+    header = header._replace(options=agreed)
+    losses = call.terms.losses._replace(labels=target, target=target)
+    terms = call.terms._replace(losses=losses, agreed=agreed[: len(call.terms.agreed)])
+    return header, (header, call._replace(terms=terms, piece=Piece(0, logits)))
+
+
 def prepare_loss(
+    function: str, logits: Any, target: Any, num_threads: Any, **options: Any
+) -> tuple[Header, tuple[Header, Loss]]:
+    """Check a call on this rank; options: those of `_check_loss`. Those of a call like an earlier one are checked."""
+    logits, target = as_native(logits, "logits"), as_native(target, "target")
+    key = _signature(function, logits, target, options | {"num_threads": num_threads})
+    known = None if key is None else _prepared.get(key)
+    if known is not None:
+        return _prepare_again(known, logits, target)
+    header, (_, call) = prepared = _check_loss(function, logits, target, num_threads, **options)
+    losses = call.terms.losses
+    if key is not None and losses is not None and call.piece.x is logits and losses.target is target:
+        if len(_prepared) >= LAYOUTS:
+            _prepared.clear()
+        terms = call.terms._replace(losses=losses._replace(labels=None, target=None))
+        _prepared[key] = header, call._replace(terms=terms, piece=Piece(0, None))
+    return prepared
+
+
+def _check_loss(
     function: str,
     logits: Any,
     target: Any,
@@ -88,13 +137,12 @@ def prepare_loss(
     origin: tuple[int, tuple[int, ...]] | None = None,
     **losses: Any,
 ) -> tuple[Header, tuple[Header, Loss]]:
-    """Check a call on this rank. origin: that of Terms."""
+    """Check a call. origin: that of Terms."""
     check_num_threads(num_threads)
     n, first = known("n_classes", n_classes), known("offset", offset)
     check_reduction(reduction)
     given_out = out
-    arrays = ("logits", logits), ("target", target), ("upstream", upstream), ("out", out)
-    logits, target, upstream, out = (as_native(a, name) for name, a in arrays)
+    upstream, out = as_native(upstream, "upstream"), as_native(out, "out")
     losses = {name: as_native(a, name) for name, a in losses.items()}
     terms, piece = plan_partial(logits, offset=0, n_classes=None, kind="loss", axis=axis, target=target, losses=losses)
     place = normalize_axes(axis, len(terms.batch) + 1)[0]
@@ -235,10 +283,12 @@ def _gather_lost(
     terms, piece = chunk.terms, chunk.piece
     if chunk.merged.whole is not None:
         return None
-    lost = np.ones(terms.batch, np.int64)
-    if terms.losses is None or not terms.losses.clips_capped:
+    lost: NDArray[np.int64] | None = None
+    if terms.losses is not None and terms.losses.clips_capped:
+        lost = np.ones(terms.batch, np.int64)
+    else:
         lost = find_lost(chunk.part, chunk.merged, piece, upstream, divisor)
-    if not lost.any():  # 2 on all ranks where any of them may have 1
+    if lost is None:  # 2 on all ranks where any of them may have 1
         return None
     marks = group.all_gather(np.concatenate([[pending.error is not None], (lost == 1).reshape(-1)]).astype(np.int64))
     check_status(group, marks[:, 0], pending.error)
@@ -343,17 +393,20 @@ class _Plan(NamedTuple):
         return cls(terms, piece, slices, keep)
 
 
-def _sum_ahead(comm: Collectives, layout: Layout, call: Loss, num_threads: Any) -> tuple[_Plan, Partial] | None:
+def _sum_ahead(comm: Collectives, layout: Layout, call: Loss, num_threads: Any) -> Ahead | None:
     """The sums of a call whose shards will be these.
 
     None if weights are yet to be scaled, or if powers may go to the caller's array, which errors in headers must leave
     as it is.
     """
     plan = _Plan.of(comm, layout, call)
-    is_weighted = call.reduction == "mean" and plan.piece.weight is not None
+    terms, piece, keep = plan.terms, plan.piece, plan.keep
+    is_weighted = call.reduction == "mean" and piece.weight is not None
     if plan.slices != [None] or is_weighted or call.out is not None:
         return None
-    return plan, sum_piece(plan.terms, plan.piece, keep=plan.keep, num_threads=num_threads)
+    placed = place_result(terms, piece, call.axis, None) if call.gradient and not keep else None
+    part = sum_piece(terms, piece, keep=keep, num_threads=num_threads)
+    return Ahead(plan, part, placed, lambda: pack(terms, part, None))
 
 
 def _run_loss(
@@ -365,12 +418,12 @@ def _run_loss(
         lambda layout, prepared: _sum_ahead(comm, layout, prepared[1], num_threads),
     )
     sums.begin(header, layout.n_classes, None if call.terms.losses is None else call.terms.losses.sample_weight)
-    (terms, piece, slices, keep), part = ahead or (_Plan.of(comm, layout, call), None)
+    terms, piece, slices, keep = _Plan.of(comm, layout, call) if ahead is None else ahead.plan
     if call.reduction == "mean":
         terms, piece = _scaled(comm, sums, terms, piece)
     chunks, pending = [], Pending()
-    placed = None
-    if call.gradient and not (keep and call.out is None):
+    placed = None if ahead is None else ahead.placed
+    if call.gradient and placed is None and not (keep and call.out is None):
         with pending:  # before the exchanges, so that a lack of memory is known to all ranks
             placed = place_result(terms, piece, call.axis, call.out)
         if keep:  # in out, which bad labels, that soft ones are found among later, must leave as it is
@@ -378,7 +431,7 @@ def _run_loss(
             keep = piece.soft is None and powers_in(placed, piece.x)
     for rows in slices:
         some, part_piece = rows_of(terms, piece, rows)
-        sums_of_rows = merge_over(comm, layout, some, part_piece, keep, num_threads, pending, part)
+        sums_of_rows = merge_over(comm, layout, some, part_piece, keep, num_threads, pending, ahead)
         chunks.append(Chunk(rows, some, part_piece, *sums_of_rows))
     divisor = find_divisor(chunks, sums) if call.reduction == "mean" else 1.0
     gradient, each = None, []
@@ -396,9 +449,8 @@ def _run_loss(
         sums.finish()
         return give_result(logits, None, round_losses(terms, losses.reshape(terms.batch))), gradient
     total = sums.add(losses)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        is_empty = divisor == 0 or np.isinf(divisor)
-        value = np.float64("nan") if is_empty else np.float64(total) / np.float64(divisor)
+    value = np.float64(math.nan if divisor == 0 or math.isinf(divisor) else total / divisor)
+    with np.errstate(over="ignore"):
         return give_result(logits, None, value.astype(terms.compute)), gradient
 
 

@@ -27,34 +27,49 @@ _LIMBS = 5
 _NOTHING = np.iinfo(np.int64).min
 
 
-def exchange(
-    group: Any, layout: Layout, terms: Terms, piece: Piece, part: Partial | None, error: Exception | None
-) -> Partial:
-    """Merge the sums of all ranks. piece: this rank's shard; error: it has failed, and all ranks raise."""
-    row_max = None if part is None else part.row_max
+def pack(terms: Terms, part: Partial | None, error: Exception | None) -> NDArray[np.int64]:
+    """What a rank sends of its sums: a status, the sum of class weights, and the records unless rows travel whole."""
     words = np.zeros(1 + binding.SUM_WORDS, np.int64)
     words[0] = error is not None
-    records = terms.clear_records() if part is None or part.records is None else part.records
     if part is not None and part.weight_words is not None:
         words[1:] = part.weight_words
     if terms.n_classes <= BLOCK:
-        check_status(group, group.all_gather(words)[:, 0], error)
-        merged = None
-    elif group.size <= GATHERED_RANKS:
-        gathered = group.all_gather(np.concatenate([words, records.reshape(-1)]))
-        check_status(group, gathered[:, 0], error)
-        words = _merge_words(gathered, terms)
-        merged, *others = (g[len(words) + 1 :].reshape(records.shape) for g in gathered)
-        if merged.size and others:
-            binding.check_records(merged)
-            for other in others:
-                binding.merge_records(merged, other)
-    else:
-        gathered = group.all_gather(words)
-        check_status(group, gathered[:, 0], error)
-        words = _merge_words(gathered, terms)
-        merged = reduce_records(group, records.copy()) if records.size else records
-    sum_ = words[-binding.SUM_WORDS :] if terms.losses is not None and terms.losses.has_weight else None
+        return words
+    records = terms.clear_records() if part is None or part.records is None else part.records
+    return np.concatenate([words, records.reshape(-1)])
+
+
+def exchange(
+    group: Any,
+    layout: Layout,
+    terms: Terms,
+    piece: Piece,
+    part: Partial | None,
+    error: Exception | None,
+    gathered: NDArray[np.int64] | None = None,
+) -> Partial:
+    """Merge the sums of all ranks.
+
+    piece : this rank's shard
+    error : it has failed, and all ranks raise
+    gathered : what `pack` has made on all ranks, if it is there already
+    """
+    row_max = None if part is None else part.row_max
+    first = 1 + binding.SUM_WORDS
+    reduces = group.size > GATHERED_RANKS
+    if gathered is None:
+        own = pack(terms, part, error)
+        gathered = group.all_gather(own[:first] if reduces else own)
+    check_status(group, gathered[:, 0], error)
+    merged = None
+    if terms.n_classes > BLOCK and reduces:
+        merged = own[first:].reshape(*terms.batch, terms.words)
+        merged = reduce_records(group, merged) if merged.size else merged
+    elif terms.n_classes > BLOCK:
+        if group.size > 1:
+            binding.merge_gathered(gathered, first, terms.words)
+        merged = gathered[0, first:].reshape(*terms.batch, terms.words)
+    sum_ = _merge_words(gathered) if terms.losses is not None and terms.losses.has_weight else None
     n = terms.n_classes
     result = Partial(merged, None, {}, None, ((0, n),) if n else (), row_max, sum_, terms)
     if n == 0:
@@ -65,12 +80,11 @@ def exchange(
     return result
 
 
-def _merge_words(gathered: NDArray[np.int64], terms: Terms) -> NDArray[np.int64]:
+def _merge_words(gathered: NDArray[np.int64]) -> NDArray[np.int64]:
     """The sum of the class weights of all ranks."""
     words = np.array(gathered[0][1 : 1 + binding.SUM_WORDS])
-    if terms.losses is not None and terms.losses.has_weight:
-        for other in gathered[1:]:
-            binding.merge_sums(words, np.array(other[1 : 1 + binding.SUM_WORDS]))
+    for other in gathered[1:]:
+        binding.merge_sums(words, np.array(other[1 : 1 + binding.SUM_WORDS]))
     return words
 
 

@@ -25,8 +25,8 @@ from .finish import (
     write_rows,
     write_vjp,
 )
-from .groups import UNKNOWN, Collectives, Header, Layout, Pending, as_group, enter_ahead
-from .merge import exchange
+from .groups import UNKNOWN, Ahead, Collectives, Header, Layout, Pending, as_group, enter_ahead
+from .merge import exchange, pack
 from .shard import Partial, sum_piece
 from .sinks import add_sink, drop_sink
 from .terms import Piece, Terms, plan_partial
@@ -74,27 +74,28 @@ def merge_over(
     keep: Any,
     num_threads: Any,
     pending: Pending,
-    part: Partial | None = None,
+    ahead: Ahead | None = None,
 ) -> tuple[Partial, Merged]:
     """The sums of this rank's shard and the merged ones, after a second round if rows need one.
 
     An error that is pending, or that occurs here, is raised on every rank after the next collective.
 
-    part : the sums of the first round, if they are there already
+    ahead : the sums of the first round, if they are there already
     """
     row_max = None
+    part, gathered = (None, None) if ahead is None else (ahead.part, ahead.gathered)
     while True:
         if part is None:
             with pending:
                 part = sum_piece(terms, piece, row_max, keep=keep, num_threads=num_threads)
-        merged = exchange(group, layout, terms, piece, part, pending.error)
+        merged = exchange(group, layout, terms, piece, part, pending.error, gathered)
         assert part is not None
         row_max = merged.second_round
         if row_max is None:
             part.joined, part.blocks = merged.joined, merged.blocks
             part.whole = merged.whole
             return part, accept_merged(merged)
-        part = None
+        part = gathered = None
 
 
 def known(name: str, given: Any) -> int:
@@ -208,18 +209,19 @@ class _Plan(NamedTuple):
         return cls(layout, terms, piece, chunks, keep)
 
 
-def _sum_ahead(
-    name: str, comm: Collectives, layout: Layout, call: _Rows, num_threads: Any
-) -> tuple[_Plan, Partial] | None:
+def _sum_ahead(name: str, comm: Collectives, layout: Layout, call: _Rows, num_threads: Any) -> Ahead | None:
     """The sums of a call whose shards will be these.
 
     None if rows are merged in chunks, or if powers may go to the caller's array, which errors in headers must leave as
     it is.
     """
     plan = _Plan.of(name, comm, layout, call)
+    terms, piece, keep = plan.terms, plan.piece, plan.keep
     if plan.chunks != [None] or (call.out is not None and call.sink is None):
         return None
-    return plan, sum_piece(plan.terms, plan.piece, keep=plan.keep, num_threads=num_threads)
+    placed = None if name == "logsumexp" or keep else place_result(terms, piece, call.axis, None)
+    part = sum_piece(terms, piece, keep=keep, num_threads=num_threads)
+    return Ahead(plan, part, placed, lambda: pack(terms, part, None))
 
 
 def _run(
@@ -244,7 +246,7 @@ def _run(
     layout, call, ahead = enter_ahead(
         comm, lambda: _prepare(name, *arguments), lambda layout, call: _sum_ahead(name, comm, layout, call, num_threads)
     )
-    plan, first = ahead or (_Plan.of(name, comm, layout, call), None)
+    plan = _Plan.of(name, comm, layout, call) if ahead is None else ahead.plan
     layout, terms, piece, chunks, keep = plan
     if call.sink is not None:
         call = call._replace(out=None)
@@ -252,13 +254,15 @@ def _run(
     rows: Any = None
     sums = []
     pending = Pending()
-    if name != "logsumexp" and not (keep and call.out is None):
+    if ahead is not None and ahead.placed is not None:
+        result, rows = ahead.placed
+    elif name != "logsumexp" and not (keep and call.out is None):
         with pending:  # before the exchanges, so that a lack of memory is known to all ranks
             result, rows = place_result(terms, piece, call.axis, call.out)
             keep = keep and powers_in((result, rows), piece.x)
     for chunk in chunks:
         part_terms, part_piece = rows_of(terms, piece, chunk)
-        part, merged = merge_over(comm, layout, part_terms, part_piece, keep, num_threads, pending, first)
+        part, merged = merge_over(comm, layout, part_terms, part_piece, keep, num_threads, pending, ahead)
         with pending:
             if name == "logsumexp":
                 sums.append(sum_up_rows(part, merged))

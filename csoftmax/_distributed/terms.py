@@ -181,10 +181,9 @@ def whole_blocks(first: int, stop: int, n_classes: int) -> tuple[int, int]:
 
 def _check_labels(target: Any, n_classes: int, ignore_index: int) -> Any:
     """The labels as int64, where -1 is an ignored one and NO_LABEL one that is no class."""
-    bad = (target < 0) | (target >= n_classes)
-    labels = target.astype(np.int64)
-    if bad.any() or 0 <= ignore_index < n_classes:
-        labels[bad] = NO_LABEL
+    labels = target.astype(np.int64, order="C")
+    if not binding.all_below(labels, n_classes) or 0 <= ignore_index < n_classes:
+        labels[(target < 0) | (target >= n_classes)] = NO_LABEL
         if as_label_bits(ignore_index, target) is not None:
             labels[target == target.dtype.type(ignore_index)] = -1
     return labels

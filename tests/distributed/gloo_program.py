@@ -15,6 +15,7 @@ from helpers.sharded_calls import Call
 
 import csoftmax
 from csoftmax import distributed
+from csoftmax._distributed import groups
 
 
 def check_random_calls(group, rank, size):
@@ -74,6 +75,8 @@ def main():
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size, timeout=limit)
     group = dist.group.WORLD
     if what == "calls":
+        check_random_calls(group, rank, size)
+        groups.DIRECT_BYTES = 2000  # larger messages in a ring
         check_random_calls(group, rank, size)
         check_dtypes(group, rank, size)
         dist.barrier()
