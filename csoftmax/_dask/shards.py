@@ -58,7 +58,7 @@ class Sums(NamedTuple):
         return map_chunks(write, self.rows, [(self.merged, self.rows), *further], dtype=dtype)
 
 
-def sum_up(plan: Plan, x: Any, axis: int, others: Sequence[Argument], split_every: int) -> Sums:
+def sum_up(plan: Plan, x: Any, axis: int, others: Sequence[Argument], *, num_threads: int, split_every: int) -> Sums:
     """The sums of rows, with a second round for those that need it.
 
     The tasks of the second round return at once where no row needs it; their tree has fewer levels, each of which waits
@@ -68,23 +68,23 @@ def sum_up(plan: Plan, x: Any, axis: int, others: Sequence[Argument], split_ever
     rows = tuple(i for i in letters if i != axis)
     chunks = [(x, letters), (Begins(x.chunks[axis]), (axis,)), *others]
     one = {axis: 1}
-    parts = map_chunks(functools.partial(_sum, plan), letters, chunks, dtype=object, chunks=one)
+    parts = map_chunks(functools.partial(_sum, plan, num_threads), letters, chunks, dtype=object, chunks=one)
     merged = merge_chunks(_merge, parts, axis, split_every)
     arguments = [(merged, rows), *chunks]
-    second = map_chunks(functools.partial(_sum_again, plan), letters, arguments, dtype=object, chunks=one)
+    second = map_chunks(functools.partial(_sum_again, plan, num_threads), letters, arguments, dtype=object, chunks=one)
     settled = merge_chunks(_merge, second, axis, split_every**2, settle=_settle, beside=merged)
     return Sums(plan, axis, letters, chunks, parts, second, settled)
 
 
-def _sum(plan: Plan, x: Any, first: int, *others: Any, row_max: Any = None) -> Partial:
+def _sum(plan: Plan, num_threads: int, x: Any, first: int, *others: Any, row_max: Any = None) -> Partial:
     """The sums of a chunk, without the chunk itself."""
     terms, piece = plan(x, first, *others)
-    return dataclasses.replace(sum_piece(terms, piece, row_max), local=None)
+    return dataclasses.replace(sum_piece(terms, piece, row_max, num_threads=num_threads), local=None)
 
 
-def _sum_again(plan: Plan, merged: Partial, *chunk: Any) -> Partial | None:
+def _sum_again(plan: Plan, num_threads: int, merged: Partial, *chunk: Any) -> Partial | None:
     row_max = merged.second_round
-    return None if row_max is None else _sum(plan, *chunk, row_max=row_max)
+    return None if row_max is None else _sum(plan, num_threads, *chunk, row_max=row_max)
 
 
 def _merge(parts: list[Partial | None]) -> Partial | None:
