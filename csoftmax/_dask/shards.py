@@ -38,7 +38,13 @@ class Sums(NamedTuple):
     chunks: list[Argument]  # x, the first classes of its chunks, and the other arguments
     parts: Any  # the sums of each chunk
     second: Any  # of rows that need a second round; None where no row of the chunk does
-    merged: Any  # of the whole rows
+    first: Any  # of the whole rows, without a second round
+    split_every: int
+
+    @property
+    def merged(self) -> Any:
+        """The sums of the whole rows."""
+        return self._settle(_settle, object)
 
     @property
     def rows(self) -> Letters:
@@ -53,9 +59,16 @@ class Sums(NamedTuple):
         arguments = [*self.chunks, *sums, *further]
         return map_chunks(function, self.letters, arguments, dtype=dtype, like=like, chunks=ones)
 
-    def finish_rows(self, write: Callable[..., Any], *further: Argument, dtype: Any) -> Any:
-        """What follows from the merged sums alone: (merged sums, *further) -> result."""
-        return map_chunks(write, self.rows, [(self.merged, self.rows), *further], dtype=dtype)
+    def finish_rows(self, write: Callable[[Partial], Any], *, dtype: Any) -> Any:
+        """What follows from the merged sums alone.
+
+        The task that merges them does it: one of its own would wait for the scheduler once more.
+        """
+        return self._settle(functools.partial(_settle_and_write, write), dtype)
+
+    def _settle(self, settle: Callable[..., Any], dtype: Any) -> Any:
+        arity = self.split_every**2  # a level waits for the scheduler, and there is rarely anything to merge
+        return merge_chunks(_merge, self.second, self.axis, arity, settle=settle, beside=self.first, dtype=dtype)
 
 
 def sum_up(plan: Plan, x: Any, axis: int, others: Sequence[Argument], *, num_threads: int, split_every: int) -> Sums:
@@ -72,8 +85,7 @@ def sum_up(plan: Plan, x: Any, axis: int, others: Sequence[Argument], *, num_thr
     merged = merge_chunks(_merge, parts, axis, split_every)
     arguments = [(merged, rows), *chunks]
     second = map_chunks(functools.partial(_sum_again, plan, num_threads), letters, arguments, dtype=object, chunks=one)
-    settled = merge_chunks(_merge, second, axis, split_every**2, settle=_settle, beside=merged)
-    return Sums(plan, axis, letters, chunks, parts, second, settled)
+    return Sums(plan, axis, letters, chunks, parts, second, merged, split_every)
 
 
 def _sum(plan: Plan, num_threads: int, x: Any, first: int, *others: Any, row_max: Any = None) -> Partial:
@@ -93,6 +105,10 @@ def _merge(parts: list[Partial | None]) -> Partial | None:
 
 def _settle(again: Partial | None, merged: Partial) -> Partial:
     return merged if again is None else again
+
+
+def _settle_and_write(write: Callable[[Partial], Any], again: Partial | None, merged: Partial) -> Any:
+    return write(_settle(again, merged))
 
 
 def _finish(plan: Plan, write: Finish, count: int, *blocks: Any) -> Any:
