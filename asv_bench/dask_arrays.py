@@ -4,10 +4,10 @@
 
 The worker is a process with one thread that holds the chunks, float32; it computes the result and keeps it. One process
 does the same with csoftmax's function, chunk by chunk, one thread. Chunks hold whole rows, or all rows of some classes;
-then the process has the whole rows in one array. Best of 5 rounds in turns, with the load average. "no-op" is a
-function of each chunk that does nothing: the cost of Dask itself, and "x * 2" is NumPy's, beside which a ratio of ours
-is to be seen: NumPy's results have new pages in either case. Memory is that of the worker at its highest, beyond
-the chunks that it holds already, while the sum of the result is computed.
+then the process has the whole rows in one array. Best of 5 rounds in turns, with the load average. "graph" is the same
+call on as many chunks of one row: the cost of Dask itself. "x * 2" is NumPy's, beside which a ratio of ours is to be
+seen: NumPy's results have new pages in either case. Memory is that of the worker at its highest, beyond the chunks that
+it holds already, while the sum of the result is computed.
 """
 
 from __future__ import annotations
@@ -86,12 +86,12 @@ def double(x: Any) -> Any:
     return x * 2
 
 
-def compare(client: Any, name: str, x: Any, parts: list[Any]) -> None:
-    """Print a line of the table."""
+def compare(client: Any, name: str, x: Any, parts: list[Any], graph: Any) -> None:
+    """Print the lines of the table; graph: an array of as many chunks with next to nothing in them."""
     import csoftmax
     from csoftmax import dask as cd
 
-    worker = Worker(client, x)
+    worker, idle = Worker(client, x), Worker(client, graph)
     calls: dict[str, tuple[Any, Any]] = {
         label: (getattr(cd, label), functools.partial(getattr(csoftmax, label), num_threads=1))
         for label in ("softmax", "log_softmax", "logsumexp")
@@ -105,7 +105,7 @@ def compare(client: Any, name: str, x: Any, parts: list[Any]) -> None:
             kept = [plainly(a) for a in parts]
             here.append(time.perf_counter() - began)
             del kept
-            nothing.append(worker.compute(lambda a: a.map_blocks(len, dtype=object, meta=a._meta)))
+            nothing.append(idle.compute(lazily))
         figures = min(here) * 1e3, min(there) * 1e3, min(there) / min(here), min(nothing) * 1e3
         print("{:8} {:12} {:8.0f} {:8.0f} {:6.2f} {:8.0f}".format(name, label, *figures), flush=True)
 
@@ -124,13 +124,12 @@ def main(chunks: int = 12, megabytes: int = 64) -> None:
         with LocalCluster(n_workers=1, threads_per_worker=1, **options) as cluster, Client(cluster) as client:
             peak = Worker(client, make_lazy(chunks, rows, classes, axis)).peak(cd.softmax)
             print(f"memory of softmax(x).sum() in chunks of {name}: {peak / 1e6:.0f} MB beyond the chunks")
-    print("{:8} {:12} {:>8} {:>8} {:>6} {:>8}".format("chunks", "function", "one, ms", "Dask, ms", "ratio", "no-op"))
+    print("{:8} {:12} {:>8} {:>8} {:>6} {:>8}".format("chunks", "function", "one, ms", "Dask, ms", "ratio", "graph"))
     with LocalCluster(n_workers=1, threads_per_worker=1, **options) as cluster, Client(cluster) as client:
-        compare(
-            client, "rows", make_lazy(chunks, rows, classes, 0), [make_chunk(i, rows, classes) for i in range(chunks)]
-        )
-        whole = np.concatenate([make_chunk(i, rows, classes) for i in range(chunks)], axis=1)
-        compare(client, "classes", make_lazy(chunks, rows, classes, 1), [whole])
+        parts = [make_chunk(i, rows, classes) for i in range(chunks)]
+        for axis, name in enumerate(("rows", "classes")):
+            given = parts if axis == 0 else [np.concatenate(parts, axis=1)]
+            compare(client, name, make_lazy(chunks, rows, classes, axis), given, make_lazy(chunks, 1, classes, axis))
     print(f"load average {os.getloadavg()[0]:.2f}")
 
 

@@ -91,6 +91,34 @@ class Processes:
             end.send(None)
 
 
+def do_nothing(part, payload, number):
+    """A task with the result of an evaluation: what remains is Dask."""
+    return np.zeros(2 + CLASSES * (FEATURES + 1))
+
+
+def burn(part, seconds, number):
+    """The same after some CPU time without csoftmax."""
+    began, x = time.thread_time(), np.zeros(1 << 15)
+    while time.thread_time() - began < seconds:
+        np.add(x, 1.0, out=x)
+    return do_nothing(part, None, number)
+
+
+class Tasks:
+    """Other tasks in place of those of an evaluation, on the same parts."""
+
+    def __init__(self, engine, kind, payload):
+        self.engine, self.kind, self.payload = engine, kind, payload
+
+    def use_threads(self):
+        return contextlib.nullcontext()
+
+    def evaluate(self, *parameters):
+        from csoftmax._learn.parts.engine import total
+
+        return total(self.engine, self.kind, self.payload)
+
+
 def evaluate(rows, rounds=7):
     """Milliseconds of one evaluation: the median of the rounds, in which all take turns."""
     from csoftmax._dask.engine import DaskEngine
@@ -116,6 +144,13 @@ def evaluate(rows, rounds=7):
         layout = Layout(FEATURES, dtype, rows, [0] * 8, None, np.ones(FEATURES))
         calls[f"{workers} workers of Dask"] = PartsObjective(engine, layout, weights, Options())
         closing += [engine.close, client.close, cluster.close]
+        if workers == 1:
+            began = time.process_time()
+            with plain.use_threads():
+                plain.evaluate(coef, intercept)
+            used = time.process_time() - began
+    calls["2 workers, tasks that do nothing"] = Tasks(engine, do_nothing, None)
+    calls["2 workers, tasks that burn as much CPU time"] = Tasks(engine, burn, used / 8)
     calls["2 processes without Dask"] = processes = Processes(rows)
     closing.append(processes.close)
     times = {name: [] for name in calls}
@@ -126,12 +161,13 @@ def evaluate(rows, rounds=7):
     found = {name: 1e3 * float(np.median(values)) for name, values in times.items()}
     for name, value in found.items():
         print(f"{name}: {value:.1f} ms (least {1e3 * min(times[name]):.1f})")
-    one, one_worker, two, two_workers, limit = found.values()
+    one, one_worker, two, two_workers, _, burnt, limit = found.values()
     print(f"one worker against one thread: {one / one_worker:.2f} (goal 0.92)")
     print(
         f"efficiency: two workers {one / two_workers / 2:.2f} (goal 0.80), two threads {one / two / 2:.2f}, two "
-        f"processes {one / limit / 2:.2f}; two workers against two threads {two / two_workers:.2f}, against two "
-        f"processes {limit / two_workers:.2f}"
+        f"processes {one / limit / 2:.2f}, tasks that burn as much {one / burnt / 2:.2f}; two workers against two "
+        f"threads {two / two_workers:.2f}, against two processes {limit / two_workers:.2f}, against burning "
+        f"{burnt / two_workers:.2f}"
     )
     for close in closing:
         close()

@@ -66,11 +66,36 @@ def _check_rows(
     except ValueError:
         shapes = f"a number and what broadcasts to {row_shape}, {shape_name}"
         raise ValueError(f"{name} has shape {given.shape}; allowed are {shapes}") from None
+    raise_bad_rows(name, values, allowed, is_allowed)
+    return values
+
+
+def raise_bad_rows(
+    name: str,
+    values: Any,
+    allowed: str,
+    is_allowed: Callable[[Any], Any],
+    place_of: Callable[[tuple[Any, ...]], tuple[Any, ...]] = tuple,
+    part: str = "",
+) -> None:
+    """Find the first value of a row that is not allowed and raise; return if there is none.
+
+    place_of, part : as in `raise_bad_label`
+    """
     bad = ~is_allowed(values)
     if bad.any():
-        at = tuple(map(int, np.unravel_index(int(bad.argmax()), row_shape)))
-        raise ValueError(f"{name} must be {allowed}, got {values[at]} at {at}")
-    return values
+        at = tuple(map(int, np.unravel_index(int(bad.argmax()), bad.shape)))
+        place = tuple(map(int, place_of(at)))
+        raise ValueError(f"{name} must be {allowed}, got {values[at]} at {place}{part}")
+
+
+def allowed_for_rows(name: str, gradient: bool) -> tuple[str, Callable[[Any], Any]]:
+    """The values that a temperature or an alpha may have, in words and as a function of arrays."""
+    if name == "alpha":
+        return "at least 1 and finite", lambda a: (a >= 1) & (a < math.inf)
+    if gradient:
+        return "positive and finite", lambda t: (t > 0) & (t < math.inf)
+    return "at least 0", lambda t: t >= 0
 
 
 def check_temperatures(
@@ -82,10 +107,7 @@ def check_temperatures(
     """
     if not is_for_rows(temperature):
         return check_temperature(temperature, gradient)
-    last = row_shape, "at least 0", lambda t: t >= 0
-    if gradient:
-        last = row_shape, "positive and finite", lambda t: (t > 0) & (t < math.inf)
-    return _check_rows("temperature", temperature, *last, shape_name)
+    return _check_rows("temperature", temperature, row_shape, *allowed_for_rows("temperature", gradient), shape_name)
 
 
 def check_alpha(alpha: Any) -> float:
@@ -100,7 +122,7 @@ def check_alphas(alpha: Any, row_shape: tuple[int, ...]) -> float | Any:
     """The alpha of entmax as a float, or as a float64 array for the rows, whose shape has length 1 along the axis."""
     if not is_for_rows(alpha):
         return check_alpha(alpha)
-    return _check_rows("alpha", alpha, row_shape, "at least 1 and finite", lambda a: (a >= 1) & (a < math.inf))
+    return _check_rows("alpha", alpha, row_shape, *allowed_for_rows("alpha", True))
 
 
 def number_and_rows(value: float | Any, batch: tuple[int, ...], number: float) -> tuple[float, Any | None]:

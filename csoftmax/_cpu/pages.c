@@ -20,7 +20,10 @@
 #endif
 
 #if defined(__linux__) && defined(MADV_FREE)
-enum { PLACES = 4, HUGE = 2 << 20 /* a huge page: sizes are multiples of it, so that none is split */ };
+enum {
+    PLACES = 16, /* the smallest results that the default limit, 512 MB, has room for */
+    HUGE = 2 << 20 /* a huge page: sizes are multiples of it, so that none is split */
+};
 static struct {
     void *memory;
     size_t size;

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from .._arguments.foreign import is_lazy_array, is_lazy_frame
+from .._arguments.numbers import allowed_for_rows, raise_bad_rows
 from .blocks import find_lengths, map_chunks
-from .collections import FIND_LENGTHS, Letters, as_lazy, is_unknown, rechunk
+from .collections import FIND_LENGTHS, Begins, Letters, as_lazy, is_unknown, rechunk
+from .labels import place_in_call
 
 
 def lay_beside(
@@ -70,3 +72,22 @@ def _cut(name: str, axis: int, whole: Any, end: Any, length: Any, rows: Any) -> 
         raise ValueError(f"{name} has {whole.shape[axis]} rows along axis {axis}, and the logits have {int(rows)}")
     stop = int(end[0])
     return whole[(slice(None),) * axis + (slice(stop - int(length[0]), stop),)]
+
+
+def check_beside(name: str, a: Any, letters: Letters, rank: int, *, gradient: bool) -> Any:
+    """Temperatures or alphas of rows, which name the first bad one by its place among all rows.
+
+    letters : the axes of the array; rank : the number of axes that it broadcasts to.
+    """
+    begins = [(Begins(chunks), (letter,)) for chunks, letter in zip(a.chunks, letters, strict=True)]
+    function = functools.partial(_check_chunk, name, gradient, rank)
+    return map_chunks(function, letters, [(a, letters), *begins], dtype=a.dtype, like=a)
+
+
+def _check_chunk(name: str, gradient: bool, rank: int, a: Any, *begins: Any) -> Any:
+    if a.dtype.kind in "iuf" and isinstance(a, np.ndarray):  # all others are refused by the function itself
+        place_of, part = place_in_call([*begins], [])
+        missing = (0,) * (rank - a.ndim)
+        rule = allowed_for_rows(name, gradient)
+        raise_bad_rows(name, a.astype(np.float64), *rule, lambda at: (*missing, *place_of(at)), part)
+    return a

@@ -78,6 +78,7 @@ def merge_chunks(
     *,
     settle: Callable[[Any, Any], Any] | None = None,
     beside: Any = None,
+    dtype: Any = object,
 ) -> Any:
     """The results of all chunks of some axes merged in a tree; the axes are left out.
 
@@ -97,14 +98,29 @@ def merge_chunks(
         for level in itertools.count():
             if len(parts) <= split_every:
                 break
-            groups = [parts[i : i + split_every] for i in range(0, len(parts), split_every)]
-            parts = [(f"csoftmax-merge-{level}-{token}", *at, i) for i in range(len(groups))]
-            tasks.update((key, (function, group)) for key, group in zip(parts, groups, strict=True))
+            bounds = _bound_groups(len(parts), split_every)
+            groups = [parts[a:b] for a, b in itertools.pairwise(bounds)]
+            keys = [(f"csoftmax-merge-{level}-{token}", *at, i) for i in range(len(groups))]
+            tasks.update((key, (function, group)) for key, group in zip(keys, groups, strict=True))
+            parts = keys + parts[bounds[-1] :]
         settled = (_merge_and_settle, function, settle, parts, None if beside is None else (beside.name, *at))
         tasks[(name, *at)] = (function, parts) if settle is None else settled
     dependencies = [a] if beside is None else [a, beside]
     graph = HighLevelGraph.from_collections(name, tasks, dependencies=dependencies)
-    return da.Array(graph, name, tuple(a.chunks[i] for i in rows), object, meta=np.empty((0,) * len(rows), object))
+    return da.Array(graph, name, tuple(a.chunks[i] for i in rows), dtype, meta=np.empty((0,) * len(rows), dtype))
+
+
+def _bound_groups(count: int, arity: int) -> list[int]:
+    """Where the groups end that the next level of a tree merges, after a 0.
+
+    No more than the last task needs to have at most `arity` arguments: the others go up as they are, so that it waits
+    for one level less after the last of them.
+    """
+    excess = count - arity
+    if excess > arity * (arity - 1):
+        return [*range(0, count, arity), count]
+    merges = -(-excess // (arity - 1))
+    return [0, *(min(i * arity, excess + i) for i in range(1, merges + 1))]
 
 
 def _merge_and_settle(

@@ -10,7 +10,7 @@ import numpy as np
 
 from .._arguments.layouts import normalize_axes
 from .._arguments.places import is_cupy
-from .beside import lay_beside
+from .beside import check_beside, lay_beside
 from .blocks import Argument, map_chunks, pick
 from .collections import Letters, align_classes, as_lazy, in_one_chunk, is_number, row_chunks
 
@@ -70,7 +70,10 @@ def plan_call(
             continue
         names.append(name)
         to = (rows, chunks) if name in of_rows else (letters, x.chunks)
-        others.append(lay_beside(name, a, *to, broadcasts=name != "y", like=x))
+        a, own = lay_beside(name, a, *to, broadcasts=name != "y", like=x)
+        if name in ("temperature", "alpha"):
+            a = check_beside(name, a, own, len(to[0]), gradient=function.__name__.endswith("_vjp"))
+        others.append((a, own))
     return Call(function, x, first, axes, tuple(names), tuple(others), {**options, **numbers, "axis": axis})
 
 

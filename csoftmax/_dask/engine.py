@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import dask
+from dask.sizeof import sizeof
 
+from .._distributed.held import Held, align
 from .._distributed.parts import Kind, PartError, PartMemoryError, Sums, add_parts, merge_all, sum_of_part
 from .options import Options
 
@@ -30,20 +32,26 @@ class Message:
         self.content = content
 
 
-def _make_part(kind: Kind, message: Message, number: int, *given: Any) -> Any:
-    return kind(given, message.content, number)
+@sizeof.register(Held)
+def _size_of(part: Held) -> int:
+    """The bytes of a part, for Dask's account of memory."""
+    return int(sizeof(part.content))
 
 
-def _change_part(kind: Kind, message: Message, number: int, part: Any) -> Any:
-    return kind(part, message.content, number)
+def _make_part(kind: Kind, message: Message, number: int, *given: Any) -> Held:
+    return Held(kind(tuple(map(align, given)), message.content, number))
 
 
-def _gather_parts(kind: Kind, message: Message, numbers: Message, *parts: Any) -> list[Any]:
-    return [kind(part, message.content, number) for part, number in zip(parts, numbers.content, strict=True)]
+def _change_part(kind: Kind, message: Message, number: int, part: Held) -> Held:
+    return Held(kind(part.content, message.content, number))
 
 
-def _add_parts(kind: Kind, message: Message, numbers: Message, *parts: Any) -> Sums:
-    return add_parts(kind, message.content, parts, numbers.content)
+def _gather_parts(kind: Kind, message: Message, numbers: Message, *parts: Held) -> list[Any]:
+    return [kind(part.content, message.content, number) for part, number in zip(parts, numbers.content, strict=True)]
+
+
+def _add_parts(kind: Kind, message: Message, numbers: Message, *parts: Held) -> Sums:
+    return add_parts(kind, message.content, [part.content for part in parts], numbers.content)
 
 
 def _merge_runs(*found: Sums) -> Sums:
@@ -52,7 +60,7 @@ def _merge_runs(*found: Sums) -> Sums:
 
 def _read_part(steps: Message, number: int, *given: Any) -> Any:
     """Apply all steps to a part that has just been read."""
-    part: Any = given
+    part: Any = tuple(map(align, given))
     for kind, payload in steps.content:
         part = kind(part, payload, number)
     return part

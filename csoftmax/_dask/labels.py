@@ -19,15 +19,15 @@ def raise_bad_chunk(target: Any, n_classes: int, ignore_index: int | None, begin
     target : labels, or soft labels with the class axis last, from the class `first` on.
     begins : of each axis of the rows the index at which the chunk begins; -1 - i: chunk i of unknown place.
     """
-    raise_bad_label(target, n_classes, ignore_index, *_place_in_call(begins, [first] * (target.ndim - len(begins))))
+    raise_bad_label(target, n_classes, ignore_index, *place_in_call(begins, [first] * (target.ndim - len(begins))))
 
 
 def raise_bad_weight_of_chunk(s: Any, begins: list[int]) -> None:
     """`raise_bad_weight` of the weights of a chunk's rows, likewise."""
-    raise_bad_weight("sample_weight", s, round_keeping_sign(s, np.float64), *_place_in_call(begins[-s.ndim :], []))
+    raise_bad_weight("sample_weight", s, round_keeping_sign(s, np.float64), *place_in_call(begins[-s.ndim :], []))
 
 
-def _place_in_call(begins: list[int], others: list[int]) -> tuple[Callable[[tuple[Any, ...]], tuple[Any, ...]], str]:
+def place_in_call(begins: list[int], others: list[int]) -> tuple[Callable[[tuple[Any, ...]], tuple[Any, ...]], str]:
     """The place in the call of an element of a chunk, and what a message says of a chunk of unknown place."""
     unknown = [-1 - b for b in begins if b < 0]
     offset = (*(max(0, b) for b in begins), *others)

@@ -23,7 +23,7 @@ from .._distributed.finish import Merged, add_losses, round_losses
 from .._distributed.losses import Chunk, find_shares
 from .._distributed.shard import Partial, Piece, Terms, plan_partial
 from .._ops.cross_entropy import plan_cross_entropy
-from .beside import lay_beside
+from .beside import check_beside, lay_beside
 from .blocks import Argument, add_rows, check_split_every, map_chunks, pick
 from .calls import Call, is_on_gpu, plan_call
 from .collections import Begins, Letters, as_lazy, give_frame, is_number, row_chunks
@@ -146,7 +146,8 @@ def plan_loss(
         )
     if not is_number(options["temperature"]):
         beside = call.letters, call.x.chunks
-        arrays["temperature"] = lay_beside("temperature", numbers.pop("temperature"), *beside, like=call.x)
+        each, own = lay_beside("temperature", numbers.pop("temperature"), *beside, like=call.x)
+        arrays["temperature"] = check_beside("temperature", each, own, call.x.ndim, gradient=True), own
     numbers["num_threads"] = 1 if options["num_threads"] is None else options["num_threads"]
     return Losses(call, arrays, numbers, reduction, gradient, dtypes, arity)
 
@@ -256,7 +257,14 @@ def _run_divided(losses: Losses) -> tuple[Any, Any]:
     call, settings = losses.call, losses.settings
     names, arrays = losses.take("upstream")
     plan = functools.partial(_plan_divided, settings, names)
-    sums = sum_up(plan, call.x, call.axes[0], arrays, losses.split_every)
+    sums = sum_up(
+        plan,
+        call.x,
+        call.axes[0],
+        arrays,
+        num_threads=losses.numbers["num_threads"],
+        split_every=losses.split_every,
+    )
     divisor: Any = None
     if losses.reduction == "none":
         loss = sums.finish_rows(_add_rounded, dtype=losses.dtypes[0])

@@ -26,7 +26,8 @@ def sums_of(call: Call, kind: str, split_every: int) -> Sums:
     shared = {"kind": kind, "axis": axis, "n_classes": call.x.shape[axis]}
     shared |= {"temperature": call.options["temperature"]} if "temperature" in call.options else {}
     plan = functools.partial(_plan, call.names, shared)
-    return sum_up(plan, call.x, axis, call.others, split_every)
+    num_threads = call.options["num_threads"] or 1
+    return sum_up(plan, call.x, axis, call.others, num_threads=num_threads, split_every=split_every)
 
 
 def _plan(names: tuple[str, ...], shared: dict[str, Any], x: Any, first: int, *others: Any) -> tuple[Terms, Piece]:

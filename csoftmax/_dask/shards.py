@@ -38,7 +38,13 @@ class Sums(NamedTuple):
     chunks: list[Argument]  # x, the first classes of its chunks, and the other arguments
     parts: Any  # the sums of each chunk
     second: Any  # of rows that need a second round; None where no row of the chunk does
-    merged: Any  # of the whole rows
+    first: Any  # of the whole rows, without a second round
+    split_every: int
+
+    @property
+    def merged(self) -> Any:
+        """The sums of the whole rows."""
+        return self._settle(_settle, object)
 
     @property
     def rows(self) -> Letters:
@@ -53,12 +59,19 @@ class Sums(NamedTuple):
         arguments = [*self.chunks, *sums, *further]
         return map_chunks(function, self.letters, arguments, dtype=dtype, like=like, chunks=ones)
 
-    def finish_rows(self, write: Callable[..., Any], *further: Argument, dtype: Any) -> Any:
-        """What follows from the merged sums alone: (merged sums, *further) -> result."""
-        return map_chunks(write, self.rows, [(self.merged, self.rows), *further], dtype=dtype)
+    def finish_rows(self, write: Callable[[Partial], Any], *, dtype: Any) -> Any:
+        """What follows from the merged sums alone.
+
+        The task that merges them does it: one of its own would wait for the scheduler once more.
+        """
+        return self._settle(functools.partial(_settle_and_write, write), dtype)
+
+    def _settle(self, settle: Callable[..., Any], dtype: Any) -> Any:
+        arity = self.split_every**2  # a level waits for the scheduler, and there is rarely anything to merge
+        return merge_chunks(_merge, self.second, self.axis, arity, settle=settle, beside=self.first, dtype=dtype)
 
 
-def sum_up(plan: Plan, x: Any, axis: int, others: Sequence[Argument], split_every: int) -> Sums:
+def sum_up(plan: Plan, x: Any, axis: int, others: Sequence[Argument], *, num_threads: int, split_every: int) -> Sums:
     """The sums of rows, with a second round for those that need it.
 
     The tasks of the second round return at once where no row needs it; their tree has fewer levels, each of which waits
@@ -68,23 +81,22 @@ def sum_up(plan: Plan, x: Any, axis: int, others: Sequence[Argument], split_ever
     rows = tuple(i for i in letters if i != axis)
     chunks = [(x, letters), (Begins(x.chunks[axis]), (axis,)), *others]
     one = {axis: 1}
-    parts = map_chunks(functools.partial(_sum, plan), letters, chunks, dtype=object, chunks=one)
+    parts = map_chunks(functools.partial(_sum, plan, num_threads), letters, chunks, dtype=object, chunks=one)
     merged = merge_chunks(_merge, parts, axis, split_every)
     arguments = [(merged, rows), *chunks]
-    second = map_chunks(functools.partial(_sum_again, plan), letters, arguments, dtype=object, chunks=one)
-    settled = merge_chunks(_merge, second, axis, split_every**2, settle=_settle, beside=merged)
-    return Sums(plan, axis, letters, chunks, parts, second, settled)
+    second = map_chunks(functools.partial(_sum_again, plan, num_threads), letters, arguments, dtype=object, chunks=one)
+    return Sums(plan, axis, letters, chunks, parts, second, merged, split_every)
 
 
-def _sum(plan: Plan, x: Any, first: int, *others: Any, row_max: Any = None) -> Partial:
+def _sum(plan: Plan, num_threads: int, x: Any, first: int, *others: Any, row_max: Any = None) -> Partial:
     """The sums of a chunk, without the chunk itself."""
     terms, piece = plan(x, first, *others)
-    return dataclasses.replace(sum_piece(terms, piece, row_max), local=None)
+    return dataclasses.replace(sum_piece(terms, piece, row_max, num_threads=num_threads), local=None)
 
 
-def _sum_again(plan: Plan, merged: Partial, *chunk: Any) -> Partial | None:
+def _sum_again(plan: Plan, num_threads: int, merged: Partial, *chunk: Any) -> Partial | None:
     row_max = merged.second_round
-    return None if row_max is None else _sum(plan, *chunk, row_max=row_max)
+    return None if row_max is None else _sum(plan, num_threads, *chunk, row_max=row_max)
 
 
 def _merge(parts: list[Partial | None]) -> Partial | None:
@@ -93,6 +105,10 @@ def _merge(parts: list[Partial | None]) -> Partial | None:
 
 def _settle(again: Partial | None, merged: Partial) -> Partial:
     return merged if again is None else again
+
+
+def _settle_and_write(write: Callable[[Partial], Any], again: Partial | None, merged: Partial) -> Any:
+    return write(_settle(again, merged))
 
 
 def _finish(plan: Plan, write: Finish, count: int, *blocks: Any) -> Any:

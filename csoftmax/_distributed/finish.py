@@ -174,7 +174,7 @@ def _check_shape(part: Partial, rows: Any, name: str) -> int:
 
 def _place_result(out: Any, like: Any, axis: int, own: Any = None) -> tuple[Any, Any]:
     """The result of the shape and dtype of an array, and its rows, the class axis last."""
-    result = own if own is not None and out is None else np.empty_like(like) if out is None else out
+    result = own if own is not None and out is None else binding.empty_like(like) if out is None else out
     if out is not None:
         check_out(out, like.shape, like.dtype)
     return result, as_buffer(axis_last(result, (axis % max(1, result.ndim),)))

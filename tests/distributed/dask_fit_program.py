@@ -301,7 +301,7 @@ def check_joining():
 def check_memory():
     """A part that no worker can hold."""
     with dask.config.set({"distributed.scheduler.allowed-failures": 1, "distributed.nanny.pre-spawn-environ": {}}):
-        cluster, client = start(1, memory_limit="400MB")
+        cluster, client = start(1, memory_limit="400MB")  # a worker has 225 MB with nothing but what it imports
     with cluster, client:
 
         def grow(rows):

@@ -471,6 +471,33 @@ def test_bad_labels_are_named_by_their_place_among_all_rows():
             cd.cross_entropy(logits, labels).compute()
 
 
+def test_bad_temperatures_are_named_by_their_place_among_all_rows():
+    x, each = np.zeros((6, 9000)), np.ones((6, 1))
+    each[4], each[5] = -1, np.nan
+    calls = {
+        "at least 0": [cd.softmax, cd.logsumexp, cd.entropy, lambda x, **given: cd.topk_softmax(x, 2, **given).values],
+        "positive and finite": [
+            lambda x, **given: cd.softmax_vjp(x, x, **given),
+            lambda x, **given: cd.cross_entropy(x, [0] * 6, **given),
+        ],
+    }
+    kept = da.ones(6, chunks=2) > 0
+    for lazy in (da.from_array(x, chunks=(2, 9000)), da.from_array(x, chunks=(2, 4096))):
+        for allowed, functions in calls.items():
+            for function in functions:
+                message = rf"temperature must be {allowed}, got -1\.0 at \(4, 0\)$"
+                for temperature in (each, da.from_array(each, chunks=(3, 1))):
+                    with pytest.raises(ValueError, match=message):
+                        function(lazy, temperature=temperature).compute()
+                message = rf"temperature must be {allowed}, got -1\.0 at \(0, 0\) of chunk 2$"
+                with pytest.raises(ValueError, match=message):
+                    function(lazy[kept], temperature=da.from_array(each, chunks=(2, 1))[kept]).compute()
+    with pytest.raises(ValueError, match=r"alpha must be at least 1 and finite, got -1\.0 at \(4, 0\)$"):
+        cd.entmax(da.from_array(x[:, :5], chunks=2), each).compute()
+    with pytest.raises(ValueError, match=r"got -1\.0 at \(0, 0\)$"):
+        cd.softmax(da.from_array(x[:, :5], chunks=2), temperature=[-1.0]).compute()
+
+
 def test_errors_of_arguments_are_raised_while_the_graph_is_built():
     x = da.zeros((4, 9000), chunks=(2, 4000))
     unknown = x[x[:, 0] == 0]

@@ -1,11 +1,13 @@
 """Fits over parts of the rows in one process: sums in the tree of the parts, preprocessing, early stopping."""
 
 import itertools
+import pickle
 
 import numpy as np
 import pytest
 import scipy.sparse
 
+from csoftmax._distributed.held import Held
 from csoftmax._distributed.parts import add_parts, merge_all
 from csoftmax._learn.objective import Objective, Options
 from csoftmax._learn.parts import rows, sums
@@ -42,6 +44,14 @@ def split(cuts, *arrays):
 CUTS = [0, 3, 3, 90, 91, 200, 350, 350, 400, 402, 560, 699, 700]
 
 
+def unaligned(a):
+    memory = np.empty(a.nbytes + 1, np.uint8)
+    moved = memory[1:].view(a.dtype).reshape(a.shape)
+    moved[...] = a
+    assert moved.ctypes.data % 2 == 1 or not moved.size
+    return moved
+
+
 def fit(parts, engine=LocalEngine, **parameters):
     held = engine(parts)
     model = SoftmaxRegression(**parameters)
@@ -64,19 +74,30 @@ def test_the_same_bits_for_unaligned_parts_and_parameters():
     """Messages of a cluster begin at any byte, where NumPy's products leave BLAS."""
     X, y, weight = make_rows()
 
-    def unaligned(a):
-        memory = np.empty(a.nbytes + 1, np.uint8)
-        moved = memory[1:].view(a.dtype).reshape(a.shape)
-        moved[...] = a
-        assert not moved.flags.aligned or not moved.size
-        return moved
-
     moved = [(unaligned(x), unaligned(labels), unaligned(w)) for x, labels, w in split(CUTS, X, y, weight)]
     assert fit(moved).coef_.tobytes() == fit(split(CUTS, X, y, weight)).coef_.tobytes()
     part = rows.settle(rows.load((X, y), None, 0), rows.Settings(np.arange(3), np.dtype(float), [0], None, 0.1), 0)
     payload = sums.Evaluate(np.ones((3, 5)), np.ones(3), Options(), 1.0, True, False)
     same = payload._replace(coef=unaligned(payload.coef), intercept=unaligned(payload.intercept))
     assert sums.evaluate(part, payload, 0).tobytes() == sums.evaluate(part, same, 0).tobytes()
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_parts_that_move_are_aligned(protocol):
+    X, y, weight = make_rows()
+    settings = rows.Settings(np.arange(3), np.dtype(float), [0], None, 0.1)
+    content = rows.settle(rows.load((X, y, weight), None, 0), settings, 0), np.asfortranarray(X), np.zeros((0, 3))
+    buffers = []
+    message = pickle.dumps(Held(content), protocol, buffer_callback=buffers.append if protocol == 5 else None)
+    arrived = [unaligned(np.frombuffer(buffer.raw(), np.uint8).copy()) for buffer in buffers]
+    part, columns, empty = pickle.loads(message, buffers=arrived).content
+    payload = sums.Evaluate(np.ones((3, 5)), np.ones(3), Options(), 1.0, True, False)
+    assert sums.evaluate(part, payload, 0).tobytes() == sums.evaluate(content[0], payload, 0).tobytes()
+    for a in (*part.train, columns):
+        assert a.ctypes.data % 16 == 0
+    assert columns.flags.f_contiguous
+    assert np.array_equal(columns, X)
+    assert empty.shape == (0, 3)
 
 
 @pytest.mark.parametrize("d", [1, 2, 5])

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..._arguments.foreign import is_lazy_frame
+from ..._distributed.held import Held, align
 from ..._distributed.parts import merge_all, sum_of_part, total_parts
 from ..labels import is_text
 from ..messages import show
@@ -35,10 +36,10 @@ def _try_out(function: Function, X: Any, model: Any) -> None:
         function(np.zeros((1, X.shape[1]), X.dtype), model)
 
 
-def _predict_block(x: Any, model: Any, function: Function = None, dtype: Any = None) -> NDArray[Any]:  # type: ignore[assignment]
+def _predict_block(x: Any, model: Held, function: Function = None, dtype: Any = None) -> NDArray[Any]:  # type: ignore[assignment]
     if x.shape[0] == 0:
-        return make_empty(function, model, x)
-    return np.asarray(function(x, model))
+        return make_empty(function, model.content, x)
+    return np.asarray(function(align(x), model.content))
 
 
 def make_empty(function: Function, model: Any, x: Any) -> NDArray[Any]:
@@ -51,7 +52,7 @@ def make_empty(function: Function, model: Any, x: Any) -> NDArray[Any]:
     return np.asarray(function(one, model))[:0]
 
 
-def _predict_frame(frame: Any, model: Any, function: Function, columns: Any) -> Any:
+def _predict_frame(frame: Any, model: Held, function: Function, columns: Any) -> Any:
     import pandas
 
     a = _predict_block(frame, model, function)
@@ -67,12 +68,12 @@ def predict_lazily(function: Function, X: Any, model: Any) -> Any:
 
     from ..._dask.parts import check_rows
 
-    shipped = dask.delayed(model, pure=False, traverse=False)
+    shipped = dask.delayed(Held(model), pure=False, traverse=False)
     if is_lazy_frame(X):
         _try_out(function, X, model)
         empty = make_empty(function, model, X._meta)
         columns = model.classes_ if empty.ndim == 2 else None
-        meta = _predict_frame(X._meta, model, function, columns)
+        meta = _predict_frame(X._meta, Held(model), function, columns)
         return X.map_partitions(_predict_frame, shipped, function, columns, meta=meta)
     if not isinstance(X, da.Array):
         raise TypeError(f"X must be a dask array or DataFrame for lazy predictions, got {type(X).__name__}")
@@ -90,8 +91,9 @@ class _Hits(NamedTuple):
     weights: NDArray[np.float64]  # of the rows that are predicted correctly, and of all
 
 
-def _count_hits(model: Any, number: int, *given: Any) -> _Hits:
-    """The hits in a part: (X, y) or (X, y, sample_weight), checked as those of a fit."""
+def _count_hits(held: Held, number: int, *given: Any) -> _Hits:
+    """The hits of a model in a part: (X, y) or (X, y, sample_weight), checked as those of a fit."""
+    model = held.content
     part = rows.load(given, None, number)
     if part.problem is None and len(part.classes) and is_text(part.classes) != is_text(model.classes_):
         kinds = f"of another kind than the classes: {show(model.classes_)}"
@@ -100,7 +102,7 @@ def _count_hits(model: Any, number: int, *given: Any) -> _Hits:
     summary = rows.summarize(part, None, number)
     if part.problem is not None or not len(part.codes):
         return _Hits(summary, np.zeros(2))
-    right = model.predict(given[0]) == part.classes[part.codes]
+    right = model.predict(align(given[0])) == part.classes[part.codes]
     w = np.ones(len(right)) if part.weights is None else part.weights
     return _Hits(summary, np.array([w[right].sum(), w.sum()]))
 
@@ -153,7 +155,7 @@ class ScoresLazily:
         if is_lazy(X) and not isinstance(X, list | tuple):  # nothing is known of Delayed
             _try_out(lambda x, model: model.predict(x), X, self)
         parts = split_parts(("X", X), ("y", y), ("sample_weight", sample_weight))
-        shipped = dask.delayed(self, pure=False, traverse=False)
+        shipped = dask.delayed(Held(self), pure=False, traverse=False)
         count, divide = dask.delayed(_count_hits, pure=False), dask.delayed(_divide, pure=False)
         hits = [count(shipped, number, *part) for number, part in enumerate(parts)]
         return da.from_delayed(divide(*hits), shape=(), dtype=np.float64)
