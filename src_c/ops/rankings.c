@@ -287,16 +287,21 @@ static void sort_lists(const int64_t *offsets, size_t count, uint16_t *order) {
     }
 }
 
-/* Prefetches what a list reads and writes: lists of a window are not in the order of memory. */
-static void prefetch_list(const csm_ranking_call *c, size_t itemsize, size_t list) {
+/* Prefetches the ends of what a list reads and writes: lists of a window are not in the order of memory. */
+INLINE void prefetch_list(const csm_ranking_call *c, size_t itemsize, size_t list) {
     const size_t begin = (size_t)c->offsets[list], end = (size_t)c->offsets[list + 1];
     const size_t width = c->relevance ? sizeof *c->relevance : sizeof *c->relevance_single;
     const char *relevance = c->relevance ? (const char *)c->relevance : (const char *)c->relevance_single;
-    for (size_t at = begin * width; at < end * width; at += CSM_ALIGN) PREFETCH(relevance + at);
-    for (size_t at = begin * itemsize; at < end * itemsize; at += CSM_ALIGN) {
-        PREFETCH((const char *)c->x + at);
-        if (c->grad) PREFETCH((const char *)c->grad + at);
-    }
+    const char *x = (const char *)c->x, *grad = c->grad ? (const char *)c->grad : x;
+    PREFETCH(relevance + begin * width);
+    PREFETCH(relevance + begin * width + CSM_ALIGN);
+    PREFETCH(relevance + end * width - 1);
+    PREFETCH(x + begin * itemsize);
+    PREFETCH(x + begin * itemsize + CSM_ALIGN);
+    PREFETCH(x + end * itemsize - 1);
+    PREFETCH(grad + begin * itemsize);
+    PREFETCH(grad + begin * itemsize + CSM_ALIGN);
+    PREFETCH(grad + end * itemsize - 1);
 }
 
 static csm_status lists_body(void *context, size_t begin, size_t end, int thread) {

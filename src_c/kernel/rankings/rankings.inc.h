@@ -58,10 +58,13 @@ INLINE void ranking_count(const int count, const float *key, size_t n, size_t i,
     for (int v = 0; v < count; v++)
     EACH own[v] = v32_load_f32(key + i + v * v32_W);
     EACH at_most[v] = beside[v] = v32_zero();
-    for (size_t j = 0; j < n; j += 2) { /* key n is NaN */
-        const v32_t a = v32_set((double)key[j]), b = v32_set((double)key[j + 1]);
-        EACH at_most[v] = v32_add(at_most[v], v32_keep(v32_ge(own[v], a), one));
-        EACH beside[v] = v32_add(beside[v], v32_keep(v32_ge(own[v], b), one));
+    for (size_t j = 0; j < n; j += 4) { /* keys behind the last are NaN */
+        UNROLL
+        for (size_t k = j; k < j + 4; k += 2) {
+            const v32_t a = v32_set((double)key[k]), b = v32_set((double)key[k + 1]);
+            EACH at_most[v] = v32_add(at_most[v], v32_keep(v32_ge(own[v], a), one));
+            EACH beside[v] = v32_add(beside[v], v32_keep(v32_ge(own[v], b), one));
+        }
     }
     EACH {
         at_most[v] = v32_add(at_most[v], beside[v]);
@@ -80,7 +83,7 @@ INLINE void ranking_rows(const float *counts, size_t n, int32_t members, int32_t
 }
 
 static size_t ranking_places(const void *relevance, int is_single, size_t n, csm_ranking_order *order) {
-    float key[CSM_RANKING_COUNTED + 2 * v32_W], counts[CSM_RANKING_COUNTED + 2 * v32_W];
+    float key[CSM_RANKING_COUNTED + CSM_RANKING_PAD], counts[CSM_RANKING_COUNTED + CSM_RANKING_PAD];
     const unsigned all = (1u << v64_W) - 1;
     unsigned same = all;
     v32_t ordered = v32_zero(), pairs = v32_zero();
@@ -95,7 +98,7 @@ static size_t ranking_places(const void *relevance, int is_single, size_t n, csm
         v32_store_f32(key + i, own);
     }
     if (same != all) return SIZE_MAX;
-    v32_store_f32(key + i, v32_set(CSM_NAN));
+    for (size_t j = i; j < i + 3; j++) key[j] = (float)CSM_NAN;
     for (i = 0; i + v32_W < n; i += 2 * v32_W) ranking_count(2, key, n, i, counts, &pairs);
     if (i < n) ranking_count(1, key, n, i, counts, &pairs);
     const int32_t members = (int32_t)v32_sum_exact(ordered);
