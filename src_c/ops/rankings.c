@@ -12,7 +12,7 @@
 
 #include <string.h>
 
-enum { PIECE_ELEMENTS = 16384, WINDOW = 512, AHEAD = 12 }; /* window: lists among which those of like lengths are computed side by side */
+enum { PIECE_ELEMENTS = 16384, WINDOW = 1024, AHEAD = 8 }; /* window: lists among which those of like lengths are computed side by side */
 
 /* The arrays for lists of up to `length` elements. */
 static int make_run(ranking_run *run, size_t length) {
