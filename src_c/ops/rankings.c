@@ -12,14 +12,16 @@
 
 #include <string.h>
 
-enum { PIECE_ELEMENTS = 16384, WINDOW = 1024, AHEAD = 8 }; /* window: lists among which those of like lengths are computed side by side */
+/* WINDOW: lists among which those of like lengths are computed side by side; AHEAD: those that are prefetched. */
+enum { PIECE_ELEMENTS = 16384, WINDOW = 1024, AHEAD = 8 };
 
 /* The arrays for lists of up to `length` elements. */
 static int make_run(ranking_run *run, size_t length) {
     const size_t room = (length + CSM_RANKING_PAD - 1) / CSM_RANKING_PAD * CSM_RANKING_PAD + CSM_RANKING_PAD;
     csm_scratch *scratch = &run->job->scratch;
     double *at = (double *)(void *)csm_scratch_get(scratch, run->thread, RANKING_NUMBERS, 12 * room * sizeof *at);
-    int64_t *places = (int64_t *)(void *)csm_scratch_get(scratch, run->thread, RANKING_PLACES, 5 * room * sizeof *places);
+    int64_t *places =
+        (int64_t *)(void *)csm_scratch_get(scratch, run->thread, RANKING_PLACES, 5 * room * sizeof *places);
     const size_t lanes = CSM_RANKING_COUNTED * CSM_RANKING_LANES;
     double *beside = (double *)(void *)csm_scratch_get(scratch, run->thread, RANKING_BATCH, 6 * lanes * sizeof *beside);
     if (!at || !places || !beside) return 0;

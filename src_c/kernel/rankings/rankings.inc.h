@@ -1,15 +1,20 @@
-/* Lists of rankings: their order, and the loss and gradient of those without ties.
+/* Lists of rankings: their order, and loss and gradient of a long list, and of short lists side by side.
  *
  *   places    place(i) = number of j with key(j) > key(i), or key(j) = key(i) and j < i
  *   terms     S(i) = e(i) + S(i + 1),  rho(i) = S(i + 1) / e(i),  loss = log of the product of 1 + rho(i),
  *             grad(i) = e(i) C(i) - S(i + 1) / S(i),  C(i + 1) = C(i) + 1 / S(i)
+ *   ties      others(i) = S(i + 1) + sum of the e before i in its group,  rho(i) = others(i) / e(i); a group has 1 / S
+ *             of its first element and weight d / S, where d of its elements count,
+ *             grad(i) = e(i) (C + (d - [i counts]) / S) - [i counts] others(i) / S,  C: weights of the groups before
  *
- * Passes: places compares each key with all others, in vectors, without branches that depend on the keys; terms passes
- * once from the last element to the first, once in vectors for the quotients, and once back.  Sums of four elements
- * at a time keep the chains of additions short.
- * Accumulators: doubles; the product less 1 in 8 lanes (i mod 8), q + rho + q rho, multiplied in a fixed tree;
- * a lane above 2^100 is turned into its logarithm.  So every instruction set has the same bits.
- * NaN, infinities and elements of -inf never come here.  Error: ops/rankings_terms.c.
+ * Passes: places compares each key with all others, in vectors, without branches that depend on the keys.  Only the
+ * keys of at most key(i) are counted: their sum tells of ties, and NaN is at most nothing.  Terms of a long list pass
+ * once from the last element to the first, once in vectors for the quotients, and once back; sums of four elements at a
+ * time keep the chains of additions short.  Lists side by side pass back and forth, one list in each lane.
+ * Accumulators: doubles.  The product less 1, q + rho + q rho, is in 8 lanes (i mod 8) of a long list, multiplied in a
+ * fixed tree; a lane above 2^100 is turned into its logarithm.  Side by side a list has one, whose power of two is
+ * taken out above 2^100.  So every instruction set has the same bits.
+ * NaN, infinities and elements of -inf give a lane a loss of NaN; terms never see them.  Error: ops/rankings_terms.c.
  */
 #ifndef SIMD
 #error "rankings.inc.h needs SIMD"
@@ -216,8 +221,9 @@ static void ranking_take_powers(v64_t *q, double *power) {
     EACH(v) q[v] = v64_load_f64(AT(lane, 0, v));
 }
 
-/* Sums, quotients and the product, from the last element to the first; numbers of elements of at least RANKING_LEAST.
- * has_flags: before is that of a group of ties, and becomes the number of elements from i on in the group that count. */
+/* Sums, quotients and the product, from the last element to the first; count: elements of at least RANKING_LEAST.
+ * has_flags: before holds the sums of groups, and receives the number of elements that count from i to the group's end.
+ */
 INLINE void ranking_backward(csm_ranking_lanes *lanes, v64_t *q, v64_t *count, double *power, const int has_flags) {
     const v64_t one = v64_set(1), least = v64_set(RANKING_LEAST);
     v64_t sum[RANKING_VECTORS], tied[RANKING_VECTORS], in_group[RANKING_VECTORS];
@@ -251,8 +257,7 @@ INLINE void ranking_forward(csm_ranking_lanes *lanes, const int has_flags) {
     const v64_t one = v64_set(1);
     v64_t sum[RANKING_VECTORS], weight[RANKING_VECTORS], inverse[RANKING_VECTORS], in_group[RANKING_VECTORS];
     EACH(v) sum[v] = weight[v] = inverse[v] = in_group[v] = v64_zero();
-    for (size_t i = 0; i < lanes->rows; i++)
-        EACH(v) {
+    for (size_t i = 0; i < lanes->rows; i++) EACH(v) {
             const v64_t e = v64_load_f64(AT(lanes->e, i, v)), others = v64_load_f64(AT(lanes->grad, i, v));
             v64_t factor;
             if (has_flags) {
@@ -277,8 +282,7 @@ INLINE void ranking_forward(csm_ranking_lanes *lanes, const int has_flags) {
 static void ranking_before(csm_ranking_lanes *lanes) {
     v64_t before[RANKING_VECTORS];
     EACH(v) before[v] = v64_zero();
-    for (size_t i = 0; i < lanes->rows; i++)
-        EACH(v) {
+    for (size_t i = 0; i < lanes->rows; i++) EACH(v) {
             before[v] = v64_mul(before[v], v64_load_f64(AT(lanes->tied, i, v)));
             v64_store_f64(AT(lanes->before, i, v), before[v]);
             before[v] = v64_add(before[v], v64_load_f64(AT(lanes->e, i, v)));
