@@ -93,7 +93,8 @@ def check_relevance(relevance: Any, shape: tuple[int, ...]) -> Any:
         raise TypeError(f"relevance must hold real numbers, got dtype {given.dtype}")
     if given.shape != shape:
         raise ValueError(f"relevance has shape {given.shape}; x has shape {shape}: they must be the same")
-    return np.ascontiguousarray(given, np.float32 if np.can_cast(given.dtype, np.float32) else np.float64)
+    is_exact = given.dtype.itemsize <= (4 if given.dtype.kind == "f" else 2)  # as float32
+    return np.ascontiguousarray(given, np.float32 if is_exact else np.float64)
 
 
 def _check_observed(observed: Any, shape: tuple[int, ...]) -> Any:

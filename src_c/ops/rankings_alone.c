@@ -254,7 +254,8 @@ static csm_status compute_terms(ranking_run *run, double temperature, double max
     else csm_ranking_terms(&list);
     if (c->ties == CSM_RANKING_EXACT && list.begin) {
         const size_t numbers = csm_ranking_exact_scratch(&list);
-        double *beside = (double *)(void *)csm_scratch_get(&job->scratch, run->thread, RANKING_EXACT, numbers * sizeof *beside);
+        double *beside =
+            (double *)(void *)csm_scratch_get(&job->scratch, run->thread, RANKING_EXACT, numbers * sizeof *beside);
         if (!beside) return CSM_NO_MEMORY;
         if (!csm_ranking_exact(&list, beside)) return CSM_INTERRUPTED;
     }

@@ -18,7 +18,8 @@ typedef struct ranking_job {
 /* A list that waits until all lanes are taken. */
 typedef struct ranking_lane {
     csm_ranking_order order;
-    int64_t element[CSM_RANKING_COUNTED]; /* its members, if only they are in `order`, which has all elements otherwise */
+    int64_t
+        element[CSM_RANKING_COUNTED]; /* its members, if only they are in `order`, which has all elements otherwise */
     size_t list;
     int is_gathered, has_flags;
 } ranking_lane;

@@ -95,10 +95,10 @@ def exact_tail(x):
         )
 
 
-@looped("gap", [1e-3, 1.0, 15.0, 100.0, 400.0, 3e3, 1e12])
+@looped("gap", [1e-3, 1.0, 2.1, 15.0, 100.0, 400.0, 3e3, 1e12])
 def test_small_and_large_losses_have_all_their_digits(gap):
     """Certain and reversed lists of any distance, where PyTorch's formula gives 0, inf and NaN."""
-    for n in (2, 3, 20, 70):
+    for n in (2, 3, 20, 64, 70):
         for sign in (1, -1):
             x = sign * gap * np.arange(n)[::-1]
             loss, grad = plackett_luce_loss_with_grad(x, -np.arange(n))
@@ -235,22 +235,72 @@ def make_lists(rng, count=40):
     return rng.normal(size=offsets[-1]) * 3, rng.integers(0, 9, offsets[-1]).astype(float), offsets
 
 
-def test_bits_of_a_list_depend_on_nothing_else(keep_isa):
-    rng = np.random.default_rng(5)
+def make_any_lists(rng):
+    """Lists for every way to compute one: ordered or tied, of few members, far apart, infinite and NaN."""
     x, relevance, offsets = make_lists(rng)
-    for ties in TIES:
-        options = {"ties": ties, "reduction": "none"}
-        expected = plackett_luce_loss_with_grad(x, relevance, indptr=offsets, **options)
-        for begin, end, loss in zip(offsets, offsets[1:], expected.loss, strict=False):
-            alone = plackett_luce_loss_with_grad(x[begin:end], relevance[begin:end], **options)
-            assert_same_bits(alone.loss, loss)
-            assert_same_bits(alone.grad, expected.grad[begin:end])
+    for i, begin in enumerate(offsets[:-1]):
+        own = slice(begin, offsets[i + 1])
+        n = offsets[i + 1] - begin
+        if i % 2:
+            relevance[own] = rng.permutation(n)
+        if i % 3 == 0:
+            relevance[own][rng.random(n) < 0.7] = np.nan
+        if i % 5 == 0:
+            x[own] *= 10 ** rng.uniform(0, 4)
+        if i % 7 == 0 and n:
+            x[begin + n // 2] = rng.choice([np.inf, -np.inf, np.nan, 1e30])
+    return x, relevance, offsets
+
+
+@looped("ties", TIES)
+def test_bits_of_a_list_depend_on_nothing_else(ties, keep_isa):
+    rng = np.random.default_rng(5)
+    x, relevance, offsets = make_any_lists(rng)
+    observed, temperature = rng.random(len(x)) < 0.7, rng.choice([0.3, 1.0, 7.0], len(offsets) - 1)
+    for seen, top, temperatures in ((None, None, 1.0), (observed, None, temperature), (None, 3, 1.0)):
+        options = {"ties": ties, "top": top, "reduction": "none"}
+        every = options | {"indptr": offsets, "observed": seen, "temperature": temperatures}
+        expected = plackett_luce_loss_with_grad(x, relevance, **every)
+        assert_same_bits(plackett_luce_loss(x, relevance, **every), expected.loss)
+        for i, begin in enumerate(offsets[:-1]):
+            own = slice(begin, offsets[i + 1])
+            options["observed"] = None if seen is None else seen[own]
+            options["temperature"] = np.broadcast_to(temperatures, temperature.shape)[i]
+            alone = plackett_luce_loss_with_grad(x[own], relevance[own], **options)
+            assert_same_bits(alone.loss, expected.loss[i])
+            assert_same_bits(alone.grad, expected.grad[own])
         for name in binding.isa_available():
             binding.select_isa(name)
             for threads in (1, 3):
-                got = plackett_luce_loss_with_grad(x, relevance, indptr=offsets, num_threads=threads, **options)
+                got = plackett_luce_loss_with_grad(x, relevance, num_threads=threads, **every)
                 assert_same_bits(got.loss, expected.loss, name)
                 assert_same_bits(got.grad, expected.grad, name)
+
+
+def test_relevances_of_any_dtype_give_the_same_bits():
+    rng = np.random.default_rng(8)
+    x, relevance, offsets = make_lists(rng)
+    expected = plackett_luce_loss_with_grad(x, relevance, indptr=offsets)
+    for given in (relevance.astype(np.float32), relevance.astype(np.int8), relevance / 3, relevance.astype(np.int64)):
+        got = plackett_luce_loss_with_grad(x, given, indptr=offsets)
+        assert_same_bits(got.loss, expected.loss)
+        assert_same_bits(got.grad, expected.grad)
+
+
+def test_members_among_many_elements_without_a_relevance():
+    """Lists that are padded to any length have the bits of those without padding."""
+    rng = np.random.default_rng(9)
+    for n in (1, 5, 64, 65):
+        x, relevance = rng.normal(size=n), rng.integers(0, n, n).astype(float)
+        expected = plackett_luce_loss_with_grad(x, relevance, reduction="sum", upstream=-1.0)
+        for length in (n + 1, 100, 300):
+            at = np.sort(rng.choice(length, n, replace=False))
+            wide, ranks = np.full(length, np.nan, np.float64), np.full(length, np.nan)
+            wide[at], ranks[at] = x, relevance
+            loss, grad = plackett_luce_loss_with_grad(wide, ranks, reduction="sum", upstream=-1.0)
+            assert_same_bits(loss, expected.loss)
+            assert_same_bits(grad[at], expected.grad)
+            assert_same_bits(np.delete(grad, at), np.zeros(length - n))
 
 
 def test_segments_and_out():

@@ -1,4 +1,4 @@
-/* The kernels of rankings: places of elements by counting, and the terms of lists without ties. */
+/* The kernels of rankings: places of elements by counting, terms of a long list, and short lists side by side. */
 #ifndef CSM_RANKINGS_JOB_H
 #define CSM_RANKINGS_JOB_H
 
@@ -22,21 +22,21 @@ typedef struct csm_ranking_lanes {
     double *e;   /* x in falling order, -inf behind the end of a list; becomes e^(x / T - max) */
     double *counts, *tied; /* with flags: 1 for elements that contribute a factor; for those tied with the one before */
     double *inverse, *before; /* scratch */
-    double *grad;             /* scratch; result if has_grad, times factor */
+    double *grad; /* scratch; result if has_grad, times factor */
     double temperature[CSM_RANKING_LANES], factor[CSM_RANKING_LANES];
     double count[CSM_RANKING_LANES]; /* of elements */
-    double loss[CSM_RANKING_LANES];  /* result; NaN if the scores are too large, or too far apart */
-    int has_grad, has_flags;         /* no flags: all count, none is tied */
+    double loss[CSM_RANKING_LANES]; /* result; NaN if the scores are too large, or too far apart */
+    int has_grad, has_flags; /* no flags: all count, none is tied */
 } csm_ranking_lanes;
 
 typedef struct csm_ranking_kernels {
-    /* Finds the places of n relevances, at most CSM_RANKING_COUNTED: floats, or doubles.  Returns the number of members,
+    /* Finds the places of n relevances, at most CSM_RANKING_COUNTED floats or doubles.  Returns the number of members,
      * which are not NaN, or SIZE_MAX if floats do not hold the relevances. */
     size_t (*places)(const void *relevance, int is_single, size_t n, csm_ranking_order *);
     /* Loss and gradient of n elements in falling order, all observed and without ties: e > 0, with room for
      * CSM_RANKING_PAD more in each array; `sum` and `inverse` are scratch. */
     double (*terms)(double *e, size_t n, double *sum, double *inverse, double *grad);
-    void (*side_by_side)(csm_ranking_lanes *);
+    void (*side_by_side)(csm_ranking_lanes *); /* loss and gradient of the lists of all lanes */
 } csm_ranking_kernels;
 
 #endif

@@ -1,15 +1,20 @@
-/* Lists of rankings: their order, and the loss and gradient of those without ties.
+/* Lists of rankings: their order, and loss and gradient of a long list, and of short lists side by side.
  *
  *   places    place(i) = number of j with key(j) > key(i), or key(j) = key(i) and j < i
  *   terms     S(i) = e(i) + S(i + 1),  rho(i) = S(i + 1) / e(i),  loss = log of the product of 1 + rho(i),
  *             grad(i) = e(i) C(i) - S(i + 1) / S(i),  C(i + 1) = C(i) + 1 / S(i)
+ *   ties      others(i) = S(i + 1) + sum of the e before i in its group,  rho(i) = others(i) / e(i); a group has 1 / S
+ *             of its first element and weight d / S, where d of its elements count,
+ *             grad(i) = e(i) (C + (d - [i counts]) / S) - [i counts] others(i) / S,  C: weights of the groups before
  *
- * Passes: places compares each key with all others, in vectors, without branches that depend on the keys; terms passes
- * once from the last element to the first, once in vectors for the quotients, and once back.  Sums of four elements
- * at a time keep the chains of additions short.
- * Accumulators: doubles; the product less 1 in 8 lanes (i mod 8), q + rho + q rho, multiplied in a fixed tree;
- * a lane above 2^100 is turned into its logarithm.  So every instruction set has the same bits.
- * NaN, infinities and elements of -inf never come here.  Error: ops/rankings_terms.c.
+ * Passes: places compares each key with all others, in vectors, without branches that depend on the keys.  Only the
+ * keys of at most key(i) are counted: their sum tells of ties, and NaN is at most nothing.  Terms of a long list pass
+ * once from the last element to the first, once in vectors for the quotients, and once back; sums of four elements at a
+ * time keep the chains of additions short.  Lists side by side pass back and forth, one list in each lane.
+ * Accumulators: doubles.  The product less 1, q + rho + q rho, is in 8 lanes (i mod 8) of a long list, multiplied in a
+ * fixed tree; a lane above 2^100 is turned into its logarithm.  Side by side a list has one, whose power of two is
+ * taken out above 2^100.  So every instruction set has the same bits.
+ * NaN, infinities and elements of -inf give a lane a loss of NaN; terms never see them.  Error: ops/rankings_terms.c.
  */
 #ifndef SIMD
 #error "rankings.inc.h needs SIMD"
@@ -58,10 +63,13 @@ INLINE void ranking_count(const int count, const float *key, size_t n, size_t i,
     for (int v = 0; v < count; v++)
     EACH own[v] = v32_load_f32(key + i + v * v32_W);
     EACH at_most[v] = beside[v] = v32_zero();
-    for (size_t j = 0; j < n; j += 2) { /* key n is NaN */
-        const v32_t a = v32_set((double)key[j]), b = v32_set((double)key[j + 1]);
-        EACH at_most[v] = v32_add(at_most[v], v32_keep(v32_ge(own[v], a), one));
-        EACH beside[v] = v32_add(beside[v], v32_keep(v32_ge(own[v], b), one));
+    for (size_t j = 0; j < n; j += 4) { /* keys behind the last are NaN */
+        UNROLL
+        for (size_t k = j; k < j + 4; k += 2) {
+            const v32_t a = v32_set((double)key[k]), b = v32_set((double)key[k + 1]);
+            EACH at_most[v] = v32_add(at_most[v], v32_keep(v32_ge(own[v], a), one));
+            EACH beside[v] = v32_add(beside[v], v32_keep(v32_ge(own[v], b), one));
+        }
     }
     EACH {
         at_most[v] = v32_add(at_most[v], beside[v]);
@@ -80,7 +88,7 @@ INLINE void ranking_rows(const float *counts, size_t n, int32_t members, int32_t
 }
 
 static size_t ranking_places(const void *relevance, int is_single, size_t n, csm_ranking_order *order) {
-    float key[CSM_RANKING_COUNTED + 2 * v32_W], counts[CSM_RANKING_COUNTED + 2 * v32_W];
+    float key[CSM_RANKING_COUNTED + CSM_RANKING_PAD], counts[CSM_RANKING_COUNTED + CSM_RANKING_PAD];
     const unsigned all = (1u << v64_W) - 1;
     unsigned same = all;
     v32_t ordered = v32_zero(), pairs = v32_zero();
@@ -95,7 +103,7 @@ static size_t ranking_places(const void *relevance, int is_single, size_t n, csm
         v32_store_f32(key + i, own);
     }
     if (same != all) return SIZE_MAX;
-    v32_store_f32(key + i, v32_set(CSM_NAN));
+    for (size_t j = i; j < i + 3; j++) key[j] = (float)CSM_NAN;
     for (i = 0; i + v32_W < n; i += 2 * v32_W) ranking_count(2, key, n, i, counts, &pairs);
     if (i < n) ranking_count(1, key, n, i, counts, &pairs);
     const int32_t members = (int32_t)v32_sum_exact(ordered);
@@ -213,8 +221,9 @@ static void ranking_take_powers(v64_t *q, double *power) {
     EACH(v) q[v] = v64_load_f64(AT(lane, 0, v));
 }
 
-/* Sums, quotients and the product, from the last element to the first; numbers of elements of at least RANKING_LEAST.
- * has_flags: before is that of a group of ties, and becomes the number of elements from i on in the group that count. */
+/* Sums, quotients and the product, from the last element to the first; count: elements of at least RANKING_LEAST.
+ * has_flags: before holds the sums of groups, and receives the number of elements that count from i to the group's end.
+ */
 INLINE void ranking_backward(csm_ranking_lanes *lanes, v64_t *q, v64_t *count, double *power, const int has_flags) {
     const v64_t one = v64_set(1), least = v64_set(RANKING_LEAST);
     v64_t sum[RANKING_VECTORS], tied[RANKING_VECTORS], in_group[RANKING_VECTORS];
@@ -248,8 +257,7 @@ INLINE void ranking_forward(csm_ranking_lanes *lanes, const int has_flags) {
     const v64_t one = v64_set(1);
     v64_t sum[RANKING_VECTORS], weight[RANKING_VECTORS], inverse[RANKING_VECTORS], in_group[RANKING_VECTORS];
     EACH(v) sum[v] = weight[v] = inverse[v] = in_group[v] = v64_zero();
-    for (size_t i = 0; i < lanes->rows; i++)
-        EACH(v) {
+    for (size_t i = 0; i < lanes->rows; i++) EACH(v) {
             const v64_t e = v64_load_f64(AT(lanes->e, i, v)), others = v64_load_f64(AT(lanes->grad, i, v));
             v64_t factor;
             if (has_flags) {
@@ -274,8 +282,7 @@ INLINE void ranking_forward(csm_ranking_lanes *lanes, const int has_flags) {
 static void ranking_before(csm_ranking_lanes *lanes) {
     v64_t before[RANKING_VECTORS];
     EACH(v) before[v] = v64_zero();
-    for (size_t i = 0; i < lanes->rows; i++)
-        EACH(v) {
+    for (size_t i = 0; i < lanes->rows; i++) EACH(v) {
             before[v] = v64_mul(before[v], v64_load_f64(AT(lanes->tied, i, v)));
             v64_store_f64(AT(lanes->before, i, v), before[v]);
             before[v] = v64_add(before[v], v64_load_f64(AT(lanes->e, i, v)));
