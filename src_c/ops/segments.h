@@ -9,7 +9,7 @@ enum {
     CSM_GATHER_ELEMENTS = 4096 /* of segments and rows that are copied to scratch at a time, unless one is longer */
 };
 
-/* Whether the offsets rise within 0 to n; and the length of the longest segment. */
+/* Whether the offsets rise within 0 to n; and the length of the longest segment, or below CSM_BLOCK a bound. */
 int csm_check_segments(const csm_segments *, size_t n, size_t *longest);
 /* The places, which the structure of an older caller lacks. */
 static inline const void *csm_segment_places(const csm_segments *s) { return s->size < sizeof *s ? NULL : s->places; }

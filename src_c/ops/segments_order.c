@@ -7,14 +7,14 @@
 int csm_check_segments(const csm_segments *s, size_t n, size_t *longest) {
     if (!s || !s->indptr || s->indptr[0] < 0) return 0;
     if ((s->order || csm_segment_places(s)) && s->order_bytes != 4 && s->order_bytes != 8) return 0;
-    int64_t least = 0, most = 0;
-    for (size_t i = 0; i < s->count; i++) { /* without branches: there may be as many segments as elements */
+    int64_t bits = 0, most = 0;
+    for (size_t i = 0; i < s->count; i++) bits |= s->indptr[i + 1] - s->indptr[i]; /* < 2 * longest; < 0: one falls */
+    for (size_t i = 0; i < s->count && bits >= CSM_BLOCK; i++) {
         const int64_t length = s->indptr[i + 1] - s->indptr[i];
-        least = length < least ? length : least;
         most = length > most ? length : most;
     }
-    *longest = (size_t)most;
-    return least >= 0 && (uint64_t)s->indptr[s->count] <= n;
+    *longest = (size_t)(bits < CSM_BLOCK ? bits : most);
+    return bits >= 0 && (uint64_t)s->indptr[s->count] <= n;
 }
 
 /* The sort: a pass that counts, and copies the ids to `places`, so that nothing that a caller writes meanwhile can lead

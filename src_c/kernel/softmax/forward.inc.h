@@ -206,6 +206,14 @@ static NOINLINE void FN(exp_entropy)(const T *x, size_t k, const csm_temperature
     else FN(exp_sum)(x, NULL, k, t, block, 0, 0, 1, 1, NULL, ahead, NULL);
 }
 
+/* Bytes before a row of a job, and its length. */
+INLINE ptrdiff_t FN(row_offset)(const csm_rows_job *job, size_t r, ptrdiff_t step) {
+    return job->indptr ? (ptrdiff_t)(job->indptr[r] - job->indptr[0]) * (ptrdiff_t)sizeof(T) : (ptrdiff_t)r * step;
+}
+INLINE size_t FN(row_length)(const csm_rows_job *job, size_t r) {
+    return job->indptr ? (size_t)(job->indptr[r + 1] - job->indptr[r]) : job->n;
+}
+
 #if EXP_MANTISSA == 23
 /* The second pass over W rows at T = 1, grouped, so that no row stalls on its maximum, its sum and its scalar
  * computations. */
@@ -221,17 +229,19 @@ typedef struct FN(rows) {
 INLINE int FN(exp_rows)(const csm_rows_job *job, char *e, ptrdiff_t pitch, FN(rows) * g, const int store,
                         const int exact, const int entropy) {
     const int prefetches = exact ? job->prefetch != CSM_PREFETCH_NOTHING : job->prefetch == CSM_PREFETCH_ALL;
-    const size_t n = job->n; /* at most CSM_FLUSH */
     REAL magic[V(W)], lowest[V(W)];
     V(t) tops[V(W)];
     V(sum) sum[V(W)];
     v64_t sums[V(W)][V(EIGHT)], far_sums[V(W)][V(EIGHT)];
-    for (int r = 0; r < V(W); r++)
-        tops[r] = FN(max_lanes)((const T *)(const void *)(job->input + r * job->input_step), n);
+    for (size_t r = 0; r < V(W); r++) {
+        const char *x = job->input + FN(row_offset)(job, r, job->input_step);
+        tops[r] = FN(max_lanes)((const T *)(const void *)x, FN(row_length)(job, r));
+    }
     V(shift) s;
     if (!FN(rows_shift)(tops, job->temperature, 0, &s, magic, lowest, g->max, g->n)) return 0;
-    for (int r = 0; r < V(W); r++) {
-        const T *x = (const T *)(const void *)(job->input + r * job->input_step);
+    for (size_t r = 0; r < V(W); r++) {
+        const T *x = (const T *)(const void *)(job->input + FN(row_offset)(job, r, job->input_step));
+        const size_t n = FN(row_length)(job, r); /* at most CSM_FLUSH */
         const V(t) m = V(splat)(g->max + r);
         V(t) count = V(zero)();
         s.magic = V(splat)(magic + r);
@@ -239,10 +249,10 @@ INLINE int FN(exp_rows)(const csm_rows_job *job, char *e, ptrdiff_t pitch, FN(ro
         V(sum_restart)(&sum[r]);
         V(distances) far;
         if (entropy) far = V(distances_from)((double)g->max[r], s.lowest, 1);
-        FN(exp_part)(x, store ? (REAL *)(void *)(e + r * pitch) : NULL, n, m, s, &sum[r], &count, 0, store, exact,
-                     entropy ? &far : NULL, exact ? NULL : &g->last[r],
+        FN(exp_part)(x, store ? (REAL *)(void *)(e + FN(row_offset)(job, r, pitch)) : NULL, n, m, s, &sum[r], &count, 0,
+                     store, exact, entropy ? &far : NULL, exact ? NULL : &g->last[r],
                      prefetches ? (const char *)x + V(W) *job->input_step : NULL,
-                     prefetches && job->result ? job->result + (r + 1) * job->result_step : NULL);
+                     prefetches && job->result ? job->result + (ptrdiff_t)(r + 1) * job->result_step : NULL);
         if (exact) g->count[r] = V(sum_exact)(count);
         if (entropy) V(sum_eight)(&far.sum, far_sums[r]);
     }
@@ -545,19 +555,28 @@ static int FN(grouped_softmax_rows)(const csm_rows_job *job) {
     FN(rows) g;
     if (!FN(exp_rows_store)(job, job->result, job->result_step, &g)) return 0;
     FN(reciprocals)(g.sums, r, r_low);
-    for (int i = 0; i < V(W); i++) {
-        T *y = (T *)(void *)(job->result + i * job->result_step);
+    for (size_t i = 0; i < V(W); i++) {
+        T *y = (T *)(void *)(job->result + FN(row_offset)(job, i, job->result_step));
         const csm_row row = {.r = (double)r[i], .r_low = (double)r_low[i]};
-        if (r[i] != r[i]) FN(fill)(y, job->n, CSM_NAN);
-        else FN(scale)((const REAL *)(const void *)y, y, job->n, &row, 0, &g.last[i]);
+        const size_t n = FN(row_length)(job, i);
+        if (r[i] != r[i]) FN(fill)(y, n, CSM_NAN);
+        else FN(scale)((const REAL *)(const void *)y, y, n, &row, 0, &g.last[i]);
     }
+    return 1;
+}
+/* Whether W rows from i on are computed as a group. */
+INLINE int FN(is_group)(const csm_rows_job *job, size_t i) {
+    if (!STORED_AS_REAL || V(W) != 8 || job->temperature->tempered || job->rows - i < V(W)) return 0;
+    if (!job->indptr) return job->n <= GROUPED_SOFTMAX_LENGTH && i % V(W) == 0;
+    for (size_t r = i; r < i + V(W); r++)
+        if (FN(row_length)(job, r) > GROUPED_SOFTMAX_LENGTH) return 0;
     return 1;
 }
 #endif
 
 static size_t FN(softmax_rows)(const csm_rows_job *job) {
     const csm_temperature *t = job->temperature;
-    if (job->n <= 16) return FN(small_rows)(job, CSM_OP_softmax);
+    if (job->n <= 16 && !job->indptr) return FN(small_rows)(job, CSM_OP_softmax);
     double max = 0; /* of the next row: found while the scalar work for this one is in flight */
     int is_known = 0;
     /* On Zen 4 prefetching both costs (4096, 1000) 12 %, prefetching results costs (4096, 4000) 7 %; on Zen 3 it saves
@@ -565,8 +584,9 @@ static size_t FN(softmax_rows)(const csm_rows_job *job) {
     const int prefetches =
         job->prefetch == CSM_PREFETCH_ALL || (job->prefetch == CSM_PREFETCH_LONG && job->n > EARLY_MAX_LENGTH);
     for (size_t i = 0; i < job->rows; i++) {
-        const T *x = (const T *)(job->input + (ptrdiff_t)i * job->input_step);
-        T *y = (T *)(job->result + (ptrdiff_t)i * job->result_step);
+        const T *x = (const T *)(job->input + FN(row_offset)(job, i, job->input_step));
+        T *y = (T *)(job->result + FN(row_offset)(job, i, job->result_step));
+        const size_t n = FN(row_length)(job, i);
         REAL *e = STORED_AS_REAL ? (REAL *)(void *)y : job->scratch;
         V(t) last;
         csm_block block;
@@ -575,22 +595,23 @@ static size_t FN(softmax_rows)(const csm_rows_job *job) {
         csm_rows_job group_job = *job;
         group_job.input = (const char *)x;
         group_job.result = (char *)y;
-        if (STORED_AS_REAL && V(W) == 8 && !t->tempered && job->n <= GROUPED_SOFTMAX_LENGTH && i % V(W) == 0 &&
-            job->rows - i >= V(W) &&FN(grouped_softmax_rows)(&group_job)) {
+        group_job.indptr = job->indptr ? job->indptr + i : NULL;
+        if (FN(is_group)(job, i) && FN(grouped_softmax_rows)(&group_job)) {
             i += V(W) - 1;
             is_known = 0;
             continue;
         }
 #endif
-        block.max = is_known ? max : FN(max)(x, job->n);
+        block.max = is_known ? max : FN(max)(x, n);
         if (!csm_is_ordinary(t, block.max)) return i;
-        FN(exp_store)(x, e, job->n, t, &block, &last, prefetches ? (const char *)x + job->input_step : NULL,
+        FN(exp_store)(x, e, n, t, &block, &last, prefetches ? (const char *)x + job->input_step : NULL,
                       job->prefetch == CSM_PREFETCH_ALL ? (const char *)y + job->result_step : NULL);
         csm_reciprocal(block.hi, block.lo, EXP_MANTISSA == 23, &row);
-        is_known = job->n <= EARLY_MAX_LENGTH && i + 1 < job->rows;
-        if (is_known) max = FN(max)((const char *)x + job->input_step, job->n);
-        if (row.is_nan) FN(fill)(y, job->n, CSM_NAN);
-        else FN(scale)(e, y, job->n, &row, 0, &last);
+        is_known = i + 1 < job->rows && FN(row_length)(job, i + 1) <= EARLY_MAX_LENGTH;
+        if (is_known)
+            max = FN(max)(job->input + FN(row_offset)(job, i + 1, job->input_step), FN(row_length)(job, i + 1));
+        if (row.is_nan) FN(fill)(y, n, CSM_NAN);
+        else FN(scale)(e, y, n, &row, 0, &last);
     }
     return job->rows;
 }

@@ -19,6 +19,8 @@ typedef struct csm_rows_job {
     int has_temperatures; /* temperature points to one for each row: only softmax in float, n <= CSM_SHORT_ROW */
     void *scratch; /* CSM_BLOCK elements of the compute type */
     csm_prefetch prefetch;
+    const int64_t *indptr; /* only softmax: NULL, or the rows are one behind the other, and row r has more than
+                            * CSM_SHORT_ROW elements, indptr[r] - indptr[0] to indptr[r + 1] - indptr[0] - 1 */
 } csm_rows_job;
 enum { CSM_SHORT_ROW = 16 }; /* rows of float up to this length are computed side by side */
 

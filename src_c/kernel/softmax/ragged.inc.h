@@ -109,8 +109,9 @@ static NOINLINE int FN(ragged_group)(const csm_ragged_job *job, const uint32_t *
 }
 #endif
 
-/* Rows [s, end) of one length, those that are not ordinary to `left`.  Returns how many these are. */
-static size_t FN(ragged_equal)(const csm_ragged_job *job, size_t s, size_t end, uint32_t *left, int op) {
+/* Rows [s, end) of one length, or for softmax any of more than 16 elements, those that are not ordinary to `left`.
+ * Returns how many these are. */
+static size_t FN(ragged_run)(const csm_ragged_job *job, size_t s, size_t end, uint32_t *left, int op) {
     const size_t n = (size_t)(job->indptr[s + 1] - job->indptr[s]);
     const int keeps_axis = op != CSM_OP_logsumexp;
     const ptrdiff_t step = (ptrdiff_t)(n * sizeof(T));
@@ -125,7 +126,8 @@ static size_t FN(ragged_equal)(const csm_ragged_job *job, size_t s, size_t end, 
                                    .rows = end - s,
                                    .n = n,
                                    .temperature = job->temperature,
-                                   .scratch = job->scratch};
+                                   .scratch = job->scratch,
+                                   .indptr = op == CSM_OP_softmax && n > 16 ? job->indptr + s : NULL};
         if (op == CSM_OP_softmax) s += FN(softmax_rows)(&rows);
         else s += keeps_axis ? FN(log_softmax_rows)(&rows) : FN(logsumexp_rows)(&rows);
         if (s < end) left[count++] = (uint32_t)s++;
@@ -151,10 +153,12 @@ static NOINLINE size_t FN(ragged_rows)(const csm_ragged_job *job, uint32_t *left
             continue;
         }
         size_t end = s + 1;
-        if (end + RUN <= job->count && p[s + RUN] - p[s] == RUN * n) /* rare, unless the lengths are equal */
+        if (n > 16 && op == CSM_OP_softmax) {
+            while (end < job->count && p[end + 1] - p[end] > 16 && p[end + 1] - p[end] <= CSM_BLOCK) end++;
+        } else if (end + RUN <= job->count && p[s + RUN] - p[s] == RUN * n) /* rare, unless the lengths are equal */
             while (end < job->count && p[end + 1] - p[end] == n) end++;
         if (n > 16 || GROUP == 1 || end - s >= RUN) {
-            count += FN(ragged_equal)(job, s, end, left + count, op);
+            count += FN(ragged_run)(job, s, end, left + count, op);
             s = end;
             continue;
         }
@@ -163,13 +167,12 @@ static NOINLINE size_t FN(ragged_rows)(const csm_ragged_job *job, uint32_t *left
         if (holds < V(W)) continue;
         holds = 0;
         if (FN(ragged_group)(job, held, V(W), op)) continue;
-        for (int r = 0; r < V(W); r++) count += FN(ragged_equal)(job, held[r], (size_t)held[r] + 1, left + count, op);
+        for (int r = 0; r < V(W); r++) count += FN(ragged_run)(job, held[r], (size_t)held[r] + 1, left + count, op);
 #endif
     }
 #if EXP_MANTISSA == 23
     if (holds && !FN(ragged_group)(job, held, holds, op))
-        for (size_t r = 0; r < holds; r++)
-            count += FN(ragged_equal)(job, held[r], (size_t)held[r] + 1, left + count, op);
+        for (size_t r = 0; r < holds; r++) count += FN(ragged_run)(job, held[r], (size_t)held[r] + 1, left + count, op);
 #endif
     return count;
 }
