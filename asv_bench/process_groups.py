@@ -1,13 +1,15 @@
 """Cross-entropy and its gradient over process groups: csoftmax against Megatron-LM's algorithm and PyTorch's DTensors.
 
-    python asv_bench/process_groups.py [RANKS [ROWS CLASSES]]
+    python asv_bench/process_groups.py [RANKS [ROWS CLASSES]] [free]
 
-Each rank holds a part of the classes; the group has the gloo backend, each rank one thread. "tensors" is
-csoftmax.torch, forward and backward, whose leaf copies its gradient. Megatron's algorithm (its unfused path, here in
+Each rank holds a part of the classes; the group has the gloo backend, each rank one thread, bound to a processor of its
+own as mpiexec binds them: Linux tends to wake a rank where the one is that has sent it something, so that two take
+turns on one processor. "free" as the last argument leaves them unbound. "tensors" is csoftmax.torch, forward and
+backward. Megatron's algorithm (its unfused path, here in
 PyTorch's functions) has three all-reduces of floats, so that its losses depend on the number of ranks; the hashes of
 the row losses show that. "dtensor" is PyTorch's cross-entropy within loss_parallel, whose shards must be equal: there
-the classes are rounded up. Calls take turns, 25 of each, after a barrier; of the medians and the least times of all
-ranks the largest are printed.
+the classes are rounded up. Calls take turns in random order, 25 of each, after a barrier; of the medians and the least
+times of all ranks the largest are printed.
 """
 
 from __future__ import annotations
@@ -58,17 +60,31 @@ def make_dtensor_call(torch: Any, ranks: int, rows: int, classes: int, labels: A
     return call
 
 
-def work(rank: int, ranks: int, rows: int, classes: int, meeting: str) -> None:
+def work(rank: int, ranks: int, rows: int, classes: int, is_bound: bool, meeting: str) -> None:
     """What each rank does."""
+    import torch
+    import torch.distributed as dist
+
+    processors = sorted(os.sched_getaffinity(0))
+    if is_bound and len(processors) >= ranks:
+        os.sched_setaffinity(0, {processors[rank]})
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
+    measure(rank, ranks, rows, classes)
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # PyTorch often aborts a process that ends with a mesh of devices
+
+
+def measure(rank: int, ranks: int, rows: int, classes: int) -> None:
+    """Time the calls, and print the slowest rank's times."""
     import torch
     import torch.distributed as dist
 
     import csoftmax.torch
     from csoftmax import distributed
 
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
     rng = np.random.default_rng(7)
     x = (rng.normal(size=(rows, classes)) * 5).astype(np.float32)
     target = rng.integers(0, classes, rows)
@@ -93,10 +109,10 @@ def work(rank: int, ranks: int, rows: int, classes: int, meeting: str) -> None:
     }
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(25):
-        for name, call in calls.items():
+        for name in rng.permutation(list(calls)):  # the call after a long one gets less of a busy processor
             dist.barrier()
             begin = time.perf_counter()
-            call()
+            calls[name]()
             times[name].append(time.perf_counter() - begin)
     own = torch.tensor([[np.median(found), min(found)] for found in times.values()])
     dist.all_reduce(own, op=dist.ReduceOp.MAX)
@@ -109,17 +125,17 @@ def work(rank: int, ranks: int, rows: int, classes: int, meeting: str) -> None:
                 f"{ranks} ranks ({rows}, {classes}) {name:9} {median:8.2f} ms, least {least:8.2f}  "
                 f"row losses {digest}  load {os.getloadavg()[0]:.1f}"
             )
-    dist.destroy_process_group()
 
 
 def main() -> None:
     """Start the ranks."""
     import torch.multiprocessing as mp
 
-    given = [int(a) for a in sys.argv[1:]]
+    is_bound = "free" not in sys.argv
+    given = [int(a) for a in sys.argv[1:] if a != "free"]
     ranks, rows, classes = given + [2, 64, 50257][len(given) :]
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(work, args=(ranks, rows, classes, os.path.join(folder, "meeting")), nprocs=ranks)
+        mp.spawn(work, args=(ranks, rows, classes, is_bound, os.path.join(folder, "meeting")), nprocs=ranks)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ class _Call(NamedTuple):
     size: tuple[int, ...]
     parameters: dict[str, Any]  # one number a row, or None
     num_threads: Any
+    is_masked: bool
 
 
 def _as_slice(rows: NDArray[np.int64]) -> Any:
@@ -61,20 +62,23 @@ class _Rows(NamedTuple):
     parameters: dict[str, Any]
     batch: tuple[int, ...]  # of the call
     num_threads: Any
+    is_masked: bool  # masked logits are -inf here
 
     def some(self, rows: NDArray[np.int64]) -> _Rows:
         """Some of these rows, in their order."""
         at = _as_slice(rows)
         each = {name: None if p is None else np.ascontiguousarray(p[at]) for name, p in self.parameters.items()}
         arrays = self.numbers[at], self.x[at], self.uniforms[at]
-        return _Rows(*arrays, each, self.batch, self.num_threads)
+        return _Rows(*arrays, each, self.batch, self.num_threads, self.is_masked)
 
     def check_mass(self, largest: NDArray[np.float64]) -> None:
         """Raise for the first row whose largest logit is not finite."""
         has_none = ~np.isfinite(largest)
         if has_none.any():
             at = int(has_none.argmax())
-            raise_without_mass(np.unravel_index(self.numbers[at], self.batch), float(largest[at]))
+            row, value = np.unravel_index(self.numbers[at], self.batch), float(largest[at])
+            is_either = self.is_masked and value == -np.inf
+            raise_without_mass(row, value, "where leaves none of its classes, or only -inf" if is_either else None)
 
     def draw_from(self, values: Any, **parameters: Any) -> Any:
         """The draws from logits which all ranks have."""
@@ -456,7 +460,8 @@ def sample(
             draws = draw_uniforms(rng, batch, shape) if own is None else check_uniforms(own, batch, shape)
         agreed = ("size", shape), *((n, _as_value(p)) for n, p in numbers.items())
         header = header_of_rows("sample", rows, known("n_classes", n_classes), known("offset", offset), agreed)
-        return header, _Call(rows.reshape(math.prod(batch), rows.shape[-1]), draws, batch, shape, checked, num_threads)
+        x = rows.reshape(math.prod(batch), rows.shape[-1])
+        return header, _Call(x, draws, batch, shape, checked, num_threads, where is not None)
 
     try:
         layout, call = enter(comm, prepare)
@@ -498,7 +503,7 @@ def _draw(comm: Collectives, layout: Layout, call: _Call) -> Any:
     uniforms = comm.all_reduce(bits, "sum").view(np.float64)  # zeros but on rank 0
     count, itemsize, n = len(call.x), call.x.itemsize, layout.n_classes
     uniforms = uniforms.reshape(count, uniforms.shape[-1])
-    rows = _Rows(np.arange(count), call.x, uniforms, call.parameters, call.batch, call.num_threads)
+    rows = _Rows(np.arange(count), call.x, uniforms, call.parameters, call.batch, call.num_threads, call.is_masked)
     indices = np.empty(uniforms.shape, np.int64)
     k, top_p = _limits(call.parameters, layout), call.parameters["top_p"]
     longest = max(layout.lengths)

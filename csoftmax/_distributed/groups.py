@@ -1,9 +1,9 @@
 """Groups of processes that compute one call: their collectives, headers, and errors that all of them raise.
 
-Every call begins with a header of 64 bytes from each rank, which has room for sums in groups where a message of 16 KB
-takes no longer. A rank that cannot go on says so in its header, or in the
-status of its next collective; then one more collective carries the type and text of the error, and all ranks raise. All
-other decisions rest on data that is equal on all ranks, so that no rank waits for another one that has left.
+Every call begins with a header of 64 bytes from each rank, followed by room for sums in groups where a message of 16 KB
+takes no longer. A rank that cannot go on says so in its header, or in the status of its next collective; then one more
+collective carries the type and text of the error, and all ranks raise. All other decisions rest on data that is equal
+on all ranks, so that no rank waits for another one that has left.
 """
 
 from __future__ import annotations

@@ -451,11 +451,8 @@ static int lost_in_shard(const row_state *s, const csm_loss_job *job, ptrdiff_t 
 static void restore_blocks(row_state *s, size_t index) {
     const csm_call *c = &s->call->base;
     const size_t count = csm_block_count(c->shape.n);
-    for (size_t b = 0; b < count; b++) {
-        s->blocks[b].max = s->call->shard->merged_block_max[index * count + b];
-        const csm_wide max = csm_to_wide(c, s->blocks[b].max);
-        c->table->softmax_sum[c->wide_dtype](&max, 1, s->loss_call->t, &s->blocks[b]);
-    }
+    for (size_t b = 0; b < count; b++)
+        csm_restore_block(c, s->loss_call->t, s->call->shard->merged_block_max[index * count + b], &s->blocks[b]);
 }
 
 static void finish_shard(row_state *s, const csm_loss_job *job, ptrdiff_t at, size_t index) {

@@ -106,16 +106,33 @@ void csm_record_merge(csm_record *a, const csm_record *b) {
     a->count += c.count;
     a->flags |= c.flags;
 }
-static void merge_labels(csm_loss_record *a, const csm_loss_record *b) {
-    if (b->label.owners > 0) {
-        const int64_t owners = a->label.owners + b->label.owners;
-        a->label = b->label;
-        a->label.owners = owners;
-        a->w_label = b->w_label;
+enum { EXACT_WORDS = sizeof(csm_exact) / sizeof(int64_t), OWNERS = CSM_LABEL_WORDS - 1 };
+
+/* The words of a label, which the other record overwrites if its shard holds the label; the numbers of owners add. */
+static void merge_label(int64_t *a, const int64_t *b, size_t words) {
+    if (b[OWNERS] <= 0) return;
+    const int64_t owners = a[OWNERS] + b[OWNERS];
+    memcpy(a + CSM_RECORD_WORDS, b + CSM_RECORD_WORDS, sizeof(csm_label_record));
+    a[OWNERS] = owners;
+    if (has_weight(words)) a[words - 1] = b[words - 1];
+}
+static csm_exact load_sum(const int64_t *words) {
+    csm_exact a;
+    memcpy(&a, words, sizeof a);
+    return a;
+}
+
+/* For float, n is what shift_to of math/exp.inc.h computes: the product, which is exact in double, to the nearest
+ * integer.  Calling the kernel for each block instead takes up to half as long as the sweep over it. */
+void csm_restore_block(const csm_call *c, const csm_temperature *t, double max, csm_block *block) {
+    const double product = csm_reference(max, t) * (t->tempered ? t->log2e : 0x1.715476p0);
+    block->max = max;
+    if (c->wide_dtype == CSM_F32 && product > -0x1p21 && product < 0x1p21) {
+        block->n = (product + 0x1.8p52) - 0x1.8p52;
+        return;
     }
-    csm_exact_merge(&a->far, &b->far);
-    csm_exact_merge(&a->mass, &b->mass);
-    csm_exact_merge(&a->row_mass, &b->row_mass);
+    const csm_wide wide = csm_to_wide(c, max);
+    c->table->softmax_sum[c->wide_dtype](&wide, 1, t, block);
 }
 
 void csm_records_clear(int64_t *records, size_t rows, size_t words) {
@@ -124,12 +141,18 @@ void csm_records_clear(int64_t *records, size_t rows, size_t words) {
     for (size_t r = 0; r < rows; r++) csm_loss_record_store(&a, records + r * words, words);
 }
 void csm_records_merge(int64_t *into, const int64_t *other, size_t rows, size_t words) {
-    for (size_t r = 0; r < rows; r++) {
-        csm_loss_record a = csm_loss_record_load(into + r * words, words);
-        const csm_loss_record b = csm_loss_record_load(other + r * words, words);
-        csm_record_merge(&a.base, &b.base);
-        if (words > CSM_RECORD_WORDS) merge_labels(&a, &b);
-        csm_loss_record_store(&a, into + r * words, words);
+    for (size_t r = 0; r < rows; r++, into += words, other += words) {
+        csm_record a = csm_record_load(into);
+        const csm_record b = csm_record_load(other);
+        csm_record_merge(&a, &b);
+        csm_record_store(&a, into);
+        if (words > CSM_RECORD_WORDS) merge_label(into, other, words);
+        for (size_t i = CSM_LABEL_WORDS; i + EXACT_WORDS <= words; i += EXACT_WORDS) { /* far, mass, row_mass */
+            csm_exact sum = load_sum(into + i);
+            const csm_exact more = load_sum(other + i);
+            csm_exact_merge(&sum, &more);
+            memcpy(into + i, &sum, sizeof sum);
+        }
     }
 }
 
@@ -147,13 +170,16 @@ static int is_power(double n) { return n >= -(double)LARGEST_POWER && n <= (doub
 
 size_t csm_records_check(const int64_t *records, size_t rows, size_t words) {
     for (size_t r = 0; r < rows; r++) {
-        const csm_loss_record a = csm_loss_record_load(records + r * words, words);
-        const csm_record *base = &a.base;
-        const int joins = base->count != 0 && base->max - base->max == 0; /* if a merge brings a larger maximum */
-        int fits = is_sum(&base->sum) && base->max == base->max && base->count >= 0 && base->count <= LARGEST_LIMB;
-        fits &= !joins || (is_power(base->n) && base->top - base->top == 0 && base->top_low - base->top_low == 0);
-        if (words > CSM_RECORD_WORDS) fits &= a.label.owners >= 0 && a.label.owners <= LARGEST_LIMB;
-        if (words >= CSM_TERMS_WORDS) fits &= is_sum(&a.far) && is_sum(&a.mass) && is_sum(&a.row_mass);
+        const int64_t *record = records + r * words;
+        const csm_record a = csm_record_load(record);
+        const int joins = a.count != 0 && a.max - a.max == 0; /* if a merge brings a larger maximum */
+        int fits = is_sum(&a.sum) && a.max == a.max && a.count >= 0 && a.count <= LARGEST_LIMB;
+        fits &= !joins || (is_power(a.n) && a.top - a.top == 0 && a.top_low - a.top_low == 0);
+        if (words > CSM_RECORD_WORDS) fits &= record[OWNERS] >= 0 && record[OWNERS] <= LARGEST_LIMB;
+        for (size_t i = CSM_LABEL_WORDS; i + EXACT_WORDS <= words; i += EXACT_WORDS) { /* far, mass, row_mass */
+            const csm_exact sum = load_sum(record + i);
+            fits &= is_sum(&sum);
+        }
         if (!fits) return r;
     }
     return rows;

@@ -53,6 +53,9 @@ csm_record csm_record_of_blocks(const csm_block *, size_t count, int is_log);
 csm_pair_sum csm_sum_load(const int64_t *words);
 void csm_sum_store(const csm_pair_sum *, int64_t *words);
 
+/* Sets max and n of a block whose sums are merged already. */
+void csm_restore_block(const csm_call *, const csm_temperature *, double max, csm_block *);
+
 /* What a call gets for a shard.  Its driver then computes row by row, as for very long rows. */
 typedef enum csm_stage {
     CSM_STAGE_SHARD,

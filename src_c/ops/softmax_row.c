@@ -469,9 +469,8 @@ static csm_status finish_shard(row_state *state, const csm_record *record, block
         csm_block *block = &state->blocks[b];
         block->max = c->shard->merged_block_max[index * count + b];
         if (block->max == state->sums.max) state->sums.max = block->max; /* -0, which a record does not hold */
-        const csm_wide max = csm_to_wide(base, block->max);
         if (c->op == CSM_OP_softmax)
-            base->table->softmax_sum[base->wide_dtype](&max, 1, shard_temperature(state, is_transformed), block);
+            csm_restore_block(base, shard_temperature(state, is_transformed), block->max, block);
     }
     state->stores_e = c->shard->from_e && !is_transformed;
     return process(state, is_transformed ? pass2_transformed : pass2_blocks);

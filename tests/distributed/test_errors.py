@@ -323,6 +323,21 @@ def test_errors_of_draws_name_the_row_of_the_call(limit, n, options, value, held
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(("n", "options"), [(400, {}), (400, {"top_k": 3}), (9000, {}), (9000, {"top_p": 0.5})])
+def test_draws_from_a_row_without_classes_name_the_mask(n, options):
+    x, where = np.zeros((2, n)), np.ones((2, n), bool)
+    where[1] = False
+
+    def work(group):
+        shard, mask = (np.split(a, 2, axis=1)[group.rank] for a in (x, where))
+        return distributed.sample(shard, where=mask, group=group, **options)
+
+    check_all_raise(
+        run_on(2, work), ValueError,
+        r"^logits have no mass to draw from in row \(1\): where leaves none of its classes, or only -inf$",
+    )  # fmt: skip
+
+
 def test_draws_of_a_single_row_without_a_shape():
     x = np.array([0.0, 50.0, 0.0, -50.0])
     for size, expected in ((None, 1), (0, []), (2, [1, 1]), ((2, 1), [[1], [1]])):

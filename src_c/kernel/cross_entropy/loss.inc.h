@@ -220,7 +220,7 @@ static void FN(loss_factors)(const csm_loss_call *c, const csm_loss_input *in, d
  * AVX-512: (1024, 8192) 1.03 instead of 1.17 ms, (64, 50257) 0.29 instead of 0.34). */
 INLINE void FN(loss_write_any)(const REAL *e, T *y, const REAL *slope, size_t k, const csm_block *block,
                                const csm_loss_row *row, const csm_loss_terms *terms, const int scratch) {
-    enum { AHEAD = 4096 };
+    enum { AHEAD = 8192 };
     size_t i = 0;
 #define STEEP(g, at) (slope ? V(mul)(g, V(LOAD_REAL)(slope + (at))) : (g))
 #define STEEP_PART(g, at, count) (slope ? V(mul)(g, V(LOAD_PART_REAL)(slope + (at), count, V(zero)())) : (g))
