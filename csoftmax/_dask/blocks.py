@@ -116,7 +116,7 @@ def merge_chunks(
         for level in itertools.count():
             if len(parts) <= split_every:
                 break
-            bounds = _bound_groups(len(parts), split_every)
+            bounds = bound_groups(len(parts), split_every)
             groups = [parts[a:b] for a, b in itertools.pairwise(bounds)]
             keys = [(f"csoftmax-merge-{level}-{token}", *at, i) for i in range(len(groups))]
             tasks.update((key, (function, group)) for key, group in zip(keys, groups, strict=True))
@@ -128,7 +128,7 @@ def merge_chunks(
     return da.Array(graph, name, tuple(a.chunks[i] for i in rows), dtype, meta=np.empty((0,) * len(rows), dtype))
 
 
-def _bound_groups(count: int, arity: int) -> list[int]:
+def bound_groups(count: int, arity: int) -> list[int]:
     """Where the groups end that the next level of a tree merges, after a 0.
 
     No more than the last task needs to have at most `arity` arguments: the others go up as they are, so that it waits
