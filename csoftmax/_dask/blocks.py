@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from dask.highlevelgraph import HighLevelGraph
 
 from .._arguments.numbers import check_count
 from .._distributed.nodes import Nodes
+from .._runtime.memory import live_within
 from .collections import Begins, Letters, in_one_chunk, is_unknown
 from .options import current
 
@@ -47,7 +49,23 @@ def map_chunks(
 
 def _apply(function: Callable[..., Any], *blocks: Any) -> Any:
     """The function of blocks, which are in lists of one where an axis is not in the result."""
+    _live_within_the_worker()
     return function(*map(_only, blocks))
+
+
+@functools.cache
+def _live_within_the_worker() -> None:
+    """Once in a process: keep memory for later results by the limit of its worker, which may be killed beyond that."""
+    distributed = sys.modules.get("distributed")
+    if distributed is None:
+        return
+    try:
+        worker = distributed.get_worker()
+    except ValueError:  # there is none
+        return
+    limit = worker.memory_manager.memory_limit if worker.nanny else None  # without one it is in a process of the user
+    if limit:
+        live_within(limit)
 
 
 def _only(block: Any) -> Any:
@@ -98,7 +116,7 @@ def merge_chunks(
         for level in itertools.count():
             if len(parts) <= split_every:
                 break
-            bounds = _bound_groups(len(parts), split_every)
+            bounds = bound_groups(len(parts), split_every)
             groups = [parts[a:b] for a, b in itertools.pairwise(bounds)]
             keys = [(f"csoftmax-merge-{level}-{token}", *at, i) for i in range(len(groups))]
             tasks.update((key, (function, group)) for key, group in zip(keys, groups, strict=True))
@@ -110,7 +128,7 @@ def merge_chunks(
     return da.Array(graph, name, tuple(a.chunks[i] for i in rows), dtype, meta=np.empty((0,) * len(rows), dtype))
 
 
-def _bound_groups(count: int, arity: int) -> list[int]:
+def bound_groups(count: int, arity: int) -> list[int]:
     """Where the groups end that the next level of a tree merges, after a 0.
 
     No more than the last task needs to have at most `arity` arguments: the others go up as they are, so that it waits

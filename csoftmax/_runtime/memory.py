@@ -1,4 +1,4 @@
-"""The limit on memory of large results that is kept for later results (see pages.c), set once, at import."""
+"""The limit on memory of large results that is kept for later results (see pages.c), set at import."""
 
 import os
 import re
@@ -34,6 +34,14 @@ def _limit() -> int:
     if not re.fullmatch(r"[0-9]{1,18}", given):
         raise ImportError(f"CSOFTMAX_KEEP_BYTES must be a whole number of bytes (0: none is kept), got {given!r}")
     return min(int(given), sys.maxsize)
+
+
+def live_within(available: int) -> None:
+    """Keep at most a sixteenth of the bytes that this process may have, unless CSOFTMAX_KEEP_BYTES says how many."""
+    global LIMIT
+    if not os.environ.get("CSOFTMAX_KEEP_BYTES"):
+        LIMIT = min(LIMIT, available // 16)
+        binding.set_pages_limit(LIMIT)
 
 
 def _register_with_tracemalloc() -> None:

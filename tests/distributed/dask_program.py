@@ -19,6 +19,7 @@ from csoftmax import dask as cd
 
 X = np.random.default_rng(0).normal(size=(40, 30000)).astype(np.float32)
 ISAS = csoftmax.show_config("dicts")["isa"]["available"]
+MEMORY = 1_600_000_000  # bytes that a worker may have
 TARGET = np.random.default_rng(1).integers(0, 30000, 40)
 
 
@@ -95,6 +96,12 @@ def bad_label(client):
     assert_same_bits(
         np.asarray(cd.cross_entropy(lazy_rows(), TARGET).compute()), np.asarray(csoftmax.cross_entropy(X, TARGET))
     )
+    cd.softmax(da.from_array(X, chunks=(1, -1))).compute()  # a task for each worker
+    assert set(client.run(get_limit).values()) == {min(get_limit(), MEMORY // 16)}
+
+
+def get_limit():
+    return csoftmax.show_config("dicts")["memory"]["limit"]
 
 
 def batches(client):
@@ -117,7 +124,8 @@ def batches(client):
 
 
 def main(what, workers):
-    options = {"threads_per_worker": 1, "processes": True, "dashboard_address": None, "memory_limit": 0}
+    options = {"threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    options["memory_limit"] = MEMORY if what == "bad_label" else 0
     with LocalCluster(n_workers=workers, **options) as cluster, Client(cluster) as client:
         globals()[what](client)
     print("ok")

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import itertools
 
 import numpy as np
 import pytest
@@ -569,6 +570,22 @@ def test_chunks_of_unknown_lengths():
         assert_same(in_memory, csoftmax.cross_entropy(x[keep], target[keep], sample_weight=s[keep]))
         loss = cd.linear_cross_entropy(logits, x[:2], labels % 2)
         assert abs(loss.compute() - csoftmax.linear_cross_entropy(x[keep], x[:2], target[keep] % 2)) < 1e-2
+
+
+def test_trees_have_few_levels_and_no_merge_that_they_can_do_without():
+    from csoftmax._dask.blocks import bound_groups
+
+    for arity, count in itertools.product((2, 3, 8), range(1, 200)):
+        left, levels, merges = count, 1, 1
+        while left > arity:
+            bounds = bound_groups(left, arity)
+            sizes = [b - a for a, b in itertools.pairwise(bounds)]
+            assert max(sizes) <= arity
+            left, levels, merges = left - bounds[-1] + len(sizes), levels + 1, merges + len(sizes)
+        assert arity ** (levels - 1) < count or levels == 1
+        assert count <= arity**levels
+        assert merges <= -(-count // arity) + count // (arity - 1)
+    assert bound_groups(12, 8) == [0, 5]  # with the seven others, the last task has eight
 
 
 def test_options_hold_within_their_block():
