@@ -127,9 +127,9 @@ static csm_status run_even(worker *w, const line *l, size_t first, size_t begin,
     uint32_t left[CSM_RAGGED_ROWS];
     csm_status status = CSM_OK;
     if (c->is_gradient) return run_gradients(w, l, first, begin, end);
-    char *memory = row_scratch(w, 0);
-    if (!memory) return CSM_NO_MEMORY;
     while (begin < end && status == CSM_OK) {
+        char *memory = row_scratch(w, 0); /* anew: a long row has the same buffer, which grows for it */
+        if (!memory) return CSM_NO_MEMORY;
         const size_t bytes = (size_t)(s->indptr[begin] - s->indptr[first]) * c->base.itemsize;
         const csm_ragged_job job = {
             .input = l->input + bytes,
@@ -229,11 +229,11 @@ static csm_status run_tiles(worker *w, size_t row, size_t rows, size_t segment) 
     const size_t n = csm_segment_length(s, segment);
     if (n >= w->call->split) return CSM_OK;
     if (n == 0 || n > CSM_BLOCK) return gather_all(w, row, rows, segment, segment + 1);
-    char *memory = row_scratch(w, 0);
-    if (!memory) return CSM_NO_MEMORY;
     c->base.shape.n = n;
     const size_t width = csm_tile_width(c);
     for (size_t r = 0; r < rows; r += width) {
+        char *memory = row_scratch(w, 0); /* anew: rows that are gathered have the same buffer */
+        if (!memory) return CSM_NO_MEMORY;
         const ptrdiff_t first = (ptrdiff_t)s->indptr[segment], at = c->keeps_axis ? first : (ptrdiff_t)segment;
         csm_tile_job job = {.input = csm_row_data(&c->base, &c->input, row + r) + first * c->input.axis_stride,
                             .result = (char *)c->result.data + csm_offset(&c->base.shape, c->result.strides, row + r) +
