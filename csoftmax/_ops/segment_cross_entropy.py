@@ -346,8 +346,10 @@ def segment_cross_entropy_with_grad(
 
     Raises
     ------
-    IndexError, TypeError, ValueError, DeviceError, MemoryError
+    IndexError, TypeError, ValueError, DeviceError
         As in `segment_cross_entropy`; nothing has been written.
+    MemoryError
+        As in `segment_cross_entropy`; `out` may be partly written.
 
     Notes
     -----

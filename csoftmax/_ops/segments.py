@@ -135,8 +135,10 @@ def segment_softmax(
     ------
     IndexError
         If an id is neither -1 nor a segment.
-    TypeError, ValueError, DeviceError, MemoryError
+    TypeError, ValueError, DeviceError
         As in `softmax`; nothing has been written.
+    MemoryError
+        As in `softmax`; `out` may be partly written.
 
     Notes
     -----

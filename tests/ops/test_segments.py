@@ -78,6 +78,16 @@ def test_lengths(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_many_short_segments_behind_a_long_one(dtype):
+    """A long segment needs more scratch than what the kernel of short ones has, of which there are several groups."""
+    lengths = [20] * 300 + [5000] + [20] * 600 + [9000] + [3] * 300
+    x = logits((sum(lengths),), dtype, 4, 4.0)
+    for _ in range(3):
+        check(x, in_order(lengths), num_threads=1)
+        check(x, shuffled(lengths, 5), num_threads=1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_equal_lengths(dtype):
     """Segments of one length that leave nothing out are a dense call, as are others that are nearly so."""
     for n, count in ((1, 7), (5, 12), (33, 3), (5000, 2)):
