@@ -3,8 +3,8 @@
     python asv_bench/rankings.py
 
 10,000 lists of Poisson(20) elements, float32, distinct relevances and grades from 0 to 4; CPU time of one thread, the
-least of interleaved rounds. ListMLE is the formula of its paper with an eps in the logarithm; padding and shuffling are not
-counted.
+least of interleaved rounds. ListMLE is the formula of its paper with an eps in the logarithm; padding and shuffling are
+not counted.
 """
 
 import time
