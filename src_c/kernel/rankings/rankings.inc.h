@@ -65,8 +65,8 @@ INLINE void ranking_count(const int count, const float *key, size_t n, size_t i,
     EACH at_most[v] = beside[v] = v32_zero();
     for (size_t j = 0; j < n; j += 4) { /* keys behind the last are NaN */
         UNROLL
-        for (size_t k = j; k < j + 4; k += 2) {
-            const v32_t a = v32_set((double)key[k]), b = v32_set((double)key[k + 1]);
+        for (size_t k = 0; k < 4; k += 2) {
+            const v32_t a = v32_set((double)key[j + k]), b = v32_set((double)key[j + k + 1]);
             EACH at_most[v] = v32_add(at_most[v], v32_keep(v32_ge(own[v], a), one));
             EACH beside[v] = v32_add(beside[v], v32_keep(v32_ge(own[v], b), one));
         }
