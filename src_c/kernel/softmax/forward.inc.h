@@ -229,19 +229,17 @@ typedef struct FN(rows) {
 INLINE int FN(exp_rows)(const csm_rows_job *job, char *e, ptrdiff_t pitch, FN(rows) * g, const int store,
                         const int exact, const int entropy) {
     const int prefetches = exact ? job->prefetch != CSM_PREFETCH_NOTHING : job->prefetch == CSM_PREFETCH_ALL;
+    const size_t n = job->n; /* at most CSM_FLUSH */
     REAL magic[V(W)], lowest[V(W)];
     V(t) tops[V(W)];
     V(sum) sum[V(W)];
     v64_t sums[V(W)][V(EIGHT)], far_sums[V(W)][V(EIGHT)];
-    for (size_t r = 0; r < V(W); r++) {
-        const char *x = job->input + FN(row_offset)(job, r, job->input_step);
-        tops[r] = FN(max_lanes)((const T *)(const void *)x, FN(row_length)(job, r));
-    }
+    for (int r = 0; r < V(W); r++)
+        tops[r] = FN(max_lanes)((const T *)(const void *)(job->input + r * job->input_step), n);
     V(shift) s;
     if (!FN(rows_shift)(tops, job->temperature, 0, &s, magic, lowest, g->max, g->n)) return 0;
-    for (size_t r = 0; r < V(W); r++) {
-        const T *x = (const T *)(const void *)(job->input + FN(row_offset)(job, r, job->input_step));
-        const size_t n = FN(row_length)(job, r); /* at most CSM_FLUSH */
+    for (int r = 0; r < V(W); r++) {
+        const T *x = (const T *)(const void *)(job->input + r * job->input_step);
         const V(t) m = V(splat)(g->max + r);
         V(t) count = V(zero)();
         s.magic = V(splat)(magic + r);
@@ -249,10 +247,10 @@ INLINE int FN(exp_rows)(const csm_rows_job *job, char *e, ptrdiff_t pitch, FN(ro
         V(sum_restart)(&sum[r]);
         V(distances) far;
         if (entropy) far = V(distances_from)((double)g->max[r], s.lowest, 1);
-        FN(exp_part)(x, store ? (REAL *)(void *)(e + FN(row_offset)(job, r, pitch)) : NULL, n, m, s, &sum[r], &count, 0,
-                     store, exact, entropy ? &far : NULL, exact ? NULL : &g->last[r],
+        FN(exp_part)(x, store ? (REAL *)(void *)(e + r * pitch) : NULL, n, m, s, &sum[r], &count, 0, store, exact,
+                     entropy ? &far : NULL, exact ? NULL : &g->last[r],
                      prefetches ? (const char *)x + V(W) *job->input_step : NULL,
-                     prefetches && job->result ? job->result + (ptrdiff_t)(r + 1) * job->result_step : NULL);
+                     prefetches && job->result ? job->result + (r + 1) * job->result_step : NULL);
         if (exact) g->count[r] = V(sum_exact)(count);
         if (entropy) V(sum_eight)(&far.sum, far_sums[r]);
     }
@@ -555,28 +553,19 @@ static int FN(grouped_softmax_rows)(const csm_rows_job *job) {
     FN(rows) g;
     if (!FN(exp_rows_store)(job, job->result, job->result_step, &g)) return 0;
     FN(reciprocals)(g.sums, r, r_low);
-    for (size_t i = 0; i < V(W); i++) {
-        T *y = (T *)(void *)(job->result + FN(row_offset)(job, i, job->result_step));
+    for (int i = 0; i < V(W); i++) {
+        T *y = (T *)(void *)(job->result + i * job->result_step);
         const csm_row row = {.r = (double)r[i], .r_low = (double)r_low[i]};
-        const size_t n = FN(row_length)(job, i);
-        if (r[i] != r[i]) FN(fill)(y, n, CSM_NAN);
-        else FN(scale)((const REAL *)(const void *)y, y, n, &row, 0, &g.last[i]);
+        if (r[i] != r[i]) FN(fill)(y, job->n, CSM_NAN);
+        else FN(scale)((const REAL *)(const void *)y, y, job->n, &row, 0, &g.last[i]);
     }
-    return 1;
-}
-/* Whether W rows from i on are computed as a group. */
-INLINE int FN(is_group)(const csm_rows_job *job, size_t i) {
-    if (!STORED_AS_REAL || V(W) != 8 || job->temperature->tempered || job->rows - i < V(W)) return 0;
-    if (!job->indptr) return job->n <= GROUPED_SOFTMAX_LENGTH && i % V(W) == 0;
-    for (size_t r = i; r < i + V(W); r++)
-        if (FN(row_length)(job, r) > GROUPED_SOFTMAX_LENGTH) return 0;
     return 1;
 }
 #endif
 
 static size_t FN(softmax_rows)(const csm_rows_job *job) {
     const csm_temperature *t = job->temperature;
-    if (job->n <= 16 && !job->indptr) return FN(small_rows)(job, CSM_OP_softmax);
+    if (job->n <= 16) return FN(small_rows)(job, CSM_OP_softmax);
     double max = 0; /* of the next row: found while the scalar work for this one is in flight */
     int is_known = 0;
     /* On Zen 4 prefetching both costs (4096, 1000) 12 %, prefetching results costs (4096, 4000) 7 %; on Zen 3 it saves
@@ -595,8 +584,8 @@ static size_t FN(softmax_rows)(const csm_rows_job *job) {
         csm_rows_job group_job = *job;
         group_job.input = (const char *)x;
         group_job.result = (char *)y;
-        group_job.indptr = job->indptr ? job->indptr + i : NULL;
-        if (FN(is_group)(job, i) && FN(grouped_softmax_rows)(&group_job)) {
+        if (STORED_AS_REAL && V(W) == 8 && !t->tempered && !job->indptr && job->n <= GROUPED_SOFTMAX_LENGTH &&
+            i % V(W) == 0 && job->rows - i >= V(W) &&FN(grouped_softmax_rows)(&group_job)) {
             i += V(W) - 1;
             is_known = 0;
             continue;
