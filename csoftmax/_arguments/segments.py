@@ -340,7 +340,7 @@ def _check_ids(segment_ids: Any) -> Any:
     values = _on_host("segment_ids", segment_ids)
     if values.dtype == np.uint64 and len(values) and values.max() > np.iinfo(np.int64).max:
         at = int((values > np.uint64(np.iinfo(np.int64).max)).argmax())
-        raise IndexError(f"segment_ids[{at}] is {values[at]}; ids are at most {_MOST - 1}")
+        raise IndexError(f"segment_ids[{at}] is {values[at]}; allowed are -1 to {_MOST - 1}")
     return np.require(values, np.int64, ("C", "A"))
 
 
@@ -349,7 +349,7 @@ def _sort_ids(ids: Any, num_segments: Any) -> tuple[Any, Any]:
     if num_segments is None:
         count = max(int(ids.max()) + 1, 0) if len(ids) else 0
         if count > _MOST:
-            raise IndexError(f"segment_ids[{int(ids.argmax())}] is {count - 1}; ids are at most {_MOST - 1}")
+            raise IndexError(f"segment_ids[{int(ids.argmax())}] is {count - 1}; allowed are -1 to {_MOST - 1}")
     else:
         count = check_num_segments(num_segments)
     try:

@@ -89,8 +89,8 @@ def check_relevance(relevance: Any, shape: tuple[int, ...]) -> Any:
     if given.dtype.kind in "iu" and given.dtype.itemsize == 8 and given.size:
         if max(abs(int(given.min())), abs(int(given.max()))) > _LARGEST_EXACT:
             given = np.unique(given, return_inverse=True)[1].reshape(given.shape)
-    elif given.dtype.kind not in "iuf" and given.dtype.name != "bfloat16":
-        raise TypeError(f"relevance must hold real numbers, got dtype {given.dtype}")
+    elif not (given.dtype.kind in "iuf" and given.dtype.itemsize <= 8) and given.dtype.name != "bfloat16":
+        raise TypeError(f"relevance must hold integers or floats of at most 64 bits, got dtype {given.dtype}")
     if given.shape != shape:
         raise ValueError(f"relevance has shape {given.shape}; x has shape {shape}: they must be the same")
     is_exact = given.dtype.itemsize <= (4 if given.dtype.kind == "f" else 2)  # as float32
@@ -206,7 +206,7 @@ def plackett_luce_loss(
     ----------
     x : array_like of shape (E,), or (..., n)
         Scores, in one of the dtypes of `softmax`. Without segments, each row along the last axis is a list.
-    relevance : array_like of the shape of x
+    relevance : array_like of integers or floats of the shape of x
         Larger comes first; equal values of a list are ties. NaN: the element is not in the list, and is not read.
     indptr, segment_ids, num_segments, segments
         The lists are segments of different lengths, as `Segments` takes them; at most one of indptr, segment_ids and

@@ -344,7 +344,9 @@ def test_bad_arguments():
     x = np.arange(4.0)
     for arguments, options, error, match in (
         ((x, [1, 2]), {}, ValueError, r"relevance has shape \(2,\); x has shape \(4,\)"),
-        ((x, ["a"] * 4), {}, TypeError, "relevance must hold real numbers"),
+        ((x, ["a"] * 4), {}, TypeError, "relevance must hold integers or floats of at most 64 bits, got dtype <U1"),
+        ((x, [True] * 4), {}, TypeError, "relevance must hold integers or floats of at most 64 bits, got dtype bool"),
+        ((x, [1j] * 4), {}, TypeError, "relevance must hold integers or floats of at most 64 bits, got dtype complex"),
         ((x, x), {"observed": [1, 0, 1, 0]}, TypeError, "observed must be boolean"),
         ((x, x), {"observed": np.ones(3, bool)}, ValueError, r"observed has shape \(3,\)"),
         ((x, x), {"ties": "none"}, ValueError, 'ties must be "breslow", "efron", "exact" or "order"'),
@@ -368,3 +370,10 @@ def test_bad_arguments():
 def test_any_number_of_places():
     x, relevance = [1.0, 2.0], [1, 2]
     assert plackett_luce_loss(x, relevance, top=10**30) == plackett_luce_loss(x, relevance)
+
+
+@pytest.mark.skipif(np.dtype(np.longdouble).itemsize == 8, reason="long double is double here")
+def test_relevance_of_long_doubles_is_refused():
+    """float64 would turn differences into ties."""
+    with pytest.raises(TypeError, match="relevance must hold integers or floats of at most 64 bits, got dtype float"):
+        csoftmax.plackett_luce_loss([0.0, 3.0], np.array([1, 2], np.longdouble))

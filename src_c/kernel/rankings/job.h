@@ -25,7 +25,7 @@ typedef struct csm_ranking_lanes {
     double *grad; /* scratch; result if has_grad, times factor */
     double temperature[CSM_RANKING_LANES], factor[CSM_RANKING_LANES];
     double count[CSM_RANKING_LANES]; /* of elements */
-    double loss[CSM_RANKING_LANES]; /* result; NaN if the scores are too large, or too far apart */
+    double loss[CSM_RANKING_LANES]; /* result; NaN if the scores are not finite, too large, or too far apart */
     int has_grad, has_flags; /* no flags: all count, none is tied */
 } csm_ranking_lanes;
 
