@@ -36,7 +36,9 @@ def ulps(got, truth, dtype, scale=0):
     (digits, lowest), got, size = FORMATS[dtype], float(got), max(abs(truth), abs(scale))
     largest = mpmath.ldexp(2 - mpmath.mpf(2) ** (3 - digits), LARGEST_EXPONENT.get(dtype, 127))
     if math.isinf(got):
-        return 0 if abs(truth) >= largest and (got > 0) == (truth > 0) else math.inf
+        if abs(truth) >= largest and (got > 0) == (truth > 0):
+            return 0
+        got = mpmath.sign(got) * largest  # the least that rounds to it
     if math.isnan(got):
         return math.inf
     exponent = max(int(mpmath.floor(mpmath.log(size, 2))), lowest) if size else lowest
@@ -59,12 +61,16 @@ def loss_gradient(x, q, w, options):
     known = max(abs(m / t), abs(lse))
     scale = [factor * max(p / total * (mass + 2 * z * known), b) for p, b in zip(e, a, strict=True)]
     if "clip_norm" in options:
-        norm = mpmath.sqrt(mpmath.fsum(g * g for g in gradient))
+        norm, known = (mpmath.sqrt(mpmath.fsum(v * v for v in terms)) for terms in (gradient, scale))
         shrink = min(1, options["clip_norm"] / norm) if norm else 1
+        if norm and norm + known / 2**20 > options["clip_norm"]:  # the norm has the rounding errors of all terms
+            scale = [s + abs(g) * known / norm for g, s in zip(gradient, scale, strict=True)]
         gradient, scale = [g * shrink for g in gradient], [g * shrink for g in scale]
     if "clip_value" in options:
         clip = mpmath.mpf(options["clip_value"])
-        gradient, scale = [max(-clip, min(clip, g)) for g in gradient], [min(clip, g) for g in scale]
+        # known to the clip's digits only where the rounding of the terms cannot bring it below the clip
+        scale = [clip if abs(g) > clip + s / 2**20 else s for g, s in zip(gradient, scale, strict=True)]
+        gradient = [max(-clip, min(clip, g)) for g in gradient]
     divisor = mpmath.fsum(v * u for v, u in zip(w, q, strict=True)) * s if options["reduction"] == "mean" else 1
     upstream = mpmath.mpf(options.get("upstream", 1))
     if divisor == 0:

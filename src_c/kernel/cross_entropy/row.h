@@ -277,11 +277,12 @@ static NOINLINE void csm_loss_any_factors(const csm_loss_call *c, const csm_loss
      * gets as much of it as needed and the rest is applied last, so that no intermediate is subnormal or infinite. */
     double largest = fabs(g) > q ? fabs(g) : q, e = csm_take_exponent(&largest), up = k.e;
     const double lower = single ? -20 : -300, upper = single ? 100 : 300;
+    const double most = single ? 120 : 1000; /* small weights make g small, not the factors of q and of the smoothing */
     /* One class has all probability, and without z-loss the gradient is 0, which a rounding error is not. */
     if (largest == 0 || (c->n == 1 && c->z_loss == 0)) k.m = csm_pair_of(0, 0);
     if (k.e + e < lower) up = -e;
     if (k.e + e > upper) up = upper - e;
-    up = up < -1000 ? -1000 : up > 1000 ? 1000 : up;
+    up = up < -1000 ? -1000 : up > most ? most : up;
     double put_off = k.e - up;
     if (clips) { /* clip_value keeps its digits, and with it small elements, as far as the largest has room; what that
                   * loses in magnitude beyond it has been clipped anyway */
@@ -290,7 +291,7 @@ static NOINLINE void csm_loss_any_factors(const csm_loss_call *c, const csm_loss
         if (put_off > max_put_off) {
             const double room = upper - (up + e), lift = put_off - max_put_off;
             up += room <= 0 ? 0 : lift < room ? lift : room;
-            up = up > 1000 ? 1000 : up;
+            up = up > most ? most : up;
             put_off = max_put_off;
         }
     }

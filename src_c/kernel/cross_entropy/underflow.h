@@ -44,7 +44,11 @@ INLINE csm_loss_lost csm_loss_lost_of(const csm_loss_call *c, const csm_loss_inp
     if (!(of_row + of_reduction < 20000)) return lost; /* infinite */
     double near = single ? 125 : 900;
     if (c->clip_value < CSM_INF && of_reduction > 1) {
-        const double scaled = of_row < (single ? -20 : -300) ? 0 : of_row, clipped = scaled + (single ? 122 : 1018);
+        double of_norm = c->clip_norm;
+        double scaled = of_norm < CSM_INF ? csm_take_exponent(&of_norm) : of_row;
+        scaled = scaled < of_row ? scaled : of_row;
+        if (scaled < (single ? -20 : -300)) scaled = 0;
+        const double clipped = scaled + (single ? 122 : 1018);
         near = clipped * ln2 < near ? clipped * ln2 : near;
     }
     const double far = (of_row + of_reduction + 5 + (single ? 151 : 1076)) * ln2;
