@@ -145,8 +145,8 @@ cdef extern from "core/extension.h" nogil:
                                         int (*)(void *) noexcept) nogil
     cpu.csm_status csm_run_invert_places(size_t, const void *, int, void *, int, int (*)(void *) noexcept) nogil
     cpu.csm_status csm_run_segment_loss(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_segments *,
-                                        const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_view *,
-                                        const cpu.csm_view *, double *, cpu.csm_loss_options *)
+                                        const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_view *, double *,
+                                        cpu.csm_loss_options *)
 
     ctypedef struct csm_pairs:
         size_t labels, width

@@ -93,7 +93,6 @@ def run_segment_loss(int dtype, x, y, losses, labels, ignore, soft, positives, s
     cdef cpu.csm_loss_options options = cpu.csm_default_loss_options()
     cdef cpu.csm_segments segments = _segments(buffers, 9, indptr, order, None)
     cdef const cpu.csm_view *gradient
-    cdef const cpu.csm_view *positive
     cdef cpu.csm_status status
     cdef double total = 0
     options.temperature = temperature
@@ -116,11 +115,11 @@ def run_segment_loss(int dtype, x, y, losses, labels, ignore, soft, positives, s
     options.sample_weight = buffers.take(4, sample_weight, True, False)
     options.upstream = buffers.take(5, upstream, True, False)
     buffers.take(6, losses, True, True)
-    positive = buffers.take(7, positives, True, False)
+    options.positives = buffers.take(7, positives, True, False)
     options.temperatures = buffers.take(8, temperatures, True, False)
     with nogil:
         status = csm_run_segment_loss(dtype, csm_current_table(), &buffers.shape, &segments, &buffers.view[0],
-                                      gradient, &buffers.view[6], positive, &total, &options)
+                                      gradient, &buffers.view[6], &total, &options)
     if status == cpu.CSM_BAD_LABEL:
         return <object>options.position
     _raise(status)

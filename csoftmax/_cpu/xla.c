@@ -250,7 +250,7 @@ void *csm_xla_segment_cross_entropy(xla_frame *f) {
     if (each && (!has_temperatures || temperatures.view.data)) {
         const csm_view losses = csm_contiguous(&m.shape, r.segments.count, each, sizeof(double));
         status = csm_run_segment_loss(m.dtype, csm_current_table(), &m.shape, &r.segments, &m.x,
-                                      has_gradient ? &gradient : NULL, &losses, NULL, &total, &options);
+                                      has_gradient ? &gradient : NULL, &losses, &total, &options);
     }
     for (size_t i = 0; status == CSM_OK && i < numbers; i++) {
         if (wide) ((double *)loss.data)[i] = each[i];

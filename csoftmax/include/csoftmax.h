@@ -146,6 +146,7 @@ typedef struct csm_loss_options {
     size_t position; /* set with CSM_BAD_LABEL: the row, in C order */
     const csm_view *temperatures; /* a double for each row, instead of `temperature`; NULL = the same for all */
     double softcap; /* c: logits become c tanh(logits / c) first; 0 = none */
+    const csm_view *positives; /* of segments alone, instead of labels: one byte for each element, 0: it is none */
 } csm_loss_options;
 static inline csm_loss_options csm_default_loss_options(void) {
     csm_loss_options o = {sizeof(csm_loss_options),
@@ -168,7 +169,8 @@ static inline csm_loss_options csm_default_loss_options(void) {
                           NULL,
                           0,
                           NULL,
-                          0};
+                          0,
+                          NULL};
     return o;
 }
 
@@ -523,7 +525,8 @@ csm_status csm_segment_log_softmax_vjp_bf16(const csm_shape *, const csm_segment
                                             const csm_view *y, const csm_view *dx, const csm_options *);
 /* labels: an element of the segment, from 0 on.  loss: one for each row and segment, in C order with the segments last,
  * and after them one more, their sum or mean.  options->temperatures, if given, has one for each row and segment.
- * options->weight is not allowed; segments without elements weigh 0. */
+ * options->weight is not allowed; segments without elements weigh 0.  options->positives: the loss is minus the
+ * logarithm of the total probability of a segment's positives, +inf if it has none; label_smoothing must be 0. */
 csm_status csm_segment_cross_entropy_f32(const csm_shape *, const csm_segments *, const csm_view *x,
                                          const csm_view *gradient, double *loss, csm_loss_options *);
 csm_status csm_segment_cross_entropy_f64(const csm_shape *, const csm_segments *, const csm_view *x,

@@ -75,9 +75,9 @@ csm_status csm_finish_rows(csm_shard_kind, csm_array_type, const csm_shape *, co
                            int from_e, const int64_t *records, const double *block_max, const csm_view *result,
                            const csm_shard_options *);
 /* Of csm_loss_options: labels and smoothing are those of the whole row, weight and soft those of the shard; the
- * temperatures, the reduction, the threads and the interrupt are not used.  Labels are not checked: the number of
- * owners in the merged record tells.  CSM_BAD_LABEL: a soft label is negative or not finite.  e: as for softmax; it is
- * not written with a soft cap, whose calls finish without from_e and without clip_norm. */
+ * temperatures, the reduction, the threads and the interrupt are not used; positives are not allowed.  Labels are not
+ * checked: the number of owners in the merged record tells.  CSM_BAD_LABEL: a soft label is negative or not finite.
+ * e: as for softmax; it is not written with a soft cap, whose calls finish without from_e and without clip_norm. */
 csm_status csm_shard_losses(csm_array_type, const csm_shape *, const csm_view *x, const csm_view *e, int64_t *records,
                             double *block_max, const csm_shard_options *, csm_loss_options *);
 /* With clip_norm: CSM_SUM_WORDS a row, of the squares of the gradient of the row loss. */

@@ -46,11 +46,10 @@ csm_status csm_run_segment_sort(size_t n, const int64_t *ids, size_t count, int6
 /* order[places[i]] = i */
 csm_status csm_run_invert_places(size_t n, const void *places, int bytes, void *order, int order_bytes,
                                  int (*interrupt)(void *context));
-/* losses: a double for each row and segment, in any order but without gaps; with CSM_NONE the results.  positives: one
- * byte for each element, instead of labels or soft labels: the loss of their total probability. */
+/* losses: a double for each row and segment, in any order but without gaps; with CSM_NONE the results. */
 csm_status csm_run_segment_loss(csm_dtype, const csm_table *, const csm_shape *, const csm_segments *,
-                                const csm_view *x, const csm_view *gradient, const csm_view *losses,
-                                const csm_view *positives, double *total, csm_loss_options *);
+                                const csm_view *x, const csm_view *gradient, const csm_view *losses, double *total,
+                                csm_loss_options *);
 csm_status csm_run_topk(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x, size_t k,
                         const csm_view *values, const csm_view *indices, const csm_topk_options *);
 csm_status csm_run_topk_integer(csm_label_type, const csm_table *, const csm_shape *, const csm_view *x, size_t k,

@@ -274,7 +274,7 @@ static csm_status prepare(csm_loss_run *call, csm_dtype dtype, const csm_table *
     const size_t n = shape->n;
     if (!o->temperatures && !csm_is_loss_temperature(o->temperature)) return CSM_BAD_TEMPERATURE;
     if (!is_fraction(o->label_smoothing) || !(o->z_loss >= 0 && o->z_loss < CSM_INF) || !(o->clip_norm >= 0) ||
-        !(o->clip_value >= 0) || !(o->softcap >= 0 && o->softcap < CSM_INF) || !o->labels == !o->soft ||
+        !(o->clip_value >= 0) || !(o->softcap >= 0 && o->softcap < CSM_INF) || !o->labels == !o->soft || o->positives ||
         (unsigned)o->reduction > CSM_MEAN)
         return CSM_BAD_OPTION;
     csm_status status = csm_lay_out(

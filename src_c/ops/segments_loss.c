@@ -375,22 +375,22 @@ static int is_fraction(double x) { return x >= 0 && x <= 1; }
 
 static csm_status prepare(segment_loss_call *call, csm_dtype dtype, const csm_table *table, const csm_shape *shape,
                           const csm_segments *segments, const csm_view *x, const csm_view *gradient,
-                          const csm_view *losses, const csm_view *positives, csm_loss_options *o) {
+                          const csm_view *losses, csm_loss_options *o) {
     csm_loss_run *l = &call->loss;
     csm_call *c = &l->base;
     if (!o->temperatures && !csm_is_loss_temperature(o->temperature)) return CSM_BAD_TEMPERATURE;
     if (!is_fraction(o->label_smoothing) || !(o->z_loss >= 0 && o->z_loss < CSM_INF) || !(o->clip_norm >= 0) ||
-        !(o->clip_value >= 0) || (o->labels != NULL) + (o->soft != NULL) + (positives != NULL) != 1 || o->weight ||
-        o->softcap != 0 || (positives && o->label_smoothing > 0) || (unsigned)o->reduction > CSM_MEAN ||
+        !(o->clip_value >= 0) || (o->labels != NULL) + (o->soft != NULL) + (o->positives != NULL) != 1 || o->weight ||
+        o->softcap != 0 || (o->positives && o->label_smoothing > 0) || (unsigned)o->reduction > CSM_MEAN ||
         !csm_check_segments(segments, shape->n, &call->longest) || (csm_segment_places(segments) && !segments->order))
         return CSM_BAD_OPTION;
     csm_status status =
         csm_lay_out(c, shape,
-                    (const csm_view *[]){x, NULL, losses, gradient, o->soft, o->sample_weight, o->upstream, positives,
-                                         o->temperatures},
+                    (const csm_view *[]){x, NULL, losses, gradient, o->soft, o->sample_weight, o->upstream,
+                                         o->positives, o->temperatures},
                     (csm_view *[]){&l->x, &l->order, &call->losses, gradient ? &l->gradient : NULL,
                                    o->soft ? &l->soft_labels : NULL, o->sample_weight ? &l->sample_weight : NULL,
-                                   o->upstream ? &l->upstream : NULL, positives ? &call->positives : NULL,
+                                   o->upstream ? &l->upstream : NULL, o->positives ? &call->positives : NULL,
                                    o->temperatures ? &l->temperatures : NULL},
                     9, &l->rows);
     if (status != CSM_OK) return status;
@@ -406,7 +406,7 @@ static csm_status prepare(segment_loss_call *call, csm_dtype dtype, const csm_ta
     for (size_t row = 0; o->temperatures && row < l->rows; row++)
         for (size_t i = 0; i < segments->count; i++)
             if (!csm_is_loss_temperature(double_at(call, &l->temperatures, 1, row, i))) return CSM_BAD_TEMPERATURE;
-    call->is_any = positives != NULL;
+    call->is_any = o->positives != NULL;
     call->any = (csm_any_call){.table = table,
                                .z_loss = o->z_loss,
                                .clip_norm = l->loss_call.clip_norm,
@@ -453,13 +453,13 @@ static csm_status run_segment_loss(segment_loss_call *call, const csm_shape *sha
 
 csm_status csm_run_segment_loss(csm_dtype dtype, const csm_table *table, const csm_shape *shape,
                                 const csm_segments *segments, const csm_view *x, const csm_view *gradient,
-                                const csm_view *losses, const csm_view *positives, double *total, csm_loss_options *o) {
+                                const csm_view *losses, double *total, csm_loss_options *o) {
     segment_loss_call call;
     if (!o) return CSM_BAD_OPTION; /* labels are required */
     csm_loss_options known = csm_default_loss_options(), *used = csm_known_options(&known, sizeof known, o);
     csm_fp_environment saved = csm_fp_enter();
     memset(&call, 0, sizeof call);
-    csm_status status = prepare(&call, dtype, table, shape, segments, x, gradient, losses, positives, used);
+    csm_status status = prepare(&call, dtype, table, shape, segments, x, gradient, losses, used);
     if (status == CSM_OK) {
         call.loss.base.interrupt =
             (csm_interrupt){.check = used->interrupt, .context = used->interrupt_context, .caller = saved};
@@ -479,7 +479,7 @@ static csm_status run_public(csm_dtype dtype, const csm_shape *shape, const csm_
     if (!segments || !segments->indptr || shape->ndim > CSM_MAX_NDIM) return CSM_BAD_OPTION;
     size_t step = segments->count * sizeof(double);
     for (size_t i = shape->ndim; i-- > 0; step *= shape->shape[i]) losses.strides[i] = (ptrdiff_t)step;
-    return csm_run_segment_loss(dtype, csm_current_table(), shape, segments, x, gradient, &losses, NULL,
+    return csm_run_segment_loss(dtype, csm_current_table(), shape, segments, x, gradient, &losses,
                                 loss + step / sizeof(double), o);
 }
 

@@ -127,7 +127,7 @@ static csm_exact load_sum(const int64_t *words) {
 void csm_restore_block(const csm_call *c, const csm_temperature *t, double max, csm_block *block) {
     const double product = csm_reference(max, t) * (t->tempered ? t->log2e : 0x1.715476p0);
     block->max = max;
-    if (c->wide_dtype == CSM_F32 && product > -0x1p21 && product < 0x1p21) {
+    if (c->wide_dtype == CSM_DTYPE_f32 && product > -0x1p21 && product < 0x1p21) {
         block->n = (product + 0x1.8p52) - 0x1.8p52;
         return;
     }

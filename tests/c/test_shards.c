@@ -129,6 +129,13 @@ static void test_losses(int dtype, int kind, size_t n, double temperature, char 
     o.reduction = CSM_NONE;
     begin_shards(&s, dtype, n, temperature, o.label_smoothing == 0 ? CSM_LABEL_WORDS : CSM_TERMS_WORDS);
     csm_view a = csm_contiguous(&shape, n, x, s.item), to = csm_contiguous(&shape, n, want, s.item);
+    csm_loss_options of_segments = o;
+    of_segments.positives = &a;
+    check(csm_shard_losses(type, &s.shape[0], &a, NULL, s.records[0], s.block_max[0], &s.options[0], &of_segments) ==
+                  CSM_BAD_OPTION &&
+              csm_finish_losses(type, &s.shape[0], &a, 0, s.records[0], s.block_max[0], loss, &to, &s.options[0],
+                                &of_segments) == CSM_BAD_OPTION,
+          "positives of a shard");
     use("scalar");
     csm_run_cross_entropy((csm_dtype)dtype, csm_current_table(), &shape, &a, &to, whole, &o);
     for (int round = 0; round < 2; round++) {

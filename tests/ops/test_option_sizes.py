@@ -27,9 +27,9 @@ SHAPE, X = Shape(300, 1, (ctypes.c_size_t * 64)(5)), logits((5, 300), "float32",
 LABELS = np.arange(5)[:, np.newaxis] * 7  # the last axis is that of the softmax, as in all views
 
 
-def older(name, **given):
-    """Options of the first version of a structure, and behind them bytes that nothing may use."""
-    end = int(RECORD[f"{name}.{FIRST_ADDED[name]}"])
+def older(name, end=None, **given):
+    """Options that end before one of them, those of the first version by default; behind them unusable bytes."""
+    end = int(RECORD[f"{name}.{end or FIRST_ADDED[name]}"])
     options = bytearray(end) + b"\x55" * (int(RECORD[name]) - end)
     struct.pack_into("N", options, 0, end)
     for option, (code, value) in given.items():
@@ -53,13 +53,14 @@ def test_softmax(c):
     assert_same_bits(y, csoftmax.softmax(X, temperature=2.0))
 
 
+@pytest.mark.parametrize("end", ["temperatures", "softcap", "positives"])
 @pytest.mark.parametrize("segments", [False, True])
-def test_cross_entropy(c, segments):
+def test_cross_entropy(c, segments, end):
     """The position of a bad label is written although the structure is short."""
     labels, losses = LABELS.copy(), np.empty(6)
     given = view_of(labels)
     common = {"label_type": ("i", 3), "temperature": ("d", 2.0), "threads": ("i", 1)}
-    options = older("csm_loss_options", labels=("N", ctypes.addressof(given)), **common)
+    options = older("csm_loss_options", end, labels=("N", ctypes.addressof(given)), **common)
     indptr = np.array([0, 300])
     whole = struct.pack("NNNNi4x", 40, 1, indptr.ctypes.data, 0, 8)
     of_segments = [whole] if segments else []

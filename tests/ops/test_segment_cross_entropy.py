@@ -1,11 +1,15 @@
 """Cross-entropy over segments: the dense losses bit by bit, and the total probability of positives with mpmath."""
 
+import ctypes
+import sys
+
 import hypothesis.strategies as st
 import ml_dtypes  # noqa: F401
 import mpmath
 import numpy as np
 import pytest
 from helpers import assert_same_bits, looped
+from helpers.c_arrays import CSegments, LossOptions, Shape, view_of
 from hypothesis import given, settings
 
 import csoftmax
@@ -316,3 +320,88 @@ def test_refused():
     got = csoftmax.segment_cross_entropy_with_grad(x, [-100] * 3, indptr=indptr, z_loss=1.0)
     assert np.isnan(got.loss)
     assert not got.grad.any()
+
+
+def call_c(name, segments, x, reduction, **given):
+    """Call a C function for the segments of the last axis; return status, losses with the total, and gradient."""
+    held = {key: view_of(value) for key, value in given.items() if isinstance(value, np.ndarray)}
+    numbers = {key: value for key, value in given.items() if key not in held}
+    options = LossOptions(
+        size=ctypes.sizeof(LossOptions), label_type=3, reduction=("none", "sum", "mean").index(reduction),
+        **{"temperature": 1.0, "threads": 2, **numbers}, **{key: ctypes.addressof(v) for key, v in held.items()},
+    )  # fmt: skip
+    order = segments.order if segments.order is None else np.asarray(segments.order, np.int64)
+    described = CSegments(
+        ctypes.sizeof(CSegments), segments.num_segments, segments.indptr.ctypes.data,
+        None if order is None else order.ctypes.data, 8,
+    )  # fmt: skip
+    losses, grad = np.full(len(x) * segments.num_segments + 1, -1.0), np.full_like(x, -1)
+    shape = Shape(x.shape[-1], 1, (ctypes.c_size_t * 64)(len(x)))
+    views = ctypes.byref(view_of(x)), ctypes.byref(view_of(grad)), ctypes.c_void_p(losses.ctypes.data)
+    of_segments = [ctypes.byref(described)] if "segment" in name else []
+    call = ctypes.byref(shape), *of_segments, *views, ctypes.byref(options)
+    return getattr(ctypes.CDLL(csoftmax.get_library()), name)(*call), losses, grad
+
+
+SUFFIXES = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16"}
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the shared library of a build on Linux")
+
+
+@on_linux
+@looped("seed", range(48))
+def test_c_functions_of_positives(seed):
+    """With bytes other than 0 as positives in any layout: the bits of Python, whose segments may lack positives."""
+    rng, dtype = np.random.default_rng(seed), DTYPES[seed % 4]
+    lengths = rng.permutation([0, 1, 5, 40, 3, 7])
+    ids = np.repeat(np.arange(6), lengths)
+    if seed % 3:
+        rng.shuffle(ids)
+    segments = csoftmax.Segments(segment_ids=ids, num_segments=6)
+    x = logits((3, len(ids)), dtype, seed, rng.choice([3.0, 40.0]))
+    positives = (rng.integers(1, 256, x.shape) * (rng.random(x.shape) < 0.4)).astype(np.uint8)
+    positives[1, ids == 3] = 0
+    if rng.random() < 0.5:
+        positives = np.asfortranarray(positives)
+    given, reduction = {}, ("none", "sum", "mean")[seed // 4 % 3]
+    if rng.random() < 0.5:
+        given["sample_weight"] = rng.random((3, 6)) * (rng.random((3, 6)) < 0.7)
+    if rng.random() < 0.5:
+        given |= {"z_loss": 0.01, "clip_norm": 0.5, "clip_value": 0.2}
+    if reduction == "none":
+        given["upstream"] = rng.random((3, 6))
+    temperature = (1.0, 0.7, rng.choice([0.5, 1.0, 3.0], (3, 6)))[seed // 12 % 3]
+    in_c = {**given, "temperatures" if np.ndim(temperature) else "temperature": temperature}
+    name = f"csm_segment_cross_entropy_{SUFFIXES[dtype]}"
+    status, losses, grad = call_c(name, segments, x, reduction, positives=positives, **in_c)
+    right = csoftmax.segment_cross_entropy_with_grad(
+        x, positives != 0, segments=segments, axis=1, positives="any", reduction=reduction, temperature=temperature,
+        **given,
+    )  # fmt: skip
+    assert status == 0
+    assert_same_bits(grad, right.grad)
+    got = losses[:-1].reshape(3, 6) if reduction == "none" else losses[-1]
+    assert_same_bits(np.array(got, right.loss.dtype), np.asarray(right.loss))
+    if reduction == "none" and "sample_weight" not in given and lengths[3] > 0:
+        assert got[1, 3] == np.inf
+
+
+@on_linux
+def test_c_functions_refuse_positives():
+    """Beside labels or soft labels, smoothed, or without segments; nothing is written."""
+    x, segments = np.zeros((2, 5), np.float32), csoftmax.Segments(indptr=[0, 2, 5])
+    positives, labels = np.ones((2, 5), np.uint8), np.zeros((2, 2), np.int64)
+    others = {"labels": labels}, {"soft": np.ones_like(x)}, {"label_smoothing": 0.1}, {"softcap": 1.0}
+    for other in others:
+        status, losses, grad = call_c("csm_segment_cross_entropy_f32", segments, x, "sum", positives=positives, **other)
+        assert status == 7
+        assert (losses == -1).all()
+        assert (grad == -1).all()
+    for suffix in SUFFIXES.values():
+        wide = np.zeros((2, 5), np.float64)
+        for other in ({}, {"labels": labels}, {"soft": wide}):
+            status, losses, grad = call_c(f"csm_cross_entropy_{suffix}", segments, wide, "sum", **other, positives=wide)
+            assert status == 7
+            assert (losses == -1).all()
+            assert (grad == -1).all()
+    assert call_c("csm_segment_cross_entropy_f32", segments, x, "sum")[0] == 7  # nothing is asked
+    assert call_c("csm_segment_cross_entropy_f32", segments, x, "sum", positives=positives)[0] == 0

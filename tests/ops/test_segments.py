@@ -9,7 +9,7 @@ import ml_dtypes  # noqa: F401
 import numpy as np
 import pytest
 from helpers import assert_same_bits, looped, run_python
-from helpers.c_arrays import Shape, view_of
+from helpers.c_arrays import CSegments, LossOptions, PlacedSegments, Shape, view_of
 from hypothesis import given, settings
 
 import csoftmax
@@ -489,30 +489,6 @@ def test_every_instruction_set(isa):
 
     if isa in binding.isa_available():
         assert run_python(code, CSOFTMAX_ISA=isa).stdout == run_python(code, CSOFTMAX_ISA="scalar").stdout
-
-
-class CSegments(ctypes.Structure):
-    _fields_ = (
-        *(("size", ctypes.c_size_t), ("count", ctypes.c_size_t), ("indptr", ctypes.c_void_p)),
-        *(("order", ctypes.c_void_p), ("order_bytes", ctypes.c_int)),
-    )
-
-
-class PlacedSegments(ctypes.Structure):
-    """The structure with its last member, which older callers lack."""
-
-    _fields_ = (("older", CSegments), ("places", ctypes.c_void_p))
-
-
-class LossOptions(ctypes.Structure):
-    _fields_ = (
-        *(("size", ctypes.c_size_t), ("labels", ctypes.c_void_p), ("label_type", ctypes.c_int)),
-        *(("has_ignore", ctypes.c_int), ("ignore", ctypes.c_uint64), ("soft", ctypes.c_void_p)),
-        *(("weight", ctypes.c_void_p), ("sample_weight", ctypes.c_void_p), ("upstream", ctypes.c_void_p)),
-        *((name, ctypes.c_double) for name in ("temperature", "smoothing", "z_loss", "clip_norm", "clip_value")),
-        *(("reduction", ctypes.c_int), ("threads", ctypes.c_int), ("interrupt", ctypes.c_void_p)),
-        *(("interrupt_context", ctypes.c_void_p), ("position", ctypes.c_size_t), ("temperatures", ctypes.c_void_p)),
-    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the shared library of a build on Linux")
