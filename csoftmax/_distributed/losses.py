@@ -22,8 +22,8 @@ from .finish import (
     Merged,
     add_losses,
     add_squares,
-    check_classes,
     find_lost,
+    has_bad_label,
     round_losses,
     total_sums,
     write_gradient,
@@ -426,9 +426,9 @@ def _run_loss(
     if call.gradient and placed is None and not (keep and call.out is None):
         with pending:  # before the exchanges, so that a lack of memory is known to all ranks
             placed = place_result(terms, piece, call.axis, call.out)
-        if keep:  # in out, which bad labels, that soft ones are found among later, must leave as it is
-            check_classes(terms)
-            keep = piece.soft is None and powers_in(placed, piece.x)
+        if keep:  # in out, which a bad label must leave as it is; it is raised on all ranks after the exchange
+            may_write = piece.soft is None and not has_bad_label(terms)
+            keep = may_write and powers_in(placed, piece.x)
     for rows in slices:
         some, part_piece = rows_of(terms, piece, rows)
         sums_of_rows = merge_over(comm, layout, some, part_piece, keep, num_threads, pending, ahead)
