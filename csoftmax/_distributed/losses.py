@@ -29,7 +29,7 @@ from .finish import (
     write_gradient,
 )
 from .groups import LAYOUTS, Ahead, Collectives, Header, Layout, Pending, as_group, check_status, enter_ahead
-from .merge import pack
+from .merge import gather_rows, join_rows, pack
 from .row_sums import RowSums
 from .rows import (
     check_result,
@@ -273,6 +273,15 @@ def _merge_squares(
     return merged.reshape(own.shape)
 
 
+def _find_lost(chunk: Chunk, upstream: Any, divisor: float, pending: Pending) -> NDArray[np.int64] | None:
+    """As `find_lost`. After an error, which is then pending, those of a shard without classes: whether they are None
+    is the same on all ranks."""
+    part, merged, piece = chunk.part, chunk.merged, chunk.piece
+    with pending:
+        return find_lost(part, merged, piece, upstream, divisor)
+    return find_lost(part, merged, piece.part(piece.first, piece.first), upstream, divisor)
+
+
 def _gather_lost(
     group: Collectives, layout: Layout, chunk: Chunk, upstream: Any, divisor: float, pending: Pending
 ) -> tuple[NDArray[np.bool_], Piece] | None:
@@ -287,7 +296,7 @@ def _gather_lost(
     if terms.losses is not None and terms.losses.clips_capped:
         lost = np.ones(terms.batch, np.int64)
     else:
-        lost = find_lost(chunk.part, chunk.merged, piece, upstream, divisor)
+        lost = _find_lost(chunk, upstream, divisor, pending)
     if lost is None:  # 2 on all ranks where any of them may have 1
         return None
     marks = group.all_gather(np.concatenate([[pending.error is not None], (lost == 1).reshape(-1)]).astype(np.int64))
@@ -295,23 +304,19 @@ def _gather_lost(
     is_lost = np.asarray(marks[:, 1:].any(axis=0)).reshape(lost.shape)
     if not is_lost.any():
         return None
-    longest = max(layout.lengths)
-    pieces = {
-        "x": piece.x[is_lost],
-        "soft": None if piece.soft is None else piece.soft[is_lost],
-        "weight": piece.weight,
-    }
-    whole = {}
-    order = sorted(range(group.size), key=lambda r: layout.offsets[r])
-    for name, a in pieces.items():
+    count, longest = int(is_lost.sum()), max(layout.lengths)
+    whole: dict[str, Any] = {}
+    for name in ("x", "soft", "weight"):
+        a, own = getattr(piece, name), None
         if a is None:
             continue
-        padded = np.zeros((*a.shape[:-1], longest), a.dtype)
-        padded[..., : a.shape[-1]] = a
-        received = group.all_gather(padded)
-        parts = [received[r][..., : layout.lengths[r]] for r in order]
-        whole[name] = np.ascontiguousarray(np.concatenate(parts, axis=-1))
-    return is_lost, Piece(0, **whole)
+        with pending:
+            own = a[None] if name == "weight" else a[is_lost]
+        received = gather_rows(group, own, (1 if name == "weight" else count, longest), a.dtype, pending)
+        with pending:
+            joined = np.ascontiguousarray(join_rows(layout, received, layout.lengths))
+            whole[name] = joined[0] if name == "weight" else joined
+    return None if pending.error is not None else (is_lost, Piece(0, **whole))
 
 
 def _write_lost(

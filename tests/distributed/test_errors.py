@@ -1,5 +1,7 @@
 """Errors of calls over groups: all ranks raise, whenever one of them fails, and whatever they disagree on."""
 
+import threading
+
 import numpy as np
 import pytest
 from helpers import assert_same_bits
@@ -106,6 +108,32 @@ def test_a_lack_of_memory_at_any_stage_is_raised_on_all(stage, monkeypatch):
     failed = [r for r in results if isinstance(r, Exception)]
     assert all(isinstance(r, distributed.DistributedMemoryError) for r in failed), results
     assert len(failed) == (0 if stage == "find_divisor" else 2 if stage == "write_gradient" else 4)
+
+
+@pytest.mark.parametrize("stage", ["find_lost", "join_rows"])
+def test_a_lack_of_memory_while_whole_rows_are_gathered_is_raised_on_all(stage, monkeypatch):
+    """Of rows whose gradients underflow; a rank that fails takes part in the collective that the others wait in."""
+    original, failing = getattr(losses, stage), []
+
+    def fail(*arguments):
+        if threading.get_ident() in failing:
+            failing.clear()
+            raise MemoryError("no memory")
+        return original(*arguments)
+
+    def work(group):
+        x = np.random.default_rng(0).normal(size=(2, 12288)).astype(np.float32)
+        x[:, 7] = 130  # exp(-130) is 0 in float32, but not 1e12 times as much
+        own = slice(4096 * group.rank, 4096 * group.rank + 4096)
+        if group.rank == 1:
+            failing.append(threading.get_ident())
+        options = {"reduction": "sum", "upstream": 1e12, "weight": np.ones(4096)}
+        return distributed.cross_entropy_with_grad(x[:, own], [7, 9000], group=group, **options)
+
+    monkeypatch.setattr(losses, stage, fail)
+    results = run_on(3, work)
+    assert not failing
+    check_all_raise(results, distributed.DistributedMemoryError, "^rank 1: MemoryError: no memory")
 
 
 # One group: what a rank refuses before its header reaches the others with the header.
