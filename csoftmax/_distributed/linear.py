@@ -18,7 +18,7 @@ from .._cpu import binding
 from .._cpu.apart import multiply
 from .._cpu.dtypes import compute_dtype
 from .._ops.linear_cross_entropy import LinearCrossEntropyResult
-from .agreement import describe
+from .agreement import as_name, describe
 from .groups import Collectives, Header, Layout, Pending, as_group, check_status, enter, fail_on_all
 from .losses import run_loss, scale_over, upstream_value
 from .row_sums import RowSums
@@ -113,7 +113,7 @@ def _prepare(
     )
     agreed = (
         ("shape of the rows", batch),
-        ("reduction", reduction),
+        ("reduction", as_name(reduction)),
         ("features", x.shape[-1]),
         ("bias", bias is not None),
         ("chunk_bytes", limit),

@@ -17,7 +17,7 @@ from .._arguments.numbers import check_num_threads, check_positive, check_reduct
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
 from .._ops.cross_entropy import CrossEntropyResult
-from .agreement import describe
+from .agreement import as_name, describe
 from .finish import (
     Merged,
     add_losses,
@@ -158,7 +158,7 @@ def _check_loss(
         )
         piece = piece._replace(x=x, soft=soft)
     options = (
-        ("reduction", reduction),
+        ("reduction", as_name(reduction)),
         ("clip_norm", factors[3]),
         ("clip_value", factors[4]),
         upstream_value(reduction, upstream if gradient else None, factor),

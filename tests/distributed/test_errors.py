@@ -1,5 +1,6 @@
 """Errors of calls over groups: all ranks raise, whenever one of them fails, and whatever they disagree on."""
 
+import enum
 import threading
 
 import numpy as np
@@ -223,6 +224,54 @@ def test_equal_options_in_other_types_agree(function, values):
     def work(group):
         changes = {name: both[group.rank] for name, both in values.items() if name != "top_k"}
         return function(**arguments_of(function) | changes, group=group)
+
+    for result in run_on(2, work):
+        assert not isinstance(result, Exception), result
+
+
+class Name(str, enum.Enum):
+    MEAN, NONE, FULL = "mean", "none", "full"
+
+
+class Count(enum.IntEnum):
+    TWO = 2
+
+
+class Number(float):
+    pass
+
+
+@pytest.mark.parametrize("kind", [Name, np.str_])
+@pytest.mark.parametrize(("function", "name", "value"), [
+    (distributed.cross_entropy, "reduction", "mean"),
+    (distributed.cross_entropy_with_grad, "reduction", "none"),
+    (distributed.linear_cross_entropy, "reduction", "mean"),
+    (distributed.topk_softmax, "normalize", "full"),
+])  # fmt: skip
+def test_names_that_are_subclasses_of_str_agree_with_strings(function, name, value, kind):
+    def work(group):
+        return function(**arguments_of(function) | {name: kind(value) if group.rank else value}, group=group)
+
+    for result in run_on(2, work):
+        assert not isinstance(result, Exception), result
+
+
+@pytest.mark.parametrize(("function", "names"), [
+    (distributed.cross_entropy_with_grad, "temperature z_loss softcap upstream clip_norm clip_value ignore_index"),
+    (distributed.linear_cross_entropy_with_grad, "temperature z_loss softcap upstream filter_eps chunk_bytes"),
+    (distributed.topk_softmax, "temperature k"),
+    (distributed.sample, "temperature top_k top_p min_p size"),
+    (distributed.softmax, "temperature sink"),
+])  # fmt: skip
+def test_numbers_of_subclasses_agree_with_numbers(function, names):
+    def work(group):
+        found = []
+        for name in names.split():
+            is_count = name in ("ignore_index", "chunk_bytes", "k", "top_k", "size")
+            number = 2 if is_count else 0.5
+            given = (Count.TWO if is_count else Number(0.5)) if group.rank else number
+            found.append(function(**arguments_of(function) | {name: given}, group=group))
+        return found
 
     for result in run_on(2, work):
         assert not isinstance(result, Exception), result
