@@ -229,7 +229,7 @@ def test_equal_options_in_other_types_agree(function, values):
         assert not isinstance(result, Exception), result
 
 
-class Name(str, enum.Enum):
+class Name(str, enum.Enum):  # noqa: UP042 - unlike that of a StrEnum, str() of a member is not its text
     MEAN, NONE, FULL = "mean", "none", "full"
 
 

@@ -1,4 +1,4 @@
-"""What workers of Dask get: arrays are aligned before a model or a part computes with them, and their sizes are known."""
+"""What workers of Dask get: arrays are aligned before a model or a part computes with them, and their bytes known."""
 
 from types import SimpleNamespace
 
