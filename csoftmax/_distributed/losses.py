@@ -28,7 +28,7 @@ from .finish import (
     total_sums,
     write_gradient,
 )
-from .groups import LAYOUTS, Ahead, Collectives, Header, Layout, Pending, as_group, check_status, enter_ahead
+from .groups import LAYOUTS, UNKNOWN, Ahead, Collectives, Header, Layout, Pending, as_group, check_status, enter_ahead
 from .merge import gather_rows, join_rows, pack
 from .row_sums import RowSums
 from .rows import (
@@ -144,7 +144,9 @@ def _check_loss(
     given_out = out
     upstream, out = as_native(upstream, "upstream"), as_native(out, "out")
     losses = {name: as_native(a, name) for name, a in losses.items()}
-    terms, piece = plan_partial(logits, offset=0, n_classes=None, kind="loss", axis=axis, target=target, losses=losses)
+    losses["first_class"] = None if first == UNKNOWN else first
+    arguments = {"axis": axis, "target": target, "losses": losses, "name": "logits"}
+    terms, piece = plan_partial(logits, offset=0, n_classes=None, kind="loss", **arguments)
     place = normalize_axes(axis, len(terms.batch) + 1)[0]
     check_result(terms, piece, place, out)
     checked = terms.losses

@@ -4,8 +4,8 @@
     reduce   MAX of the maxima; MAX of the highest bins and of powers; SUM of everything else, after each rank has
              brought its records to the same maxima and bins
 
-Both give the same bits. Elements of blocks that are divided among ranks travel in one more all-gather,
-and so do rows that ranks need whole.
+Both give the same bits. Elements of blocks that are divided among ranks travel in one more all-gather, and so do rows
+that ranks need whole.
 """
 
 from __future__ import annotations

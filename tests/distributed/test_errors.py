@@ -178,6 +178,32 @@ def test_what_one_rank_refuses_is_raised_on_all(function, change, message):
     check_all_raise(run_on(2, work), DistributedError, f"^rank 1: {message}")
 
 
+@pytest.mark.parametrize("function", [distributed.cross_entropy, distributed.linear_cross_entropy_with_grad])
+@pytest.mark.parametrize(("offset", "place"), [(2500, r"\(2507\)$"), (None, r"\(7\) of the shard$")])
+def test_a_bad_class_weight_is_named_by_its_class_where_that_is_known(function, offset, place):
+    def work(group):
+        weight = np.ones(2500)
+        weight[7] = -group.rank
+        where = {} if offset is None else {"offset": offset * group.rank}
+        return function(**arguments_of(function), weight=weight, group=group, **where)
+
+    message = rf"^rank 1: ValueError: weight must be at least 0 and finite in float64, got -1.0 at {place}"
+    check_all_raise(run_on(2, work), DistributedError, message)
+
+
+def test_a_bad_class_weight_of_a_partial_result_is_named_by_its_class():
+    with pytest.raises(ValueError, match=r"got nan at \(4096\)$"):
+        distributed.partial(np.zeros((1, 2)), kind="loss", target=[0], weight=[np.nan, 1], offset=4096, n_classes=5000)
+
+
+@pytest.mark.parametrize("function", [distributed.cross_entropy, distributed.cross_entropy_with_grad])
+def test_errors_of_losses_name_their_logits(function):
+    with pytest.raises(TypeError, match=r"^logits has dtype object, because it is None"):
+        function(None, [0], group=SingleProcess())
+    with pytest.raises(ValueError, match=r"^logits is 0-dimensional"):
+        function(1.0, [0], group=SingleProcess())
+
+
 def test_ranks_with_as_many_rows_in_another_shape_all_raise():
     shapes = (3000, 1, 2500), (1, 3000, 2500)
     results = run_on(2, lambda group: distributed.softmax(np.zeros(shapes[group.rank]), group=group))
