@@ -103,7 +103,7 @@ def _prepare(
         bias = check_bias(np.asarray(bias), len(w)).astype(compute)
     labels, soft = check_target(target, (*batch, len(w)), batch, compute)
     first = known("offset", offset)
-    shard = {"row_shape": (*batch, 1), "first_class": None if first == UNKNOWN else first}
+    shard: dict[str, Any] = {"row_shape": (*batch, 1), "first_class": None if first == UNKNOWN else first}
     checked = check_loss_options(len(w), batch, compute, reduction, **shard, **options)
     each = None if checked.temperatures is None else np.ascontiguousarray(checked.temperatures).reshape(rows, 1)
     s, upstream = (
