@@ -138,8 +138,13 @@ def raise_bad_weight(
         raise ValueError(f"{name} must be at least 0 and finite in {values.dtype}, got {given[at]} at ({place}){part}")
 
 
-def check_weight(name: str, weight: Any, shape: tuple[int, ...], dtype: Any, place: Place = CPU) -> Any:
-    """Weights broadcast to a shape in a native float dtype, at least 0 and finite (on a CUDA device unread)."""
+def check_weight(
+    name: str, weight: Any, shape: tuple[int, ...], dtype: Any, place: Place = CPU, first: int | None = 0
+) -> Any:
+    """Weights broadcast to a shape in a native float dtype, at least 0 and finite (on a CUDA device unread).
+
+    first : the class of the first weight, if weights of some classes; None: it is not known
+    """
     on_device = place.on_cuda and is_cupy(weight)
     given = place.array(name, weight) if on_device or not place.on_cuda else as_array(name, weight)
     if given.dtype.kind not in "iuf" and not is_bfloat16(given.dtype):
@@ -152,7 +157,8 @@ def check_weight(name: str, weight: Any, shape: tuple[int, ...], dtype: Any, pla
         raise ValueError(f"{name} has shape {given.shape}, which does not broadcast to {shape}") from None
     if on_device:
         return values
-    raise_bad_weight(name, np.broadcast_to(given, shape), values)
+    part = " of the shard" if first is None else ""
+    raise_bad_weight(name, np.broadcast_to(given, shape), values, lambda at: tuple(i + (first or 0) for i in at), part)
     return place.array(name, values) if place.on_cuda else values
 
 
@@ -246,10 +252,12 @@ def check_loss_options(
     softcap: Any = None,
     place: Place = CPU,
     row_shape: tuple[int, ...] | None = None,
+    first_class: int | None = 0,
 ) -> LossOptions:
     """Check the options that losses of logits and of linear layers share; upstream None means no gradient.
 
     row_shape : the shape that arrays of temperatures broadcast to; None where only a number is allowed.
+    first_class : that of the logits, of a shard; None: it is not known.
     """
     check_reduction(reduction)
     if row_shape is None:
@@ -257,7 +265,7 @@ def check_loss_options(
     else:
         t, each = number_and_rows(check_temperatures(to_host(temperature)[0], row_shape, True), batch, 1.0)
     if weight is not None:
-        weight = place.xp.ascontiguousarray(check_weight("weight", weight, (n_classes,), dtype, place))
+        weight = place.xp.ascontiguousarray(check_weight("weight", weight, (n_classes,), dtype, place, first_class))
     if sample_weight is not None:
         sample_weight = check_weight("sample_weight", sample_weight, batch, np.float64, place)
     return LossOptions(

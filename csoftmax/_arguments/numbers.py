@@ -6,7 +6,7 @@ import contextlib
 import math
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -64,10 +64,17 @@ def _check_rows(
     try:
         values = np.broadcast_to(given.astype(np.float64), row_shape)
     except ValueError:
-        shapes = f"a number and what broadcasts to {row_shape}, {shape_name}"
-        raise ValueError(f"{name} has shape {given.shape}; allowed are {shapes}") from None
+        raise_rows_shape(name, given.shape, row_shape, shape_name)
     raise_bad_rows(name, values, allowed, is_allowed)
     return values
+
+
+def raise_rows_shape(
+    name: str, shape: tuple[int, ...], row_shape: tuple[int, ...], shape_name: str = _OF_ROWS
+) -> NoReturn:
+    """Refuse numbers of rows in a shape that does not broadcast to that of the rows."""
+    shapes = f"a number and what broadcasts to {row_shape}, {shape_name}"
+    raise ValueError(f"{name} has shape {shape}; allowed are {shapes}") from None
 
 
 def raise_bad_rows(

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from .._arguments.foreign import is_lazy_array, is_lazy_frame
-from .._arguments.numbers import allowed_for_rows, raise_bad_rows
+from .._arguments.numbers import allowed_for_rows, raise_bad_rows, raise_rows_shape
 from .blocks import find_lengths, map_chunks
 from .collections import FIND_LENGTHS, Begins, Letters, as_lazy, is_unknown, rechunk
 from .labels import place_in_call
+
+OF_ROWS = ("temperature", "alpha")  # arguments with a number for each row
 
 
 def lay_beside(
@@ -49,6 +51,8 @@ def lay_beside(
         elif a.chunks[i] != there:
             new[i] = there
     if not fits:
+        if name in OF_ROWS and like is not None and len(letters) == like.ndim:
+            raise_rows_shape(name, a.shape, shape)
         how = "does not broadcast to" if broadcasts else "must be"
         raise ValueError(f"{name} has shape {a.shape}, which {how} {shape}")
     return rechunk(a, new), own
@@ -74,14 +78,17 @@ def _cut(name: str, axis: int, whole: Any, end: Any, length: Any, rows: Any) -> 
     return whole[(slice(None),) * axis + (slice(stop - int(length[0]), stop),)]
 
 
-def check_beside(name: str, a: Any, letters: Letters, rank: int, *, gradient: bool) -> Any:
-    """Temperatures or alphas of rows, which name the first bad one by its place among all rows.
+def lay_rows_beside(name: str, a: Any, letters: Letters, chunks: Sequence[Any], like: Any, *, gradient: bool) -> Any:
+    """Temperatures or alphas as `lay_beside` gives them; the first bad one is named by its place among all rows."""
+    a, own = lay_beside(name, a, letters, chunks, like=like)
+    begins = [(Begins(c), (letter,)) for c, letter in zip(a.chunks, own, strict=True)]
+    function = functools.partial(_check_chunk, name, gradient, len(letters))
+    return map_chunks(function, own, [(a, own), *begins], dtype=a.dtype, like=a), own
 
-    letters : the axes of the array; rank : the number of axes that it broadcasts to.
-    """
-    begins = [(Begins(chunks), (letter,)) for chunks, letter in zip(a.chunks, letters, strict=True)]
-    function = functools.partial(_check_chunk, name, gradient, rank)
-    return map_chunks(function, letters, [(a, letters), *begins], dtype=a.dtype, like=a)
+
+def kept_chunks(x: Any, axes: Sequence[int]) -> tuple[Any, ...]:
+    """The chunks of the rows of x, with length 1 along the axes of the classes."""
+    return tuple((1,) if i in axes else c for i, c in enumerate(x.chunks))
 
 
 def _check_chunk(name: str, gradient: bool, rank: int, a: Any, *begins: Any) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 
 from .._arguments.layouts import normalize_axes
 from .._arguments.places import is_cupy
-from .beside import check_beside, lay_beside
+from .beside import OF_ROWS, kept_chunks, lay_beside, lay_rows_beside
 from .blocks import Argument, map_chunks, pick
 from .collections import Letters, align_classes, as_lazy, in_one_chunk, is_number, row_chunks
 
@@ -69,11 +69,12 @@ def plan_call(
             numbers[name] = a
             continue
         names.append(name)
+        if name in OF_ROWS:
+            to = (rows, chunks) if name in of_rows else (letters, kept_chunks(x, classes))
+            others.append(lay_rows_beside(name, a, *to, x, gradient=function.__name__.endswith("_vjp")))
+            continue
         to = (rows, chunks) if name in of_rows else (letters, x.chunks)
-        a, own = lay_beside(name, a, *to, broadcasts=name != "y", like=x)
-        if name in ("temperature", "alpha"):
-            a = check_beside(name, a, own, len(to[0]), gradient=function.__name__.endswith("_vjp"))
-        others.append((a, own))
+        others.append(lay_beside(name, a, *to, broadcasts=name != "y", like=x))
     return Call(function, x, first, axes, tuple(names), tuple(others), {**options, **numbers, "axis": axis})
 
 

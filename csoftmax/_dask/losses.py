@@ -23,7 +23,7 @@ from .._distributed.finish import Merged, add_losses, round_losses
 from .._distributed.losses import Chunk, find_shares
 from .._distributed.shard import Partial, Piece, Terms, plan_partial
 from .._ops.cross_entropy import plan_cross_entropy
-from .beside import check_beside, lay_beside
+from .beside import kept_chunks, lay_beside, lay_rows_beside
 from .blocks import Argument, add_rows, check_split_every, map_chunks, pick
 from .calls import Call, is_on_gpu, plan_call
 from .collections import Begins, Letters, as_lazy, give_frame, is_number, row_chunks
@@ -145,9 +145,9 @@ def plan_loss(
             f"not rounded, got reduction={reduction!r}"
         )
     if not is_number(options["temperature"]):
-        beside = call.letters, call.x.chunks
-        each, own = lay_beside("temperature", numbers.pop("temperature"), *beside, like=call.x)
-        arrays["temperature"] = check_beside("temperature", each, own, call.x.ndim, gradient=True), own
+        each = numbers.pop("temperature")
+        kept = kept_chunks(call.x, call.axes)
+        arrays["temperature"] = lay_rows_beside("temperature", each, call.letters, kept, call.x, gradient=True)
     numbers["num_threads"] = 1 if options["num_threads"] is None else options["num_threads"]
     return Losses(call, arrays, numbers, reduction, gradient, dtypes, arity)
 

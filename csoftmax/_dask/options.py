@@ -63,8 +63,9 @@ def options(
         By default True: fits keep their parts in the memory of the workers. False reads them again in each evaluation,
         for data beyond the memory of the cluster.
     split_every : int, optional
-        How many results a task of a tree merges, at least 2; by default 8. Results do not depend on it, but for the
-        gradients of `linear_cross_entropy_with_grad`, to rounding.
+        How many results a task of a tree merges, at least 2; by default 8. The tree of the second round of rows whose
+        classes are in several chunks, which merges nothing in most calls, has its square, 64. Results do not depend on
+        it, but for the gradients of `linear_cross_entropy_with_grad`, to rounding.
     retries : int, optional
         By default 3: how often a task of a fit is started again after its worker has been lost.
 

@@ -39,6 +39,11 @@ def describe(a: Any) -> tuple[str, tuple[int, ...], str] | None:
     return None if a is None else (name_of(a.dtype), a.shape, digest_of(a))
 
 
+def as_name(given: str) -> str:
+    """An option that is a name as a value: a subclass of str, as an enum's member or NumPy's, is its text."""
+    return str.__str__(given)
+
+
 def _is_array(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) > 0 and isinstance(value[0], str)
 

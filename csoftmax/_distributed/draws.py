@@ -24,7 +24,7 @@ from .._ops.sample import sample as sample_whole
 from .._ops.topk import topk as topk_whole
 from .agreement import describe
 from .groups import Collectives, Header, Layout, Pending, as_group, check_status, enter
-from .merge import ordered
+from .merge import gather_rows, join_rows, order_of, ordered
 from .rows import give_result, known
 from .terms import BLOCK
 from .topk import header_of_rows, rows_of_shard
@@ -106,17 +106,6 @@ def _largest_of(x: Any) -> NDArray[np.float64]:
         return topk_whole(x, 1).values[:, 0].astype(np.float64)  # NaN comes first
 
 
-def _gather_rows(comm: Collectives, own: Any, shape: tuple[int, int], dtype: Any, pending: Pending) -> NDArray[Any]:
-    """Arrays of rows of all ranks, filled up with zeros to one shape, and a status; own: None after an error."""
-    message = np.zeros(8 + math.prod(shape) * dtype.itemsize, np.uint8)
-    message[0] = pending.error is not None
-    if pending.error is None:
-        message[8:].view(dtype).reshape(shape)[:, : own.shape[-1]] = own
-    received = comm.all_gather(message)
-    check_status(comm, received[:, 0], pending.error)
-    return received[:, 8:].view(dtype).reshape(comm.size, *shape)
-
-
 def _reduce_max(comm: Collectives, own: Any, shape: tuple[int, ...], pending: Pending) -> NDArray[np.int64]:
     """The largest of each number over all ranks, and a status; own: None after an error."""
     words = np.full(1 + math.prod(shape), np.iinfo(np.int64).min)
@@ -129,16 +118,6 @@ def _reduce_max(comm: Collectives, own: Any, shape: tuple[int, ...], pending: Pe
     return received[1:].reshape(shape)
 
 
-def _order_of(layout: Layout) -> list[int]:
-    """The ranks in the order of their classes."""
-    return sorted(range(len(layout.offsets)), key=lambda rank: (layout.offsets[rank], layout.lengths[rank]))
-
-
-def _concatenate(layout: Layout, received: Any, lengths: tuple[int, ...]) -> Any:
-    """What ranks have sent, in the order of their classes."""
-    return np.concatenate([received[r][:, : lengths[r]] for r in _order_of(layout)], axis=-1)
-
-
 def _align(comm: Collectives, layout: Layout, x: Any, pending: Pending) -> tuple[Layout, Any]:
     """The shards with each block of 4096 classes on the rank of its first class; x: as its bits."""
     n, rank = layout.n_classes, comm.rank
@@ -149,10 +128,10 @@ def _align(comm: Collectives, layout: Layout, x: Any, pending: Pending) -> tuple
     if not max(heads):
         return layout, x
     lengths = tuple(s - b for b, s in zip(begins, stops, strict=True))
-    received = _gather_rows(comm, x[:, : heads[rank]], (len(x), max(heads)), x.dtype, pending)
+    received = gather_rows(comm, x[:, : heads[rank]], (len(x), max(heads)), x.dtype, pending)
     with pending:
         parts = [x[:, heads[rank] :]]
-        for r in _order_of(layout) if lengths[rank] else ():
+        for r in order_of(layout) if lengths[rank] else ():
             if ends[rank] <= layout.offsets[r] < stops[rank]:
                 parts.append(received[r][:, : heads[r]])
         x = np.concatenate(parts, axis=-1)
@@ -168,10 +147,10 @@ def _gather_best(comm: Collectives, layout: Layout, x: Any, k: int, pending: Pen
     counts = tuple(min(k, length) for length in layout.lengths)
     bits, shape = as_buffer(x).dtype, (len(x), max(counts))
     received = (
-        _gather_rows(comm, best[0], shape, bits, pending),
-        _gather_rows(comm, best[1], shape, np.dtype(np.int64), pending),
+        gather_rows(comm, best[0], shape, bits, pending),
+        gather_rows(comm, best[1], shape, np.dtype(np.int64), pending),
     )
-    values, classes = (_concatenate(layout, a, counts) for a in received)
+    values, classes = (join_rows(layout, a, counts) for a in received)
     order = np.argsort(classes, axis=-1)
     return np.take_along_axis(values, order, -1).view(x.dtype), np.take_along_axis(classes, order, -1)
 
@@ -232,8 +211,8 @@ def _dtype_of(x: Any) -> int:
 def _draw_from_whole(comm: Collectives, layout: Layout, rows: _Rows) -> Any:
     """Gather whole rows, and draw from them."""
     bits, pending = as_buffer(rows.x), Pending()
-    received = _gather_rows(comm, bits, (len(bits), max(layout.lengths)), bits.dtype, pending)
-    whole = _concatenate(layout, received, layout.lengths).view(rows.x.dtype)
+    received = gather_rows(comm, bits, (len(bits), max(layout.lengths)), bits.dtype, pending)
+    whole = join_rows(layout, received, layout.lengths).view(rows.x.dtype)
     if not layout.n_classes:
         raise_without_mass(np.unravel_index(rows.numbers[0], rows.batch), -np.inf, "its axis has no classes")
     return rows.draw_from(whole, **rows.parameters)
@@ -272,9 +251,9 @@ def _draw_in_blocks(comm: Collectives, shard: _Shard, rows: _Rows, pending: Pend
     masses = indices = None
     with pending:
         masses = shard.find_masses(rows, rows.parameters["min_p"])
-    received = _gather_rows(comm, masses, (len(shard.x), max(blocks)), np.dtype(np.float64), pending)
+    received = gather_rows(comm, masses, (len(shard.x), max(blocks)), np.dtype(np.float64), pending)
     with pending:
-        indices = shard.draw(rows, _concatenate(shard.layout, received, blocks))
+        indices = shard.draw(rows, join_rows(shard.layout, received, blocks))
     return _reduce_max(comm, indices, rows.uniforms.shape, pending)
 
 
@@ -291,7 +270,7 @@ def _draw_from_nuclei(comm: Collectives, layout: Layout, rows: _Rows) -> Any:
     binding.clear_records(sums)
     with pending:
         shard.find_masses(rows, None, sums)
-    received = _gather_rows(comm, sums, sums.shape, sums.dtype, pending)
+    received = gather_rows(comm, sums, sums.shape, sums.dtype, pending)
     sums = received[0].copy()
     for other in received[1:]:
         binding.merge_records(sums, np.ascontiguousarray(other))

@@ -114,10 +114,16 @@ def _join_sink(part: Partial, merged: Any, sink: Any) -> tuple[Partial, Any]:
     return make_room(part), join_sink(merged, sink)
 
 
-def check_classes(terms: Terms) -> None:
+def has_bad_label(terms: Terms) -> bool:
+    """Whether a label is no class."""
+    losses = terms.losses
+    return losses is not None and losses.labels is not None and bool((losses.labels == NO_LABEL).any())
+
+
+def _check_classes(terms: Terms) -> None:
     """Raise for a label that is no class."""
     losses = terms.losses
-    if losses is not None and losses.labels is not None and (losses.labels == NO_LABEL).any():
+    if losses is not None and has_bad_label(terms):
         raise_bad_label(losses.target, terms.n_classes, losses.ignore_index)
 
 
@@ -125,11 +131,11 @@ def check_owners(merged: Partial) -> None:
     """Raise the same error in every shard for a label that is no class, or that no or several shards have."""
     losses = merged.terms.losses
     if losses is None or losses.labels is None or merged.records is None:
-        check_classes(merged.terms)
+        _check_classes(merged.terms)
         return
     row = binding.find_bad_owner(merged.records, losses.labels)
     if row >= 0:
-        check_classes(merged.terms)
+        _check_classes(merged.terms)
         at = np.unravel_index(row, losses.labels.shape)
         owners = merged.records[..., binding.LABEL_WORDS - 1]
         where = f"[{', '.join(map(str, at))}]" if at else ""

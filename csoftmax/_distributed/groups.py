@@ -15,7 +15,6 @@ import hashlib
 import itertools
 import struct
 import sys
-import weakref
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
@@ -326,15 +325,18 @@ def _writable(words: NDArray[Any]) -> NDArray[Any]:
     return words if words.flags.writeable else words.copy()
 
 
-_backends: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()  # of process groups
+@functools.cache
+def _backend_of_cpu(config: str) -> str | None:
+    """The backend for tensors on the CPU of a configuration like "cpu:gloo,cuda:nccl"; None without one."""
+    return dict(item.split(":") for item in config.lower().split(",")).get("cpu")
 
 
 def _torch_collectives(group: Any) -> Collectives:
-    backend = _backends.get(group)
+    dist = sys.modules["torch"].distributed
+    name = dist.get_backend(group)  # refuses a group that has been destroyed
+    backend = _backend_of_cpu(dist.get_backend_config(group))
     if backend is None:
-        backend = _backends[group] = sys.modules["torch"].distributed.get_backend(group)
-    if backend == "nccl":
-        raise DeviceError("group has the backend nccl, which has no arrays on the CPU: use gloo or mpi")
+        raise DeviceError(f"group has the backend {name}, which has no arrays on the CPU: use gloo or mpi")
     collectives = _TorchCollectives(group, group.size(), group.rank())
     if backend == "gloo":
         collectives.sends_directly = True

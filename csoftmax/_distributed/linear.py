@@ -18,8 +18,8 @@ from .._cpu import binding
 from .._cpu.apart import multiply
 from .._cpu.dtypes import compute_dtype
 from .._ops.linear_cross_entropy import LinearCrossEntropyResult
-from .agreement import describe
-from .groups import Collectives, Header, Layout, Pending, as_group, check_status, enter, fail_on_all
+from .agreement import as_name, describe
+from .groups import UNKNOWN, Collectives, Header, Layout, Pending, as_group, check_status, enter, fail_on_all
 from .losses import run_loss, scale_over, upstream_value
 from .row_sums import RowSums
 from .rows import give_result, known
@@ -102,7 +102,9 @@ def _prepare(
     if bias is not None:
         bias = check_bias(np.asarray(bias), len(w)).astype(compute)
     labels, soft = check_target(target, (*batch, len(w)), batch, compute)
-    checked = check_loss_options(len(w), batch, compute, reduction, row_shape=(*batch, 1), **options)
+    first = known("offset", offset)
+    shard: dict[str, Any] = {"row_shape": (*batch, 1), "first_class": None if first == UNKNOWN else first}
+    checked = check_loss_options(len(w), batch, compute, reduction, **shard, **options)
     each = None if checked.temperatures is None else np.ascontiguousarray(checked.temperatures).reshape(rows, 1)
     s, upstream = (
         None if a is None else np.ascontiguousarray(a).reshape(rows) for a in (checked.sample_weight, checked.upstream)
@@ -113,7 +115,7 @@ def _prepare(
     )
     agreed = (
         ("shape of the rows", batch),
-        ("reduction", reduction),
+        ("reduction", as_name(reduction)),
         ("features", x.shape[-1]),
         ("bias", bias is not None),
         ("chunk_bytes", limit),
@@ -128,7 +130,7 @@ def _prepare(
         ("sample_weight", describe(s)),
         upstream_value(reduction, options["upstream"], upstream),
     )
-    numbers = known("n_classes", n_classes), known("offset", offset), len(w)
+    numbers = known("n_classes", n_classes), first, len(w)
     function = "linear_cross_entropy_with_grad" if gradient else "linear_cross_entropy"
     temperature = checked.temperature if each is None else float("nan")
     header = Header(function, x.dtype.name, 0, rows, *numbers, temperature, agreed)

@@ -17,19 +17,19 @@ from .._arguments.numbers import check_num_threads, check_positive, check_reduct
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
 from .._ops.cross_entropy import CrossEntropyResult
-from .agreement import describe
+from .agreement import as_name, describe
 from .finish import (
     Merged,
     add_losses,
     add_squares,
-    check_classes,
     find_lost,
+    has_bad_label,
     round_losses,
     total_sums,
     write_gradient,
 )
-from .groups import LAYOUTS, Ahead, Collectives, Header, Layout, Pending, as_group, check_status, enter_ahead
-from .merge import pack
+from .groups import LAYOUTS, UNKNOWN, Ahead, Collectives, Header, Layout, Pending, as_group, check_status, enter_ahead
+from .merge import gather_rows, join_rows, pack
 from .row_sums import RowSums
 from .rows import (
     check_result,
@@ -144,7 +144,9 @@ def _check_loss(
     given_out = out
     upstream, out = as_native(upstream, "upstream"), as_native(out, "out")
     losses = {name: as_native(a, name) for name, a in losses.items()}
-    terms, piece = plan_partial(logits, offset=0, n_classes=None, kind="loss", axis=axis, target=target, losses=losses)
+    losses["first_class"] = None if first == UNKNOWN else first
+    arguments = {"axis": axis, "target": target, "losses": losses, "name": "logits"}
+    terms, piece = plan_partial(logits, offset=0, n_classes=None, kind="loss", **arguments)
     place = normalize_axes(axis, len(terms.batch) + 1)[0]
     check_result(terms, piece, place, out)
     checked = terms.losses
@@ -158,7 +160,7 @@ def _check_loss(
         )
         piece = piece._replace(x=x, soft=soft)
     options = (
-        ("reduction", reduction),
+        ("reduction", as_name(reduction)),
         ("clip_norm", factors[3]),
         ("clip_value", factors[4]),
         upstream_value(reduction, upstream if gradient else None, factor),
@@ -273,6 +275,15 @@ def _merge_squares(
     return merged.reshape(own.shape)
 
 
+def _find_lost(chunk: Chunk, upstream: Any, divisor: float, pending: Pending) -> NDArray[np.int64] | None:
+    """As `find_lost`. After an error, which is then pending, those of a shard without classes: whether they are None
+    is the same on all ranks."""
+    part, merged, piece = chunk.part, chunk.merged, chunk.piece
+    with pending:
+        return find_lost(part, merged, piece, upstream, divisor)
+    return find_lost(part, merged, piece.part(piece.first, piece.first), upstream, divisor)
+
+
 def _gather_lost(
     group: Collectives, layout: Layout, chunk: Chunk, upstream: Any, divisor: float, pending: Pending
 ) -> tuple[NDArray[np.bool_], Piece] | None:
@@ -287,7 +298,7 @@ def _gather_lost(
     if terms.losses is not None and terms.losses.clips_capped:
         lost = np.ones(terms.batch, np.int64)
     else:
-        lost = find_lost(chunk.part, chunk.merged, piece, upstream, divisor)
+        lost = _find_lost(chunk, upstream, divisor, pending)
     if lost is None:  # 2 on all ranks where any of them may have 1
         return None
     marks = group.all_gather(np.concatenate([[pending.error is not None], (lost == 1).reshape(-1)]).astype(np.int64))
@@ -295,23 +306,19 @@ def _gather_lost(
     is_lost = np.asarray(marks[:, 1:].any(axis=0)).reshape(lost.shape)
     if not is_lost.any():
         return None
-    longest = max(layout.lengths)
-    pieces = {
-        "x": piece.x[is_lost],
-        "soft": None if piece.soft is None else piece.soft[is_lost],
-        "weight": piece.weight,
-    }
-    whole = {}
-    order = sorted(range(group.size), key=lambda r: layout.offsets[r])
-    for name, a in pieces.items():
+    count, longest = int(is_lost.sum()), max(layout.lengths)
+    whole: dict[str, Any] = {}
+    for name in ("x", "soft", "weight"):
+        a, own = getattr(piece, name), None
         if a is None:
             continue
-        padded = np.zeros((*a.shape[:-1], longest), a.dtype)
-        padded[..., : a.shape[-1]] = a
-        received = group.all_gather(padded)
-        parts = [received[r][..., : layout.lengths[r]] for r in order]
-        whole[name] = np.ascontiguousarray(np.concatenate(parts, axis=-1))
-    return is_lost, Piece(0, **whole)
+        with pending:
+            own = a[None] if name == "weight" else a[is_lost]
+        received = gather_rows(group, own, (1 if name == "weight" else count, longest), a.dtype, pending)
+        with pending:
+            joined = np.ascontiguousarray(join_rows(layout, received, layout.lengths))
+            whole[name] = joined[0] if name == "weight" else joined
+    return None if pending.error is not None else (is_lost, Piece(0, **whole))
 
 
 def _write_lost(
@@ -426,9 +433,9 @@ def _run_loss(
     if call.gradient and placed is None and not (keep and call.out is None):
         with pending:  # before the exchanges, so that a lack of memory is known to all ranks
             placed = place_result(terms, piece, call.axis, call.out)
-        if keep:  # in out, which bad labels, that soft ones are found among later, must leave as it is
-            check_classes(terms)
-            keep = piece.soft is None and powers_in(placed, piece.x)
+        if keep:  # in out, which a bad label must leave as it is; it is raised on all ranks after the exchange
+            may_write = piece.soft is None and not has_bad_label(terms)
+            keep = may_write and powers_in(placed, piece.x)
     for rows in slices:
         some, part_piece = rows_of(terms, piece, rows)
         sums_of_rows = merge_over(comm, layout, some, part_piece, keep, num_threads, pending, ahead)

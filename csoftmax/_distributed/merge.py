@@ -4,7 +4,8 @@
     reduce   MAX of the maxima; MAX of the highest bins and of powers; SUM of everything else, after each rank has
              brought its records to the same maxima and bins
 
-Both give the same bits. Elements of blocks that are divided among ranks travel in one more all-gather.
+Both give the same bits. Elements of blocks that are divided among ranks travel in one more all-gather, and so do rows
+that ranks need whole.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._cpu import binding
-from .groups import Layout, check_status
+from .groups import Layout, Pending, check_status
 from .shard import Partial, join_fragments
 from .terms import BLOCK, Piece, Terms
 
@@ -78,6 +79,27 @@ def exchange(
         assert part is not None
         _exchange_fragments(group, layout, terms, _arrays_of(terms, piece), part, result)
     return result
+
+
+def gather_rows(group: Any, own: Any, shape: tuple[int, int], dtype: Any, pending: Pending) -> NDArray[Any]:
+    """Arrays of rows of all ranks, filled up with zeros to one shape, and a status; own: None after an error."""
+    message = np.zeros(8 + math.prod(shape) * dtype.itemsize, np.uint8)
+    message[0] = pending.error is not None
+    if pending.error is None:
+        message[8:].view(dtype).reshape(shape)[:, : own.shape[-1]] = own
+    received = group.all_gather(message)
+    check_status(group, received[:, 0], pending.error)
+    return received[:, 8:].view(dtype).reshape(group.size, *shape)
+
+
+def order_of(layout: Layout) -> list[int]:
+    """The ranks in the order of their classes."""
+    return sorted(range(len(layout.offsets)), key=lambda rank: (layout.offsets[rank], layout.lengths[rank]))
+
+
+def join_rows(layout: Layout, received: Any, lengths: tuple[int, ...]) -> Any:
+    """What ranks have sent, in the order of their classes."""
+    return np.concatenate([received[r][:, : lengths[r]] for r in order_of(layout)], axis=-1)
 
 
 def _merge_words(gathered: NDArray[np.int64]) -> NDArray[np.int64]:

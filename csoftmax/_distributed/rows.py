@@ -346,9 +346,11 @@ def softmax(
     Notes
     -----
     A call has two collectives: a header of 64 bytes from each rank, and the sums, 96 bytes a row and rank, in one
-    all-gather; with more than 64 ranks three reductions of integers instead. Rows whose largest element is beyond the
-    range of exp's reduction take a second exchange. Shards that begin elsewhere than at multiples of 4096 (`split`)
-    also exchange the elements of the blocks that are cut, and rows of at most 4096 classes are exchanged whole.
+    all-gather; with more than 64 ranks three reductions of integers instead. With gloo and up to 8 ranks, the header is
+    a message of 16 KB, in which the sums travel if they fit and the shards are those of an earlier call. Rows whose
+    largest element is beyond the range of exp's reduction take a second exchange. Shards that begin elsewhere than at
+    multiples of 4096 (`split`) also exchange the elements of the blocks that are cut, and rows of at most 4096 classes
+    are exchanged whole.
 
     Examples
     --------

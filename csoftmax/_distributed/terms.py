@@ -246,10 +246,11 @@ def plan_partial(
     target: Any = None,
     losses: dict[str, Any] | None = None,
     has_sink: bool = False,
+    name: str = "x",
 ) -> tuple[Terms, Piece]:
     """Check a call of `partial`: what it has in common with other shards, and its elements.
 
-    n_classes None: not yet known. has_sink: one more class, which no shard has.
+    n_classes None: not yet known. has_sink: one more class, which no shard has. name: of x, for messages.
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {kind!r}")
@@ -259,9 +260,9 @@ def plan_partial(
         raise ValueError(f"kind {kind!r} takes {required}")
     if where is not None and loss:
         raise ValueError("where is not allowed with kind 'loss': make logits -inf instead")
-    x, dtype = as_float("dy" if gradient else "x", x, CPU)
+    x, dtype = as_float("dy" if gradient else name, x, CPU)
     if x.ndim == 0:
-        raise ValueError("x is 0-dimensional; a shard has an axis of classes")
+        raise ValueError(f"{name} is 0-dimensional; a shard has an axis of classes")
     if gradient:
         y, y_dtype = as_float("y", y, CPU)
         if y_dtype != dtype or y.shape != x.shape:
@@ -271,7 +272,7 @@ def plan_partial(
         raise ValueError(f"axis must be one axis for a shard, got {axis!r}")
     if where is not None:
         where = axis_last(check_where(where, x.shape), axes)
-    batch, name = batch_shape(x, axes), _NAMES[dtype]
+    batch, dtype_name = batch_shape(x, axes), _NAMES[dtype]
     offset, n = _check_shard(offset, n_classes, x.shape[axes[0]])
     row_shape = tuple(1 if i in axes else length for i, length in enumerate(x.shape))
     rows = axis_last(x, axes)
@@ -279,15 +280,17 @@ def plan_partial(
     if loss:
         known = None if n_classes is None else n
         given = _target_last(target, rows, axes)
-        checked, soft, weight, each = plan_losses(rows, batch, row_shape, given, known, losses or {})
+        checked, soft, weight, each = plan_losses(
+            rows, batch, row_shape, given, known, {"first_class": offset} | (losses or {})
+        )
         temperature = checked.factors[0]
     else:
         temperature, each = number_and_rows(check_temperatures(temperature, row_shape, gradient), batch, 1.0)
     each = None if each is None else np.array(each, order="C")
     options = describe(each) or temperature + 0.0, where is not None, has_sink
-    agreed = _agree(kind, name, batch, *options, checked, weight)
+    agreed = _agree(kind, dtype_name, batch, *options, checked, weight)
     numbers = n + has_sink, batch, temperature, each
-    terms = Terms(kind, dtype, name, *numbers, checked, agreed, where is not None, None, axes[0], has_sink)
+    terms = Terms(kind, dtype, dtype_name, *numbers, checked, agreed, where is not None, None, axes[0], has_sink)
     second = None if y is None else as_buffer(axis_last(y, axes))
     return terms, Piece(offset, as_buffer(rows), second, where, soft, weight)
 

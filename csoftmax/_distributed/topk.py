@@ -16,7 +16,7 @@ from .._arguments.places import CPU, as_float
 from .._cpu.dtypes import as_buffer
 from .._ops import topk as whole_topk
 from .._ops.topk import TopK
-from .agreement import Agreed
+from .agreement import Agreed, as_name
 from .groups import Header, Layout, as_group, enter
 from .rows import give_result, known, softmax
 
@@ -210,7 +210,7 @@ def topk_softmax(
 
     def options() -> dict[str, Any]:
         check_choice("normalize", normalize, ("topk", "full"))
-        return {"temperature": check_temperature(temperature, False) + 0.0, "normalize": normalize}
+        return {"temperature": check_temperature(temperature, False) + 0.0, "normalize": as_name(normalize)}
 
     comm, layout, (values, indices, order, counts), local, count = _run(
         "topk_softmax", group, x, k, axis, n_classes, offset, where, options

@@ -45,6 +45,10 @@ def reading(path: str | PathLike[str]) -> Iterator[None]:
         raise DamagedError(f"{str(path)!r} cannot be read as a model: {error}") from error
 
 
+def _article(name: object) -> str:
+    return "an" if str(name)[:1] in tuple("AEIO") else "a"
+
+
 def need(condition: object, problem: str) -> None:
     """Refuse a file, in the context of `reading`, unless the condition holds."""
     if not condition:
@@ -144,7 +148,8 @@ def read(
         need(version == VERSION, f"it has version {version!r}; this csoftmax reads version {VERSION}")
         if verify:
             _verify(metadata, arrays)
-        need(header.get("class") == class_name, f"it is a {header.get('class')!r}, not a {class_name}")
+        found = header.get("class")
+        need(found == class_name, f"it is {_article(found)} {found!r}, not {_article(class_name)} {class_name}")
         return arrays, header
 
 

@@ -9,6 +9,7 @@ import time
 from datetime import timedelta
 
 import numpy as np
+import pytest
 
 import csoftmax
 from csoftmax import distributed
@@ -70,7 +71,17 @@ def check_faults(group, rank):
     error = error_of(group, rank, {"target": np.array([0, 15000, 1])})  # the same on all ranks
     assert isinstance(error, IndexError), repr(error)
     assert "target[1] is 15000" in str(error)
+    check_bad_label_with_out(group, rank, CUTS, {0})
+    check_bad_label_with_out(group, rank, [0, 0, 0, 3000], {0, 1, 2})
     assert time.monotonic() - start < LIMIT
+
+
+def check_bad_label_with_out(group, rank, cuts, with_out):
+    """Only some ranks may keep powers, which they do in out."""
+    x = np.zeros((2, cuts[rank + 1] - cuts[rank]))
+    out = np.empty_like(x) if rank in with_out else None
+    with pytest.raises(IndexError, match=rf"target\[1\] is {cuts[-1]}"):
+        distributed.cross_entropy_with_grad(x, [0, cuts[-1]], group=group, out=out)
 
 
 def main():

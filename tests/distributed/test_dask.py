@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -497,6 +498,20 @@ def test_bad_temperatures_are_named_by_their_place_among_all_rows():
         cd.entmax(da.from_array(x[:, :5], chunks=2), each).compute()
     with pytest.raises(ValueError, match=r"got -1\.0 at \(0, 0\)$"):
         cd.softmax(da.from_array(x[:, :5], chunks=2), temperature=[-1.0]).compute()
+
+
+@pytest.mark.parametrize("shape", [(4, 9000), (1, 9000), (9000,), (4,), (5, 1)])
+def test_temperatures_in_another_shape_than_that_of_the_rows_are_refused_as_of_an_array_in_memory(shape):
+    x, labels, t = np.zeros((4, 9000)), np.zeros(4, int), np.ones(shape)
+    lazy = da.from_array(x, chunks=(2, 3000))
+    for name, numbers, more in (
+        ("softmax", "temperature", ()), ("entmax", "alpha", ()), ("softmax_vjp", "temperature", (x,)),
+        ("cross_entropy", "temperature", (labels,)), ("logsumexp", "temperature", ()),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="allowed are a number and what broadcasts to") as expected:
+            getattr(csoftmax, name)(x, *more, **{numbers: t})
+        with pytest.raises(ValueError, match=re.escape(str(expected.value))):
+            getattr(cd, name)(lazy, *more, **{numbers: t})
 
 
 def test_errors_of_arguments_are_raised_while_the_graph_is_built():

@@ -1,5 +1,8 @@
 """Errors of calls over groups: all ranks raise, whenever one of them fails, and whatever they disagree on."""
 
+import enum
+import threading
+
 import numpy as np
 import pytest
 from helpers import assert_same_bits
@@ -108,6 +111,32 @@ def test_a_lack_of_memory_at_any_stage_is_raised_on_all(stage, monkeypatch):
     assert len(failed) == (0 if stage == "find_divisor" else 2 if stage == "write_gradient" else 4)
 
 
+@pytest.mark.parametrize("stage", ["find_lost", "join_rows"])
+def test_a_lack_of_memory_while_whole_rows_are_gathered_is_raised_on_all(stage, monkeypatch):
+    """Of rows whose gradients underflow; a rank that fails takes part in the collective that the others wait in."""
+    original, failing = getattr(losses, stage), []
+
+    def fail(*arguments):
+        if threading.get_ident() in failing:
+            failing.clear()
+            raise MemoryError("no memory")
+        return original(*arguments)
+
+    def work(group):
+        x = np.random.default_rng(0).normal(size=(2, 12288)).astype(np.float32)
+        x[:, 7] = 130  # exp(-130) is 0 in float32, but not 1e12 times as much
+        own = slice(4096 * group.rank, 4096 * group.rank + 4096)
+        if group.rank == 1:
+            failing.append(threading.get_ident())
+        options = {"reduction": "sum", "upstream": 1e12, "weight": np.ones(4096)}
+        return distributed.cross_entropy_with_grad(x[:, own], [7, 9000], group=group, **options)
+
+    monkeypatch.setattr(losses, stage, fail)
+    results = run_on(3, work)
+    assert not failing
+    check_all_raise(results, distributed.DistributedMemoryError, "^rank 1: MemoryError: no memory")
+
+
 # One group: what a rank refuses before its header reaches the others with the header.
 
 X = np.zeros((3, 2500))
@@ -147,6 +176,32 @@ def test_what_one_rank_refuses_is_raised_on_all(function, change, message):
         return function(**arguments_of(function) | (change if group.rank == 1 else {}), group=group)
 
     check_all_raise(run_on(2, work), DistributedError, f"^rank 1: {message}")
+
+
+@pytest.mark.parametrize("function", [distributed.cross_entropy, distributed.linear_cross_entropy_with_grad])
+@pytest.mark.parametrize(("offset", "place"), [(2500, r"\(2507\)$"), (None, r"\(7\) of the shard$")])
+def test_a_bad_class_weight_is_named_by_its_class_where_that_is_known(function, offset, place):
+    def work(group):
+        weight = np.ones(2500)
+        weight[7] = -group.rank
+        where = {} if offset is None else {"offset": offset * group.rank}
+        return function(**arguments_of(function), weight=weight, group=group, **where)
+
+    message = rf"^rank 1: ValueError: weight must be at least 0 and finite in float64, got -1.0 at {place}"
+    check_all_raise(run_on(2, work), DistributedError, message)
+
+
+def test_a_bad_class_weight_of_a_partial_result_is_named_by_its_class():
+    with pytest.raises(ValueError, match=r"got nan at \(4096\)$"):
+        distributed.partial(np.zeros((1, 2)), kind="loss", target=[0], weight=[np.nan, 1], offset=4096, n_classes=5000)
+
+
+@pytest.mark.parametrize("function", [distributed.cross_entropy, distributed.cross_entropy_with_grad])
+def test_errors_of_losses_name_their_logits(function):
+    with pytest.raises(TypeError, match=r"^logits has dtype object, because it is None"):
+        function(None, [0], group=SingleProcess())
+    with pytest.raises(ValueError, match=r"^logits is 0-dimensional"):
+        function(1.0, [0], group=SingleProcess())
 
 
 def test_ranks_with_as_many_rows_in_another_shape_all_raise():
@@ -195,6 +250,54 @@ def test_equal_options_in_other_types_agree(function, values):
     def work(group):
         changes = {name: both[group.rank] for name, both in values.items() if name != "top_k"}
         return function(**arguments_of(function) | changes, group=group)
+
+    for result in run_on(2, work):
+        assert not isinstance(result, Exception), result
+
+
+class Name(str, enum.Enum):  # noqa: UP042 - unlike that of a StrEnum, str() of a member is not its text
+    MEAN, NONE, FULL = "mean", "none", "full"
+
+
+class Count(enum.IntEnum):
+    TWO = 2
+
+
+class Number(float):
+    pass
+
+
+@pytest.mark.parametrize("kind", [Name, np.str_])
+@pytest.mark.parametrize(("function", "name", "value"), [
+    (distributed.cross_entropy, "reduction", "mean"),
+    (distributed.cross_entropy_with_grad, "reduction", "none"),
+    (distributed.linear_cross_entropy, "reduction", "mean"),
+    (distributed.topk_softmax, "normalize", "full"),
+])  # fmt: skip
+def test_names_that_are_subclasses_of_str_agree_with_strings(function, name, value, kind):
+    def work(group):
+        return function(**arguments_of(function) | {name: kind(value) if group.rank else value}, group=group)
+
+    for result in run_on(2, work):
+        assert not isinstance(result, Exception), result
+
+
+@pytest.mark.parametrize(("function", "names"), [
+    (distributed.cross_entropy_with_grad, "temperature z_loss softcap upstream clip_norm clip_value ignore_index"),
+    (distributed.linear_cross_entropy_with_grad, "temperature z_loss softcap upstream filter_eps chunk_bytes"),
+    (distributed.topk_softmax, "temperature k"),
+    (distributed.sample, "temperature top_k top_p min_p size"),
+    (distributed.softmax, "temperature sink"),
+])  # fmt: skip
+def test_numbers_of_subclasses_agree_with_numbers(function, names):
+    def work(group):
+        found = []
+        for name in names.split():
+            is_count = name in ("ignore_index", "chunk_bytes", "k", "top_k", "size")
+            number = 2 if is_count else 0.5
+            given = (Count.TWO if is_count else Number(0.5)) if group.rank else number
+            found.append(function(**arguments_of(function) | {name: given}, group=group))
+        return found
 
     for result in run_on(2, work):
         assert not isinstance(result, Exception), result

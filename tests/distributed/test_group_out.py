@@ -68,3 +68,19 @@ def test_a_bad_label_leaves_out_as_it_is():
     with pytest.raises(IndexError, match=r"target\[1\] is 9000"):
         distributed.cross_entropy_with_grad(np.zeros((2, 8192)), [1, 9000], group=distributed.SingleProcess(), out=out)
     assert (out == 7).all()
+
+
+@pytest.mark.parametrize(("n", "cut", "with_out"), [(8192, 4096, {0}), (8192, 4096, {1}), (3000, 0, {0, 1})])
+def test_a_bad_label_is_raised_on_all_ranks_wherever_powers_are_kept(n, cut, with_out):
+    """Only some ranks may keep powers in their out: those that have one, and whose blocks are not divided."""
+    outs = {}
+
+    def work(group):
+        own = np.zeros((2, n))[:, slice(*[0, cut, n][group.rank : group.rank + 2])]
+        out = outs[group.rank] = np.full(own.shape, 7.0) if group.rank in with_out else None
+        return distributed.cross_entropy_with_grad(own, [0, n], group=group, out=out)
+
+    for error in run_on(2, work):
+        assert isinstance(error, IndexError), error
+        assert f"target[1] is {n}" in str(error)
+    assert all(out is None or (out == 7).all() for out in outs.values())

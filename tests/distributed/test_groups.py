@@ -436,7 +436,7 @@ def test_rows_may_have_temperatures():
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"label_smoothing": 2.0}, "rank 1: ValueError: label_smoothing must be at least 0 and at most 1, got 2.0"),
-    ({"logits": np.zeros((3, 4096), int).astype(object)}, "rank 1: TypeError: x has dtype object"),
+    ({"logits": np.zeros((3, 4096), int).astype(object)}, "rank 1: TypeError: logits has dtype object"),
     ({"target": np.array([0.5, 1, 2])}, "rank 1: ValueError: target has shape"),
 ])  # fmt: skip
 def test_an_error_on_one_rank_is_raised_on_all(change, message):

@@ -7,7 +7,8 @@ import pytest
 from helpers.rank_processes import run_ranks
 from helpers.thread_group import run_on
 
-from csoftmax.distributed import DistributedError, SingleProcess
+from csoftmax._arguments.places import DeviceError
+from csoftmax.distributed import DistributedError, SingleProcess, softmax
 
 torch = pytest.importorskip("torch", reason="PyTorch belongs to the bench extra; the gate installs it")
 
@@ -311,3 +312,42 @@ def test_other_ranks_raise_if_one_is_killed_before_backward(tmp_path):
     assert results[1][1] == -9
     for output, code in (results[0], results[2]):
         assert code == 0, output
+
+
+@pytest.fixture
+def process_group(request, tmp_path, monkeypatch):
+    """The group of one process with a backend of that name."""
+    dist = torch.distributed
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group(request.param, init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
+    yield dist.group.WORLD
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("process_group", [None, "gloo", "cpu:gloo", "cpu:gloo,cuda:gloo"], indirect=True)
+def test_gloo_is_known_whatever_names_it(process_group):
+    """Without a name, torch tells of an undefined backend, and computes with gloo on the CPU."""
+    from csoftmax._distributed.groups import ROOM, as_group
+
+    collectives = as_group(process_group)
+    assert collectives.sends_directly
+    assert collectives.room == ROOM
+
+
+@pytest.mark.parametrize("process_group", ["gloo"], indirect=True)
+def test_a_destroyed_group_is_refused(process_group):
+    x = np.zeros((2, 4))
+    assert (softmax(x, group=process_group) == 0.25).all()
+    torch.distributed.destroy_process_group()
+    with pytest.raises(ValueError, match="not initialized"):
+        softmax(x, group=process_group)
+
+
+def test_a_group_without_arrays_on_the_cpu_is_refused(monkeypatch):
+    from csoftmax._distributed import groups
+
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda group: "nccl")
+    monkeypatch.setattr(torch.distributed, "get_backend_config", lambda group: "cuda:nccl")
+    with pytest.raises(DeviceError, match="group has the backend nccl, which has no arrays on the CPU"):
+        groups._torch_collectives(object())

@@ -124,7 +124,7 @@ def test_hostile_files(tmp_path):
     with pytest.raises(ValueError, match="row 36 differs"):
         ClusteredHead.load(path, other)
     assert ClusteredHead.load(path, other, verify=False).n_classes == 87
-    with pytest.raises(ValueError, match="it is a 'ClusteredHead', not a Int8Head"):
+    with pytest.raises(ValueError, match="it is a 'ClusteredHead', not an Int8Head"):
         Int8Head.load(path)
     with pytest.raises(FileNotFoundError):
         ClusteredHead.load(tmp_path / "none")

@@ -83,7 +83,7 @@ def test_hostile_files(tmp_path):
 
     codes = load_file(path)["codes"]
     for message, change in (
-        ("it is a 'Other', not a Int8Head", lambda arrays, header: "Other"),
+        ("it is an 'Other', not an Int8Head", lambda arrays, header: "Other"),
         ("codes has shape", set_array("codes", codes[:-1])),
         ("codes has shape", set_array("codes", codes.astype(np.int16))),
         ("codes is missing", lambda arrays, header: arrays.pop("codes") is None),
