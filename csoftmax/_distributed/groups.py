@@ -508,7 +508,7 @@ _layouts: dict[tuple[int, ...], Layout] = {}  # the last ones, by what a rank kn
 
 
 class Ahead(NamedTuple):
-    """What a rank has computed before it has the headers of all, for shards like those of an earlier call."""
+    """Sums that a rank computes while the headers travel, because the shards are those of an earlier call."""
 
     plan: Any
     part: Any

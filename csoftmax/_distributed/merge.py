@@ -29,7 +29,7 @@ _NOTHING = np.iinfo(np.int64).min
 
 
 def pack(terms: Terms, part: Partial | None, error: Exception | None) -> NDArray[np.int64]:
-    """What a rank sends of its sums: a status, the sum of class weights, and the records unless rows travel whole."""
+    """The words of a rank's sums: a status, the sum of class weights, and the records unless rows travel whole."""
     words = np.zeros(1 + binding.SUM_WORDS, np.int64)
     words[0] = error is not None
     if part is not None and part.weight_words is not None:

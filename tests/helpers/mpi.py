@@ -35,7 +35,7 @@ def run_to_end(limit, ranks, *arguments):
 
 
 def output_of(limit, ranks, *arguments):
-    """What the ranks print, after they have ended without an error."""
+    """The printed lines of all ranks, once they have ended; raises if one has failed."""
     code, output = run_to_end(limit, ranks, *arguments)
     assert code == 0, output
     return output

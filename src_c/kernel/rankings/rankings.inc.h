@@ -209,7 +209,7 @@ static void ranking_exponentials(csm_ranking_lanes *lanes, v64_t *max) {
         EACH(v) v64_store_f64(AT(lanes->e, i, v), v64_exp_value(v64_load_f64(AT(lanes->e, i, v)), shift[v], 0));
 }
 
-/* What is above 2^100 gives its exponent to power. */
+/* Moves the power of two out of each lane of q above 2^100 into power, so that no product overflows. */
 static void ranking_take_powers(v64_t *q, double *power) {
     double lane[CSM_RANKING_LANES];
     EACH(v) v64_store_f64(AT(lane, 0, v), q[v]);
