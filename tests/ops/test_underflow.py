@@ -136,6 +136,19 @@ def test_random_losses(dtype, seed):
 
 
 REPORTED = [
+    (
+        "float32",
+        [0, 0, 0],
+        [0],
+        {
+            "temperature": 9.25118830911529e-208,
+            "upstream": 1.6621784360198572e-05,
+            "label_smoothing": 0.9,
+            "weight": np.array([2.9384323e-10, 7.9439941e-11, 2.2287810e-11], np.float32),
+            "sample_weight": [4394231907940829.0],
+            "clip_norm": 1.4743997199472208e25,
+        },
+    ),
     ("float32", [0, -1.4e-28], [0], {"temperature": 1e-30}),
     ("float32", [0, -1.4e-28], [1], {"temperature": 1e-30, "z_loss": 0.1}),
     ("float32", [3e38, 2.9e38, 0], [1], {"temperature": 1e-50, "z_loss": 1e-4, "upstream": 1e-90}),
