@@ -4,7 +4,7 @@
 #     tests/build/check_wheel.sh FOLDER [BUILT]      the files go to FOLDER; needs build, setuptools and cython
 #
 # The wheel has the same libraries as BUILT, a checkout in which pip has built them (without BUILT: the same bytes when
-# built again in another directory), is below 3 MB, has a correct tag, no ABI violation and no stray file, and contains
+# built again in another directory), is below 3.25 MB, has a correct tag, no ABI violation and no stray file, and contains
 # the libgomp of this machine under its own name.
 set -eu -o pipefail
 ROOT=$(cd "$(dirname "$0")/../.." && pwd)
@@ -39,7 +39,7 @@ ls -l
 wheel=$(echo csoftmax-*-cp311-abi3-*linux_*.whl)
 python "$ROOT/tests/build/pack_wheel.py" "$wheel"
 python -m zipfile -l "$wheel" | grep 'csoftmax/lib/libgomp.LICENSE.txt' >/dev/null
-[ "$(stat -c %s "$wheel")" -lt 3000000 ] || { echo "FAILED: $wheel is not smaller than 3 MB" >&2; exit 1; }
+[ "$(stat -c %s "$wheel")" -lt 3250000 ] || { echo "FAILED: $wheel is not smaller than 3.25 MB" >&2; exit 1; }
 python -m zipfile -l "$wheel" | awk '{print $1}' | grep '\.so' | sort | tee "$WORK/libraries"
 printf '%s\n' csoftmax/{_cpu/binding.abi3,cpu.abi3}.so csoftmax/lib/lib{csoftmax.so.0,gomp.so.1} | cmp - "$WORK/libraries"
 abi3audit --strict "$wheel"
