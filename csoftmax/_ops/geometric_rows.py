@@ -19,9 +19,8 @@ from .._arguments.layouts import (
     may_share_memory,
     normalize_axes,
 )
-from .._arguments.places import CPU, as_array, as_float
+from .._arguments.places import CPU, as_float
 from .._cpu import binding
-from .._cpu.dtypes import is_bfloat16
 from .geometric_cost import Cost, run_task
 
 CHUNK_BYTES = 4 << 20  # of a chunk's logits in float64
@@ -84,10 +83,7 @@ class GeometricRows(NamedTuple):
 
 def check_temperatures(temperature: Any, shape: tuple[int, ...], axes: tuple[int, ...], gradient: bool) -> Any:
     """T as a float, or as a column with one for each row."""
-    values = as_array("temperature", temperature)
-    if values.dtype.kind not in "iuf" and not is_bfloat16(values.dtype):
-        raise TypeError(f"temperature must hold real numbers, got {temperature!r}")
-    values = values.astype(np.float64)
+    values = as_float("temperature", temperature)[0].astype(np.float64)
     bad = ~((values > 0) & (values < math.inf)) if gradient else ~(values >= 0)
     if bad.any():
         allowed = "positive and finite" if gradient else "at least 0"
@@ -169,7 +165,7 @@ def warn_of_gaps(gap: Any) -> None:
             f"the relative duality gap exceeds {MAX_GAP:g} in {len(bad)} rows, the largest is {gap[bad].max():.1e}: "
             f"rows {named}, in C order",
             RuntimeWarning,
-            stacklevel=6,
+            stacklevel=8,
         )
 
 

@@ -277,7 +277,7 @@ def test_dtypes_and_layouts_give_the_same_distances():
         (ValueError, "does not broadcast", {"bounds": (np.zeros(3), 2)}),
         (TypeError, "a pair", {"bounds": 3}),
         (TypeError, "a pair .* got a tuple of length 3", {"bounds": (0, 1, 2)}),
-        (TypeError, "real numbers", {"bounds": ("a", 2)}),
+        (TypeError, "bounds: low has dtype <U1; allowed are float16", {"bounds": ("a", 2)}),
         (IndexError, "target.0. is 5", {"target": [5]}),
         (IndexError, "target.0. is -1", {"target": [-1]}),
         (TypeError, "integer labels", {"target": [[0.5, 0.5]]}),

@@ -116,11 +116,11 @@ def test_robust_loss_without_perturbation_is_the_linear_one_bit_for_bit():
 
 
 def test_robust_loss_of_many_classes_finds_norms_chunk_by_chunk(monkeypatch):
-    from csoftmax._ops import adversarial_losses
+    from csoftmax._ops import adversarial_shift
 
     x, w, bias, y = problem(4, n=50, k=17)
     expected = robust_cross_entropy_with_grad(x, w, y, bias=bias, eps=0.2, norm=2)
-    monkeypatch.setattr(adversarial_losses, "CACHED_NORMS", 1)
+    monkeypatch.setattr(adversarial_shift, "CACHED_NORMS", 1)
     got = robust_cross_entropy_with_grad(x, w, y, bias=bias, eps=0.2, norm=2, chunk_bytes=17 * 8 * 7)
     for a, b in zip(got, expected):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15)
