@@ -46,7 +46,7 @@ _INPUTS = 17
 
 def _compute(x: Tensor, w: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, and the gradients of x and w, or empty tensors."""
-    tensors = dict(zip(_TENSORS, detach(*rest[: len(_TENSORS)]), strict=True))
+    tensors: dict[str, Any] = dict(zip(_TENSORS, detach(*rest[: len(_TENSORS)]), strict=True))
     options = tensors | dict(zip(_NAMES, rest[len(_TENSORS) : -1], strict=True))
     arrays = x.detach(), w.detach(), target.detach()
     if not rest[-1]:
