@@ -234,7 +234,8 @@ def certify(
         Order p of the norm of perturbations: 1, 2, numpy.inf, or without bounds any number from 1.
     bounds : pair (low, high), optional
         Limits of the perturbed features, such as (0, 1) for images: numbers, or arrays that broadcast to x; None or an
-        infinite one is no limit. x must lie within.
+        infinite one is no limit. x must lie within; a feature that is a limit rounded to the dtype of x, as
+        ``numpy.clip`` makes it, lies on that limit.
     num_threads : int, optional
         Maximum number of threads.
 

@@ -119,7 +119,8 @@ def robust_cross_entropy(
     -----
     For two classes the bound is the largest loss itself. A row whose loss is below log 2 keeps its class under every
     such perturbation (the bound of Wong & Kolter 2018 for a linear layer), up to the rounding of the logits: `certify`
-    has the certificate that no rounding breaks. Where eps times a norm overflows the loss is inf.
+    has the certificate that no rounding breaks. Where eps times a norm overflows the loss is inf. With eps above 0 a row
+    of which a logit is not finite has loss and gradients NaN, as its radius is: a bias of -inf excludes no class here.
 
     Examples
     --------
@@ -411,7 +412,9 @@ def vat_loss_with_grad(
     -----
     For a linear layer the Hessian of the divergence is ``H d = W' (p * (W d) - p (p . W d))``, so that the power
     iteration needs neither finite differences nor their step size (Miyato et al. 2018 use both). The divergence is a
-    sum of terms of one sign: of small perturbations it keeps all of its digits.
+    sum of terms of one sign: of small perturbations it keeps all of its digits. Where all probabilities but one are 0
+    in float64, H, d and the loss are 0, however large eps is. A row with logits that are not finite has loss and
+    gradients NaN.
 
     Examples
     --------
@@ -543,6 +546,10 @@ def trades_loss_with_grad(
     ------
     IndexError, TypeError, ValueError, DeviceError, MemoryError
         The message names the argument, its value and what is allowed.
+
+    Notes
+    -----
+    A row with logits that are not finite has loss and gradients NaN, for every eps.
 
     Examples
     --------

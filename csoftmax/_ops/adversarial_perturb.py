@@ -473,11 +473,11 @@ def perturb(
     x : array_like of shape (..., D)
         Features, in one of the dtypes of `csoftmax.softmax`.
     w : array_like of shape (K, D) and the dtype of x
-        One row for each class, for the logits ``x @ w.T + bias``. None with `gradient`.
+        One row for each class, for the logits ``x @ w.T + bias``. Not read with `gradient`: None will do.
     target : array_like of integers of shape (...)
-        The right classes. Not read by "vat" and with `gradient`, where it is None.
+        The right classes. Not read by "vat" and with `gradient`: None will do.
     bias : array_like of shape (K,), optional
-        Added to the logits.
+        Added to the logits. Not read with `gradient`.
     eps : float
         Largest norm of a perturbation, at least 0.
     norm : {1, 2, numpy.inf}, optional
@@ -496,8 +496,8 @@ def perturb(
     bounds : pair (low, high), optional
         Limits of the perturbed features, as in `certify`. x must lie within.
     gradient : callable, optional
-        Another model for "fgsm" and "pgd": called with perturbed features of the kind, shape and dtype of x, it returns
-        the gradient of the loss by them.
+        Another model for "fgsm" and "pgd": called with perturbed features of the kind, shape and dtype of x (arrays for
+        tables), it returns the gradient of the loss by them. It takes the place of the layer and of the target.
     rng : int, numpy.random.Generator, RandomState or SeedSequence, optional
         Source of the random start, and of the first direction of "vat", which without one is the difference of the
         weights of the two most probable classes. Default: fresh entropy for the random start.
@@ -510,7 +510,7 @@ def perturb(
     -------
     ndarray of shape (..., D)
         The perturbed features, in the dtype of x (float64 for integers). Rows with logits that are not finite stay as
-        they are.
+        they are; so do, with "vat", rows of which all probabilities but one are 0 in float64.
 
     Raises
     ------
@@ -526,10 +526,11 @@ def perturb(
     target, so that features of which only rare classes make use move by the right sign too. An eps for which features
     or logits would overflow is a ValueError; a step_size may be as large as it likes.
 
-    "exact" goes a little further than the radius of `certify`, until the class changes in exact arithmetic and in that
-    of the dtype, but not further than eps; a row whose rival is further away moves towards it by eps, and a row that is
-    misclassified already, or has no rival within the bounds, stays. Perturbations are rounded with x', so that
-    ``norm(x' - x)`` may exceed eps by the rounding of x'.
+    "exact" goes a little further than the radius of `certify`, until the class changes in exact arithmetic and in the
+    type that losses compute in, but not further than eps. For 16-bit features that type is float32: logits that another
+    library computes in 16 bits have larger rounding errors, and may still be those of the old class. A row whose rival
+    is further away moves towards it by eps, and a row that is misclassified already, or has no rival within the bounds,
+    stays. Perturbations are rounded with x', so that ``norm(x' - x)`` may exceed eps by the rounding of x'.
 
     Examples
     --------

@@ -27,6 +27,7 @@ CHUNK_BYTES = 4 << 20  # of a chunk's logits in float64
 MIN_CHUNK_ROWS = 64
 MAX_GAP = 1e-13  # that is promised
 NAMED_ROWS = 5  # of those in a warning
+WARNED_FRAMES = 8  # from a warning to the line of the caller, decorators of a public function included
 
 
 class GeometricRows(NamedTuple):
@@ -156,8 +157,8 @@ def lay_out_geometric(
     return GeometricRows(cost, x, y, mask, temperature, batch, written, finish)
 
 
-def warn_of_gaps(gap: Any) -> None:
-    """Warn if the certificate of a row is not the promised one."""
+def warn_of_gaps(gap: Any, frames: int = WARNED_FRAMES) -> None:
+    """Warn the caller, so many frames above, if the certificate of a row is not the promised one."""
     bad = np.flatnonzero(gap > MAX_GAP)
     if len(bad):
         named = ", ".join(map(str, bad[:NAMED_ROWS])) + (", ..." if len(bad) > NAMED_ROWS else "")
@@ -165,7 +166,7 @@ def warn_of_gaps(gap: Any) -> None:
             f"the relative duality gap exceeds {MAX_GAP:g} in {len(bad)} rows, the largest is {gap[bad].max():.1e}: "
             f"rows {named}, in C order",
             RuntimeWarning,
-            stacklevel=8,
+            stacklevel=frames,
         )
 
 

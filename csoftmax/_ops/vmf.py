@@ -399,7 +399,8 @@ def log_bessel_iv(nu: ArrayLike, x: ArrayLike) -> Any:
     Returns
     -------
     scalar or ndarray
-        ``log(I(nu, x))`` in the dtype of `x` (float64 for integers): -inf at x = 0, and 0 there for nu = 0.
+        ``log(I(nu, x))`` in the dtype of `x` (float64 for integers): -inf at x = 0, and 0 there for nu = 0. An array of
+        the kind of `x`, or, if that is a number or of NumPy, of the kind of `nu`.
 
     Raises
     ------
@@ -438,7 +439,7 @@ def bessel_ratio(nu: ArrayLike, x: ArrayLike) -> Any:
     Returns
     -------
     scalar or ndarray
-        The ratio in the dtype of `x` (float64 for integers): 0 at x = 0, 1 at infinity.
+        The ratio in the dtype of `x` (float64 for integers): 0 at x = 0, 1 at infinity. Of the kind of `log_bessel_iv`.
 
     Raises
     ------

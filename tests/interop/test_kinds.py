@@ -119,6 +119,9 @@ def test_geometric_and_adversarial_results_keep_labels():
         np.testing.assert_array_equal(got.to_numpy(), expected)
     assert type(adversarial.robust_cross_entropy_with_grad(TABLE, w, [1, 0], eps=0.1).grad_w) is np.ndarray
     assert type(geometric.g_logsumexp(TABLE, np.zeros((3, 3)))) is np.ndarray
+    assert (
+        type(geometric.g_logsumexp(TABLE[["a"]], [[0.0]], keepdims=True)) is np.ndarray
+    )  # one column, and a sum of it
     series = geometric.log_bessel_iv(1, pandas.Series([1.0, 2.0], index=["p", "q"]))
     assert series.index.tolist() == ["p", "q"]
 
