@@ -119,8 +119,8 @@ def robust_cross_entropy(
     -----
     For two classes the bound is the largest loss itself. A row whose loss is below log 2 keeps its class under every
     such perturbation (the bound of Wong & Kolter 2018 for a linear layer), up to the rounding of the logits: `certify`
-    has the certificate that no rounding breaks. Where eps times a norm overflows the loss is inf. With eps above 0 a row
-    of which a logit is not finite has loss and gradients NaN, as its radius is: a bias of -inf excludes no class here.
+    has the certificate that no rounding breaks. Where eps times a norm overflows the loss is inf. With eps above 0 a
+    row of which a logit is not finite has loss and gradients NaN, as its radius is: a bias of -inf excludes no class.
 
     Examples
     --------

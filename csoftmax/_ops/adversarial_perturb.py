@@ -55,7 +55,7 @@ class Ball(NamedTuple):
         if walls is None:
             if norm != math.inf:
                 return cls(eps, norm, None, None)
-            return cls(eps, norm, np.full_like(x, -eps), np.full_like(x, eps))
+            return cls(eps, norm, np.full(x.shape, -eps, x.dtype), np.full(x.shape, eps, x.dtype))
         low, high = (np.ascontiguousarray(wall - x, x.dtype) for wall in walls)
         if norm == math.inf:
             np.clip(low, -eps, eps, out=low)

@@ -1,5 +1,6 @@
 """Calls on tensors that require grad and on JAX's tracers: csoftmax.torch and csoftmax.jax compute them."""
 
+import functools
 import importlib
 import inspect
 
@@ -8,7 +9,7 @@ import pytest
 from helpers import assert_same_bits
 
 import csoftmax
-from csoftmax import adversarial, calibration, class_weight, geometric, heads, metrics, samplers
+from csoftmax import adversarial, calibration, class_weight, distributed, geometric, heads, metrics, samplers
 from csoftmax.linear_model import SoftmaxRegression
 
 NO_OPTION = r"{} requires grad, and csoftmax\.torch\.softmax has no option {}: call it without, or pass {}\.detach\(\)"
@@ -223,9 +224,15 @@ def test_no_class_or_function_of_another_module_reads_a_tracer(jax):
         "Int8Head.topk": lambda x: heads.Int8Head(np.float32(matrix)).topk(x, 1),
         "int8_topk": lambda x: heads.int8_topk(x, np.float32(matrix), 1),
         "UnigramSampler": lambda x: samplers.UnigramSampler(x[0]),
-        "brier_score": lambda x: metrics.brier_score([0, 1, 2], x),
-        "inverse_frequency": lambda x: class_weight.inverse_frequency(x[0]),
+        "hash_buckets": lambda x: heads.hash_buckets(x, 4, 1, 0),
+        "classes": lambda x: csoftmax.margin_cross_entropy_with_grad(matrix, matrix, [0, 1, 2], classes=x),
     }
+    for module in (metrics, class_weight):
+        names = [name for name in module.__all__ if name.islower() and name != "evaluate"]
+        calls |= {name: functools.partial(call_with, getattr(module, name)) for name in names}
+    for name in ("softmax", "log_softmax", "logsumexp", "partial"):
+        options = {"offset": 0, "n_classes": 3} if name == "partial" else {"group": distributed.SingleProcess()}
+        calls[f"distributed.{name}"] = functools.partial(getattr(distributed, name), **options)
 
     def call(x):
         for name, function in calls.items():
