@@ -9,8 +9,7 @@ import pytest
 from helpers import assert_same_bits
 
 import csoftmax
-from csoftmax import adversarial, calibration, class_weight, distributed, geometric, heads, metrics, samplers
-from csoftmax.linear_model import SoftmaxRegression
+from csoftmax import adversarial, geometric
 
 NO_OPTION = r"{} requires grad, and csoftmax\.torch\.softmax has no option {}: call it without, or pass {}\.detach\(\)"
 
@@ -213,12 +212,15 @@ def test_no_function_reads_a_tracer(jax):
 
 def test_no_class_or_function_of_another_module_reads_a_tracer(jax):
     """There is no operator of their names, and what they read in Python says what to do."""
+    pytest.importorskip("sklearn", reason="the learn extra has it")
+    from csoftmax import calibration, class_weight, distributed, heads, linear_model, metrics, samplers
+
     matrix = np.eye(3)
     calls = {
         "TreeSampler.fit": lambda x: adversarial.TreeSampler(3).fit(x, [0, 1, 2]),
         "Cost": lambda x: geometric.Cost(x),
         "Cost of points": lambda x: geometric.Cost(points=x),
-        "SoftmaxRegression": lambda x: SoftmaxRegression().fit(x, [0, 1, 2]),
+        "SoftmaxRegression": lambda x: linear_model.SoftmaxRegression().fit(x, [0, 1, 2]),
         "TemperatureScaling": lambda x: calibration.TemperatureScaling().fit(x, [0, 1, 2]),
         "Int8Head": lambda x: heads.Int8Head(x),
         "Int8Head.topk": lambda x: heads.Int8Head(np.float32(matrix)).topk(x, 1),
