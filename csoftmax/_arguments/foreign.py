@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from .. import _cuda
+from .kinds import is_tracer, refuse_tracer
 from .places import DeviceError, is_cupy, to_host
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -63,8 +64,7 @@ def is_recorded(x: Any) -> str | None:
         return None
     if is_tensor(x):
         return "torch" if _is_recorded_tensor(x) else None
-    jax = sys.modules.get("jax")
-    return "jax" if jax is not None and hasattr(jax, "core") and isinstance(x, jax.core.Tracer) else None
+    return "jax" if is_tracer(x) else None
 
 
 def _is_recorded_tensor(x: Any) -> bool:
@@ -93,6 +93,7 @@ def as_native(x: Any, name: str) -> Any:
     """A NumPy or CuPy array on the memory of another library's array; anything else unchanged."""
     if not is_foreign(x):
         return x
+    refuse_tracer(name, x)
     return _from_tensor(x, name) if is_tensor(x) else _from_dlpack(x, name)
 
 
@@ -107,8 +108,6 @@ def _describe_without_memory(x: Any, error: Exception) -> str:
     """Describe an array whose memory cannot be accessed, and the remedy; error: the one that its library raised."""
     kind = f"{type(x).__module__}.{type(x).__name__}"
     jax = sys.modules.get("jax")
-    if jax is not None and isinstance(x, jax.core.Tracer):
-        return f"a {kind} whose memory cannot be accessed: {error}; inside jax.jit use csoftmax.jax"
     if jax is None or not isinstance(x, jax.Array):
         return f"a {kind} whose memory cannot be accessed: {error}"
     if x.is_deleted():
@@ -129,7 +128,7 @@ def _from_dlpack(x: Any, name: str) -> Any:
     what = f"{name} is a {type(x).__module__}.{type(x).__name__}"
     try:
         kind = int(x.__dlpack_device__()[0])
-    except Exception as error:  # arrays without memory, such as JAX's tracers: each library raises its own errors
+    except Exception as error:  # arrays without memory: each library raises its own errors
         raise TypeError(f"{name} is {_describe_without_memory(x, error)}") from error
     if kind == _DL_CUDA:
         return _require_cupy(name).from_dlpack(x)

@@ -14,11 +14,25 @@ import numpy as np
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
+OUTSIDE_OF_TRACES = "call it outside of jax.jit, jax.grad and jax.vmap"
 _LOGITS = ("x", "logits", "emissions")  # arguments whose elements can be left out by a mask or -inf
+
+
+def is_tracer(x: Any) -> bool:
+    """Whether x is a tracer of JAX, which stands for an array whose elements are not known yet."""
+    jax = sys.modules.get("jax")
+    return jax is not None and hasattr(jax, "core") and isinstance(x, jax.core.Tracer)
+
+
+def refuse_tracer(name: str, x: Any) -> None:
+    """Refuse a tracer where elements are read; ValueError, as for a tensor that requires grad."""
+    if is_tracer(x):
+        raise ValueError(f"{name} is a tracer of JAX, whose elements are not known: {OUTSIDE_OF_TRACES}")
 
 
 def refuse_kind(name: str, x: Any) -> None:
     """Refuse what NumPy would read wrongly, or not as an array, and say what to pass instead."""
+    refuse_tracer(name, x)
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array; {_advise_masked(name)}")
     if isinstance(x, np.matrix):

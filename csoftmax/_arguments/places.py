@@ -111,6 +111,13 @@ def to_host(*arrays: Any) -> list[Any]:
     return [x.get() if is_cupy(x) else x for x in arrays]
 
 
+def bring_to_host(operation: str, device: str | None, *arrays: Any) -> list[Any]:
+    """The arguments of an operation without kernels for CUDA, on the CPU, unless `device` or the first is elsewhere."""
+    if place_of(device, arrays[0]).on_cuda:
+        check_kernels(operation)
+    return list(arrays) if device is None else to_host(*arrays)
+
+
 def as_array(name: str, x: Any) -> Any:
     """A base-class ndarray of the argument on the CPU, whatever its dtype."""
     if is_cupy(x):

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from .foreign import has_tangent, is_lazy_array, is_lazy_frame, is_recorded, is_tensor
-from .kinds import is_dask, refuse_kind
+from .kinds import OUTSIDE_OF_TRACES, is_dask, refuse_kind
 from .negatives import Negatives
 from .numbers import check_integer
 from .places import as_array
@@ -71,7 +71,7 @@ def _hand_over_lazy(function: Any, arguments: tuple[Any, ...], options: dict[str
 def _describe(name: str, x: Any, library: str) -> tuple[str, str]:
     """Say which argument is recorded, and how to call the function without a record."""
     if library == "jax":
-        return f"{name} is a tracer of JAX", "call it outside of jax.jit, jax.grad and jax.vmap"
+        return f"{name} is a tracer of JAX", OUTSIDE_OF_TRACES
     if x.requires_grad:
         return f"{name} requires grad", f"pass {name}.detach()"
     if has_tangent(x):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import _thread
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
 
 LONG_WORK = 1 << 28  # multiplications, or bytes moved: some ms
+BLOCK_ELEMENTS = 1 << 14  # of float64, of which some 50 arrays stay in cache
 POLL_SECONDS = 0.05  # between two looks for signals where the system does not interrupt a wait
 
 Result = TypeVar("Result")
@@ -47,6 +48,12 @@ def run_apart(amount: float, work: Callable[..., Result], *arguments: Any, **opt
     if errors:
         raise errors.pop()
     return results.pop()
+
+
+def split_rows(rows: int, columns: int, elements: int = BLOCK_ELEMENTS) -> Iterator[slice]:
+    """Slices of rows that hold so many elements; signals are seen between two of them."""
+    step = max(1, elements // max(1, columns))
+    return (slice(begin, min(begin + step, rows)) for begin in range(0, rows, step))
 
 
 def multiply(a: Any, b: Any, out: Any = None) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from typing import Any
 
@@ -31,3 +32,8 @@ def compute_dtype(dtype: Any) -> np.dtype[Any]:
 def as_buffer(x: Any) -> Any:
     """The array itself, or, for bfloat16, which has no buffer format, its bits as uint16."""
     return x.view(np.uint16) if is_bfloat16(x.dtype) else x
+
+
+def in_dtype(values: Any, dtype: Any) -> Any:
+    """Numbers rounded to a dtype, whose NaN is the one that csoftmax writes: x86 makes negative ones."""
+    return np.where(np.isnan(values), math.nan, values).astype(dtype, copy=False)

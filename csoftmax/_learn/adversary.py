@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._ops.adversarial_losses import RobustShift, TradesTerms, VatTerms
+from .._ops.adversarial_losses import TradesTerms, VatTerms
 from .._ops.adversarial_perturb import check_step_size, perturb
+from .._ops.adversarial_shift import RobustShift
 from .messages import show
 from .objective import Options, is_sparse
 

@@ -12,10 +12,11 @@ from .._arguments.foreign import accept_foreign, narrows_results
 from .._arguments.labels import check_target, raise_bad_label
 from .._arguments.layers import check_bias, check_layer
 from .._arguments.numbers import as_number, check_num_threads
-from .._arguments.places import as_array, as_float, check_kernels, place_of
+from .._arguments.places import as_float, check_kernels, place_of
+from .._arguments.recorded import hand_over_recorded
 from .._cpu import binding
 from .._cpu.apart import run_apart
-from .._cpu.dtypes import compute_dtype, is_bfloat16
+from .._cpu.dtypes import compute_dtype
 
 __all__ = ["Certificate", "certify"]
 
@@ -84,7 +85,7 @@ def plan_head(name: str, x: Any, w: Any, bias: Any) -> Head:
     w, _ = as_float("w", w)
     check_layer(x, w)
     if bias is not None:
-        bias = check_bias(as_array("bias", bias), len(w))
+        bias = check_bias(as_float("bias", bias)[0], len(w))
     batch = x.shape[:-1]
     flat = run_apart(x.nbytes, x.reshape, math.prod(batch), x.shape[-1])
     return Head(flat, w, bias, batch, compute_dtype(x.dtype))
@@ -131,10 +132,7 @@ def check_bounds(bounds: Any, head: Head) -> Walls | None:
     walls = []
     shape = (*head.batch, head.x.shape[1])
     for name, given, default in zip(("low", "high"), bounds, (-math.inf, math.inf), strict=True):
-        value = as_array(f"bounds: {name}", default if given is None else given)
-        if value.dtype.kind not in "iuf" and not is_bfloat16(value.dtype):
-            raise TypeError(f"bounds must hold real numbers, got {name} of dtype {value.dtype}")
-        value = value.astype(np.float64)
+        value = as_float(f"bounds: {name}", default if given is None else given)[0].astype(np.float64)
         if np.isnan(value).any():
             raise ValueError(f"bounds must not hold NaN, but {name} does")
         rows = shape if value.ndim > 1 else shape[-1:]
@@ -149,15 +147,25 @@ def check_bounds(bounds: Any, head: Head) -> Walls | None:
     if (low > high).any():
         at = np.unravel_index(int((low > high).argmax()), np.broadcast_shapes(low.shape, high.shape))
         raise ValueError(f"bounds: low exceeds high in feature {at[-1]}")
-    outside = (head.x < low) | (head.x > high)
+    return _admit(head.x, low, high)
+
+
+def _admit(x: Any, low: Any, high: Any) -> Walls:
+    """The walls of features that lie within them; one that is a wall rounded to its dtype is itself the wall."""
+    below, above = x < low, x > high
+    if not below.any() and not above.any():
+        return Walls(low, high)
+    with np.errstate(over="ignore", under="ignore"):
+        outside = (below & (x < low.astype(x.dtype))) | (above & (x > high.astype(x.dtype)))
     if outside.any():
         row, feature = np.unravel_index(int(outside.argmax()), outside.shape)
         pair = float(low[row % len(low), feature]), float(high[row % len(high), feature])
         raise ValueError(
-            f"x must lie within bounds, but row {row}, feature {feature} is {head.x[row, feature]}, outside of {pair}: "
+            f"x must lie within bounds, but row {row}, feature {feature} is {x[row, feature]}, outside of {pair}: "
             "pass numpy.clip(x, *bounds)"
         )
-    return Walls(low, high)
+    given = x.astype(np.float64)
+    return Walls(np.where(below, given, low), np.where(above, given, high))
 
 
 def find_certificates(
@@ -196,6 +204,7 @@ def _certify(
     return tuple(result.reshape(head.batch)[()] for result in results)
 
 
+@hand_over_recorded
 def certify(
     x: ArrayLike,
     w: ArrayLike,
@@ -225,7 +234,8 @@ def certify(
         Order p of the norm of perturbations: 1, 2, numpy.inf, or without bounds any number from 1.
     bounds : pair (low, high), optional
         Limits of the perturbed features, such as (0, 1) for images: numbers, or arrays that broadcast to x; None or an
-        infinite one is no limit. x must lie within.
+        infinite one is no limit. x must lie within; a feature that is a limit rounded to the dtype of x, as
+        ``numpy.clip`` makes it, lies on that limit.
     num_threads : int, optional
         Maximum number of threads.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any, Literal, NamedTuple, SupportsIndex
 
@@ -11,12 +10,13 @@ from numpy.typing import ArrayLike
 
 from .._arguments.foreign import accept_foreign
 from .._arguments.generators import as_generator
+from .._arguments.kinds import keep_labels
 from .._arguments.numbers import check_count, check_non_negative, check_num_threads
-from .._arguments.places import check_kernels, place_of
-from .._cpu import binding
+from .._arguments.places import as_float, bring_to_host, check_kernels, place_of, to_host
+from .._arguments.recorded import hand_over_recorded
 from .._cpu.apart import multiply
 from .._cpu.linear import Layer
-from .adversarial import Head, Walls, check_bounds, check_norm, code_of_norm
+from .adversarial import Head, Walls, check_bounds, check_norm
 from .adversarial_divergence import find_divergence
 from .adversarial_perturb import (
     Ball,
@@ -26,6 +26,7 @@ from .adversarial_perturb import (
     find_differences,
     perturb_for_divergence,
 )
+from .adversarial_shift import RobustShift, set_broken_rows
 from .cross_entropy import cross_entropy_with_grad
 from .linear_cross_entropy import (
     LinearCrossEntropyResult,
@@ -36,135 +37,13 @@ from .linear_cross_entropy import (
     spread_gradients,
 )
 
-CACHED_NORMS = 1 << 23  # of pairs of classes: 64 MiB; more are found for each chunk of rows
 START = 1e-3  # standard deviation of the first perturbation of TRADES
 
 __all__ = ["robust_cross_entropy", "robust_cross_entropy_with_grad", "trades_loss_with_grad", "vat_loss_with_grad"]
 
 
-def find_dual_norms(w: Any, classes: Any, norm: float, num_threads: Any = None) -> Any:
-    """The dual norms of w[c] - w[j] for the given classes c and all classes j, in float64."""
-    w = np.ascontiguousarray(w, np.float64)
-    out = np.empty((len(classes), len(w)))
-    binding.run_dual_norms(w, np.ascontiguousarray(classes, np.int64), code_of_norm(norm), out, num_threads)
-    return out
-
-
-def find_smooth_norms(w: Any, classes: Any, norm: float, smoothing: float, num_threads: Any = None) -> Any:
-    """The same, made smooth: sum of (a_i^2 + smoothing^2)^(1/2) - smoothing for norm inf, else that of the norm.
-
-    They are below the norms by less than the smoothing (for norm inf, D times it), and differentiable, but for the
-    ties of the largest elements for norm 1.
-    """
-    if norm == math.inf:
-        return np.stack([(np.hypot(w - w[y], smoothing) - smoothing).sum(axis=1) for y in classes])
-    return np.hypot(find_dual_norms(w, classes, norm, num_threads), smoothing) - smoothing
-
-
-def find_subgradients(w: Any, y: int, norm: float, smoothing: float = 0.0) -> Any:
-    """The gradients of the dual norms of w[j] - w[y] by w[j], of all classes j; 0 where the norm is 0."""
-    a = w - w[y]
-    if smoothing > 0:
-        if norm == math.inf:
-            return a / np.hypot(a, smoothing)
-        length = find_dual_norms(w, [y], norm)[0][:, None]
-        return find_subgradients(w, y, norm) * (length / np.hypot(length, smoothing))
-    if norm == math.inf:
-        return np.sign(a)
-    size = np.abs(a)
-    result = np.zeros_like(a)
-    if norm == 1:
-        if a.shape[1]:
-            at = np.arange(len(a)), size.argmax(axis=1)
-            result[at] = np.sign(a[at])
-        return result
-    top = size.max(axis=1, keepdims=True, initial=0)
-    exponent = 1 / (norm - 1)
-    size /= np.where(top > 0, top, 1)
-    length = np.sum(size ** (exponent + 1), axis=1, keepdims=True) ** (1 - 1 / norm)
-    size /= np.where(length > 0, length, 1)
-    return np.copysign(size**exponent, a, out=result, where=size > 0)
-
-
-class RobustShift:
-    """eps times the dual norms of w_j - w_y, added to the logits of rows with label y."""
-
-    def __init__(
-        self,
-        w: Any,
-        labels: Any,
-        eps: float,
-        norm: float,
-        num_threads: Any,
-        groups: Any = None,
-        smoothing: float = 0.0,
-    ):
-        """Find the norms; groups: the distinct labels and the place of each label among these, if they are known.
-
-        smoothing: that of `find_smooth_norms`, for minimisations; 0 for the norms themselves.
-        """
-        self.w = np.ascontiguousarray(w, np.float64)
-        self.labels, self.eps, self.norm, self.num_threads = labels, eps, norm, num_threads
-        self.smoothing = smoothing
-        found: Any = groups or np.unique(labels, return_inverse=True)
-        classes, self.places = found
-        is_cached = len(classes) * len(w) <= CACHED_NORMS
-        self.norms = self.find_norms(classes) if is_cached else None
-        self.sums: dict[int, Any] = {}  # of the gradients of logits, by label
-
-    def find_norms(self, classes: Any) -> Any:
-        """The norms of the differences of some classes from all."""
-        if self.smoothing > 0:
-            return find_smooth_norms(self.w, classes, self.norm, self.smoothing, self.num_threads)
-        return find_dual_norms(self.w, classes, self.norm, self.num_threads)
-
-    def part(self) -> RobustShift:
-        """The same shift with sums of its own, for rows that another thread adds up."""
-        other = copy.copy(self)
-        other.sums = {}
-        return other
-
-    def add_part(self, part: RobustShift) -> None:
-        """Add the sums of some of the rows."""
-        for y, total in part.sums.items():
-            self.sums[y] = self.sums[y] + total if y in self.sums else total
-
-    def add_to(self, logits: Any, rows: slice) -> None:
-        """Add to the logits of a chunk of rows."""
-        if self.norms is None:
-            classes, places = np.unique(self.labels[rows], return_inverse=True)
-            norms = self.find_norms(classes)
-        else:
-            norms, places = self.norms, self.places[rows]
-        shift = (self.eps * norms).astype(logits.dtype, copy=False)
-        logits += shift[places]
-        infinite = np.isinf(shift)
-        if infinite.any():  # the loss is infinite, not NaN: all of the probability is at these rivals
-            at = np.flatnonzero(infinite[places].any(axis=1) & ~np.isnan(logits).any(axis=1))
-            logits[at] = np.where(infinite[places[at]], 0, -math.inf)
-
-    def take(self, grad: Any, rows: slice) -> None:
-        """Add up the gradients of a chunk's logits by label."""
-        labels = self.labels[rows]
-        order = np.argsort(labels, kind="stable")
-        classes, starts = np.unique(labels[order], return_index=True)
-        sums = np.add.reduceat(grad[order], starts, axis=0, dtype=np.float64) if len(starts) else ()
-        for y, total in zip(classes.tolist(), sums):
-            self.sums[y] = self.sums[y] + total if y in self.sums else total
-
-    def finish(self, grad_w: Any) -> None:
-        """Add the part of the norms to the gradient of w."""
-        part = np.zeros(self.w.shape)
-        for y, total in self.sums.items():
-            s = find_subgradients(self.w, y, self.norm, self.smoothing)
-            part[y] -= total @ s
-            s *= total[:, None]
-            part += s
-        part *= self.eps
-        grad_w += part
-
-
 @accept_foreign
+@keep_labels(1)
 def _run_robust(
     x: Any, w: Any, target: Any, *, bias: Any, eps: Any, norm: Any, gradient: bool, num_threads: Any, **options: Any
 ) -> tuple[Any, Any, Any, Any]:
@@ -180,6 +59,7 @@ def _run_robust(
         return run_linear_on_cpu(plan, gradient, options["reduction"], 0.0, num_threads, shift)
 
 
+@hand_over_recorded
 def robust_cross_entropy(
     x: ArrayLike,
     w: ArrayLike,
@@ -239,7 +119,8 @@ def robust_cross_entropy(
     -----
     For two classes the bound is the largest loss itself. A row whose loss is below log 2 keeps its class under every
     such perturbation (the bound of Wong & Kolter 2018 for a linear layer), up to the rounding of the logits: `certify`
-    has the certificate that no rounding breaks. Where eps times a norm overflows the loss is inf.
+    has the certificate that no rounding breaks. Where eps times a norm overflows the loss is inf. With eps above 0 a
+    row of which a logit is not finite has loss and gradients NaN, as its radius is: a bias of -inf excludes no class.
 
     Examples
     --------
@@ -274,6 +155,7 @@ def robust_cross_entropy(
     )[0]
 
 
+@hand_over_recorded
 def robust_cross_entropy_with_grad(
     x: ArrayLike,
     w: ArrayLike,
@@ -432,6 +314,7 @@ def _run_terms(plan: LinearPlan, terms: VatTerms | TradesTerms, reduction: str) 
         fixed = multiply(x, w.T)
         if plan.bias is not None:
             fixed += plan.bias
+        set_broken_rows(fixed)
         found = terms.evaluate(x, fixed, w, chunk, scale[chunk])
         losses[chunk] = found.loss * weights[chunk]
         moved = found.grad_moved.astype(compute)
@@ -456,12 +339,13 @@ def _check_classes(w: Any) -> None:
 
 # Overflow and NaN are results here, as in the kernels, and should not raise NumPy's warnings.
 @accept_foreign
+@keep_labels(1)
 @np.errstate(all="ignore")
 def _run_vat(
-    x: Any, w: Any, *, bias: Any, eps: Any, iterations: Any, rng: Any, num_threads: Any, **options: Any
+    x: Any, w: Any, *, bias: Any, eps: Any, iterations: Any, rng: Any, device: Any, num_threads: Any, **options: Any
 ) -> tuple[Any, Any, Any, Any]:
-    if place_of(None, x).on_cuda:
-        check_kernels("vat_loss_with_grad")
+    x, w, bias, *values = bring_to_host("vat_loss_with_grad", device, x, w, bias, *options.values())
+    options = dict(zip(options, values, strict=True))
     terms = VatTerms(
         check_non_negative("eps", eps),
         check_count("iterations", iterations, 1),
@@ -474,6 +358,7 @@ def _run_vat(
     return _run_terms(plan, terms, options["reduction"])
 
 
+@hand_over_recorded
 def vat_loss_with_grad(
     x: ArrayLike,
     w: ArrayLike,
@@ -485,6 +370,7 @@ def vat_loss_with_grad(
     sample_weight: ArrayLike | None = None,
     reduction: Literal["none", "sum", "mean"] = "mean",
     upstream: ArrayLike = 1.0,
+    device: str | None = None,
     num_threads: SupportsIndex | None = None,
 ) -> LinearCrossEntropyResult:
     """Compute the loss of virtual adversarial training and its gradients; it needs no labels.
@@ -508,8 +394,8 @@ def vat_loss_with_grad(
         Source of the first direction. Default: the difference of the weights of the two most probable classes.
     sample_weight, reduction, upstream
         As in `csoftmax.linear_cross_entropy_with_grad`.
-    num_threads : int, optional
-        Maximum number of threads of the kernels.
+    device, num_threads
+        As in `robust_cross_entropy`.
 
     Returns
     -------
@@ -526,7 +412,9 @@ def vat_loss_with_grad(
     -----
     For a linear layer the Hessian of the divergence is ``H d = W' (p * (W d) - p (p . W d))``, so that the power
     iteration needs neither finite differences nor their step size (Miyato et al. 2018 use both). The divergence is a
-    sum of terms of one sign: of small perturbations it keeps all of its digits.
+    sum of terms of one sign: of small perturbations it keeps all of its digits. Where all probabilities but one are 0
+    in float64, H, d and the loss are 0, however large eps is. A row with logits that are not finite has loss and
+    gradients NaN.
 
     Examples
     --------
@@ -546,12 +434,14 @@ def vat_loss_with_grad(
         sample_weight=sample_weight,
         reduction=reduction,
         upstream=upstream,
+        device=device,
         num_threads=num_threads,
     )
     return LinearCrossEntropyResult(*result)
 
 
 @accept_foreign
+@keep_labels(1)
 @np.errstate(all="ignore")
 def _run_trades(
     x: Any,
@@ -566,11 +456,15 @@ def _run_trades(
     step_size: Any,
     bounds: Any,
     rng: Any,
+    device: Any,
     num_threads: Any,
     **options: Any,
 ) -> tuple[Any, Any, Any, Any]:
-    if place_of(None, x).on_cuda:
-        check_kernels("trades_loss_with_grad")
+    given = x, w, target, bias, *options.values()
+    x, w, target, bias, *values = bring_to_host("trades_loss_with_grad", device, *given)
+    options = dict(zip(options, values, strict=True))
+    if device is not None and isinstance(bounds, tuple | list):
+        bounds = to_host(*bounds)
     eps, norm = check_non_negative("eps", eps), check_norm(norm, (1.0, 2.0, math.inf))
     beta, steps = check_non_negative("beta", beta), check_count("steps", steps, 1)
     source, num_threads = as_generator(rng, or_random_state=True), check_num_threads(num_threads)
@@ -578,13 +472,14 @@ def _run_trades(
     plan = plan_linear(x, w, target, bias, chunk_bytes=None, **NO_OPTIONS, **options)
     if plan.labels is None:
         raise TypeError("target must hold integer labels, got soft labels")
-    every = np.asarray(x).reshape(math.prod(plan.batch), plan.x.shape[1])
+    every = as_float("x", x)[0].reshape(math.prod(plan.batch), plan.x.shape[1])
     walls = check_bounds(bounds, Head(every, plan.w, None, plan.batch, plan.compute))
     if walls is not None and plan.kept is not None:
         walls = Walls(*(wall if len(wall) == 1 else wall[plan.kept] for wall in walls))
     return _run_terms(plan, TradesTerms(plan.labels, (eps, norm), walls, beta, climbing), options["reduction"])
 
 
+@hand_over_recorded
 def trades_loss_with_grad(
     x: ArrayLike,
     w: ArrayLike,
@@ -603,6 +498,7 @@ def trades_loss_with_grad(
     ignore_index: SupportsIndex = -100,
     reduction: Literal["none", "sum", "mean"] = "mean",
     upstream: ArrayLike = 1.0,
+    device: str | None = None,
     num_threads: SupportsIndex | None = None,
 ) -> LinearCrossEntropyResult:
     """Compute the loss of TRADES and its gradients (Zhang et al. 2019).
@@ -637,8 +533,8 @@ def trades_loss_with_grad(
         Source of the start. Default: fresh entropy.
     weight, sample_weight, ignore_index, reduction, upstream
         As in `csoftmax.linear_cross_entropy_with_grad`; weights apply to both terms.
-    num_threads : int, optional
-        Maximum number of threads of the kernels.
+    device, num_threads
+        As in `robust_cross_entropy`.
 
     Returns
     -------
@@ -650,6 +546,10 @@ def trades_loss_with_grad(
     ------
     IndexError, TypeError, ValueError, DeviceError, MemoryError
         The message names the argument, its value and what is allowed.
+
+    Notes
+    -----
+    A row with logits that are not finite has loss and gradients NaN, for every eps.
 
     Examples
     --------
@@ -678,6 +578,7 @@ def trades_loss_with_grad(
         ignore_index=ignore_index,
         reduction=reduction,
         upstream=upstream,
+        device=device,
         num_threads=num_threads,
     )
     return LinearCrossEntropyResult(*result)

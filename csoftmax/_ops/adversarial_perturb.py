@@ -12,8 +12,10 @@ from numpy.typing import ArrayLike
 
 from .._arguments.foreign import accept_foreign, as_native, give_like, is_foreign
 from .._arguments.generators import as_generator
+from .._arguments.kinds import keep_labels
 from .._arguments.numbers import check_choice, check_count, check_flag, check_non_negative, check_num_threads
 from .._arguments.places import as_array, check_kernels, place_of
+from .._arguments.recorded import hand_over_recorded
 from .._cpu import binding
 from .._cpu.apart import multiply
 from .._cpu.dtypes import dtype_code, is_bfloat16
@@ -53,7 +55,7 @@ class Ball(NamedTuple):
         if walls is None:
             if norm != math.inf:
                 return cls(eps, norm, None, None)
-            return cls(eps, norm, np.full_like(x, -eps), np.full_like(x, eps))
+            return cls(eps, norm, np.full(x.shape, -eps, x.dtype), np.full(x.shape, eps, x.dtype))
         low, high = (np.ascontiguousarray(wall - x, x.dtype) for wall in walls)
         if norm == math.inf:
             np.clip(low, -eps, eps, out=low)
@@ -241,7 +243,7 @@ class Attack(NamedTuple):
     def start(self, x: Any, ball: Ball) -> Any:
         """The first perturbation of gradient ascent."""
         if not self.random_start:
-            return np.zeros_like(x)
+            return np.zeros(x.shape, x.dtype)  # in C order, as kernels and gradients have it, whatever x has
         start = (self.rng.uniform(-1, 1, x.shape) * self.eps).astype(x.dtype)
         return ball.project(start, self.num_threads)
 
@@ -291,6 +293,10 @@ def find_curvature_directions(fixed: Any, w: Any, iterations: int, rng: Any, num
         v -= others.mass * np.einsum("ij,ij->i", others.shares, v)[:, None]
         v = others.balance(others.shares * v)
         d = find_directions(multiply(v.astype(w.dtype), differences), 2)
+    certain = np.flatnonzero(others.mass[:, 0] < TINY)
+    if len(certain):
+        p = softmax(fixed[certain].astype(np.float64), num_threads=num_threads)
+        d[certain[np.count_nonzero(p, axis=1) == 1]] = 0  # H = 0
     return d
 
 
@@ -397,6 +403,7 @@ def _perturb_by_head(head: Head, labels: Any, attack: Attack, walls: Walls | Non
 def _perturb_by_gradient(x: Any, gradient: Callable[[Any], Any], attack: Attack, bounds: Any, give: Any) -> Any:
     """The same for a model whose gradient at x' is gradient(x'), an array of the shape of x."""
     if np.ndim(x) == 0:
+        as_array("x", x)  # names what is no array at all
         raise ValueError("x has shape (); allowed is (..., D)")
     head = plan_head("perturb", x, np.empty((0, np.shape(x)[-1]), np.asarray(x).dtype), None)
     shape = (*head.batch, head.x.shape[1])
@@ -420,6 +427,7 @@ def _perturb_by_gradient(x: Any, gradient: Callable[[Any], Any], attack: Attack,
 
 # Overflow and NaN are results here, as in the kernels, and should not raise NumPy's warnings.
 @accept_foreign
+@keep_labels()
 @np.errstate(all="ignore")
 def _perturb(x: Any, w: Any, target: Any, *, bias: Any, bounds: Any, gradient: Any, attack: Any, give: Any) -> Any:
     if place_of(None, x).on_cuda:
@@ -440,6 +448,7 @@ def _perturb(x: Any, w: Any, target: Any, *, bias: Any, bounds: Any, gradient: A
     return moved.reshape(*head.batch, head.x.shape[1])
 
 
+@hand_over_recorded
 def perturb(
     x: ArrayLike,
     w: ArrayLike | None,
@@ -464,11 +473,11 @@ def perturb(
     x : array_like of shape (..., D)
         Features, in one of the dtypes of `csoftmax.softmax`.
     w : array_like of shape (K, D) and the dtype of x
-        One row for each class, for the logits ``x @ w.T + bias``. None with `gradient`.
+        One row for each class, for the logits ``x @ w.T + bias``. Not read with `gradient`: None will do.
     target : array_like of integers of shape (...)
-        The right classes. Not read by "vat" and with `gradient`, where it is None.
+        The right classes. Not read by "vat" and with `gradient`: None will do.
     bias : array_like of shape (K,), optional
-        Added to the logits.
+        Added to the logits. Not read with `gradient`.
     eps : float
         Largest norm of a perturbation, at least 0.
     norm : {1, 2, numpy.inf}, optional
@@ -487,8 +496,8 @@ def perturb(
     bounds : pair (low, high), optional
         Limits of the perturbed features, as in `certify`. x must lie within.
     gradient : callable, optional
-        Another model for "fgsm" and "pgd": called with perturbed features of the kind, shape and dtype of x, it returns
-        the gradient of the loss by them.
+        Another model for "fgsm" and "pgd": called with perturbed features of the kind, shape and dtype of x (arrays for
+        tables), it returns the gradient of the loss by them. It takes the place of the layer and of the target.
     rng : int, numpy.random.Generator, RandomState or SeedSequence, optional
         Source of the random start, and of the first direction of "vat", which without one is the difference of the
         weights of the two most probable classes. Default: fresh entropy for the random start.
@@ -501,7 +510,7 @@ def perturb(
     -------
     ndarray of shape (..., D)
         The perturbed features, in the dtype of x (float64 for integers). Rows with logits that are not finite stay as
-        they are.
+        they are; so do, with "vat", rows of which all probabilities but one are 0 in float64.
 
     Raises
     ------
@@ -517,10 +526,11 @@ def perturb(
     target, so that features of which only rare classes make use move by the right sign too. An eps for which features
     or logits would overflow is a ValueError; a step_size may be as large as it likes.
 
-    "exact" goes a little further than the radius of `certify`, until the class changes in exact arithmetic and in that
-    of the dtype, but not further than eps; a row whose rival is further away moves towards it by eps, and a row that is
-    misclassified already, or has no rival within the bounds, stays. Perturbations are rounded with x', so that
-    ``norm(x' - x)`` may exceed eps by the rounding of x'.
+    "exact" goes a little further than the radius of `certify`, until the class changes in exact arithmetic and in the
+    type that losses compute in, but not further than eps. For 16-bit features that type is float32: logits that another
+    library computes in 16 bits have larger rounding errors, and may still be those of the old class. A row whose rival
+    is further away moves towards it by eps, and a row that is misclassified already, or has no rival within the bounds,
+    stays. Perturbations are rounded with x', so that ``norm(x' - x)`` may exceed eps by the rounding of x'.
 
     Examples
     --------
@@ -550,8 +560,6 @@ def perturb(
         raise TypeError(f"gradient must be callable or None, got {type(gradient).__name__}")
     if gradient is not None and method not in ("fgsm", "pgd"):
         raise ValueError(f'gradient is for method "fgsm" or "pgd", got method={method!r}')
-    if gradient is not None and not (w is None and target is None and bias is None):
-        raise ValueError("gradient stands for a model: pass None for w, target and bias")
     if is_random and method != "pgd":
         raise ValueError(f'random_start is for method "pgd", got method={method!r}')
     generator = None if rng is None and not is_random else as_generator(rng, or_random_state=True)

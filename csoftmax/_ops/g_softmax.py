@@ -9,14 +9,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._arguments.foreign import accept_foreign
+from .._arguments.kinds import keep_labels
 from .._arguments.labels import LossOptions, check_loss_options, check_target, is_representable, raise_bad_label
 from .._arguments.layouts import axis_last, batch_shape, normalize_axes
 from .._arguments.numbers import check_flag, check_num_threads
-from .._arguments.places import as_float
+from .._arguments.places import as_float, bring_to_host
+from .._arguments.recorded import hand_over_recorded
 from .._cpu.dtypes import compute_dtype
 from .cross_entropy import CrossEntropyResult
 from .geometric_cost import Cost, as_cost, run_task
-from .geometric_rows import GeometricRows, lay_out_geometric, put, warn_of_gaps
+from .geometric_rows import WARNED_FRAMES, GeometricRows, lay_out_geometric, put, warn_of_gaps
 
 __all__ = ["g_cross_entropy_with_grad", "g_logsumexp", "g_softmax", "g_softmax_vjp"]
 
@@ -24,10 +26,21 @@ _Axis = SupportsIndex | tuple[SupportsIndex, ...] | None
 
 
 @accept_foreign
+@keep_labels()
 @np.errstate(all="ignore")
 def _run_g_softmax(
-    x: Any, cost: Any, axis: Any, *, temperature: Any, where: Any, out: Any, return_gap: Any, num_threads: Any
+    x: Any,
+    cost: Any,
+    axis: Any,
+    *,
+    temperature: Any,
+    where: Any,
+    out: Any,
+    return_gap: Any,
+    device: Any,
+    num_threads: Any,
 ) -> Any:
+    x, cost, temperature, where = bring_to_host("g_softmax", device, x, cost, temperature, where)
     return_gap, num_threads = check_flag("return_gap", return_gap), check_num_threads(num_threads)
     rows = lay_out_geometric(x, None, as_cost(cost), axis, temperature, where, out)
     gaps = np.zeros(len(rows.x))
@@ -39,6 +52,7 @@ def _run_g_softmax(
     return (result, gaps.reshape(rows.batch)[()]) if return_gap else result
 
 
+@hand_over_recorded
 def g_softmax(
     x: ArrayLike,
     cost: Cost | ArrayLike,
@@ -48,6 +62,7 @@ def g_softmax(
     where: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
     return_gap: bool = False,
+    device: str | None = None,
     num_threads: SupportsIndex | None = None,
 ) -> Any:
     """Softmax of logits and a cost between classes: close classes share their probability, far ones compete.
@@ -71,6 +86,8 @@ def g_softmax(
         Array that receives the probabilities. It may be `x` itself.
     return_gap : bool, default False
         Whether to return the certificate too.
+    device : {None, "cpu"}, optional
+        "cpu" also accepts CuPy arrays, and the result is on the CPU; there are no kernels for CUDA.
     num_threads : int, optional
         Upper bound on the number of threads, which changes no bit.
 
@@ -83,7 +100,7 @@ def g_softmax(
 
     Raises
     ------
-    TypeError, ValueError, MemoryError
+    TypeError, ValueError, DeviceError, MemoryError
         As in `softmax`; ValueError also if `cost` is not one, or is of another number of classes.
 
     Warns
@@ -114,6 +131,7 @@ def g_softmax(
         where=where,
         out=out,
         return_gap=return_gap,
+        device=device,
         num_threads=num_threads,
     )
 
@@ -130,8 +148,10 @@ def _run_g_logsumexp(
     where: Any,
     out: Any,
     return_gap: Any,
+    device: Any,
     num_threads: Any,
 ) -> Any:
+    x, cost, temperature, where = bring_to_host("g_logsumexp", device, x, cost, temperature, where)
     return_gap, num_threads = check_flag("return_gap", return_gap), check_num_threads(num_threads)
     keepdims = check_flag("keepdims", keepdims)
     rows = lay_out_geometric(x, None, as_cost(cost), axis, temperature, where, out, keepdims=keepdims)
@@ -139,11 +159,12 @@ def _run_g_logsumexp(
     for chunk in rows.chunks():
         _, excess, gaps[chunk], top = rows.solve(chunk, num_threads, probabilities=False)
         put(rows.written[chunk], np.where(np.isfinite(top), top + excess, top))
-    warn_of_gaps(gaps)
+    warn_of_gaps(gaps, WARNED_FRAMES - 1)  # nothing keeps labels here
     result = rows.finish()
     return (result, gaps.reshape(rows.batch)[()]) if return_gap else result
 
 
+@hand_over_recorded
 def g_logsumexp(
     x: ArrayLike,
     cost: Cost | ArrayLike,
@@ -154,6 +175,7 @@ def g_logsumexp(
     where: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
     return_gap: bool = False,
+    device: str | None = None,
     num_threads: SupportsIndex | None = None,
 ) -> Any:
     """Log-sum-exp of logits and a cost between classes, whose gradient is `g_softmax`.
@@ -170,7 +192,7 @@ def g_logsumexp(
         As in `g_softmax`.
     out : ndarray of the shape and dtype of the result, optional
         Array that receives the result.
-    return_gap, num_threads
+    return_gap, device, num_threads
         As in `g_softmax`.
 
     Returns
@@ -182,7 +204,7 @@ def g_logsumexp(
 
     Raises
     ------
-    TypeError, ValueError, MemoryError
+    TypeError, ValueError, DeviceError, MemoryError
         As in `g_softmax`.
 
     Warns
@@ -212,13 +234,18 @@ def g_logsumexp(
         where=where,
         out=out,
         return_gap=return_gap,
+        device=device,
         num_threads=num_threads,
     )
 
 
 @accept_foreign
+@keep_labels()
 @np.errstate(all="ignore")
-def _run_g_softmax_vjp(dy: Any, y: Any, cost: Any, axis: Any, *, temperature: Any, out: Any, num_threads: Any) -> Any:
+def _run_g_softmax_vjp(
+    dy: Any, y: Any, cost: Any, axis: Any, *, temperature: Any, out: Any, device: Any, num_threads: Any
+) -> Any:
+    dy, y, cost, temperature = bring_to_host("g_softmax_vjp", device, dy, y, cost, temperature)
     num_threads = check_num_threads(num_threads)
     rows = lay_out_geometric(dy, y, as_cost(cost), axis, temperature, None, out, gradient=True)
     assert rows.y is not None
@@ -230,6 +257,7 @@ def _run_g_softmax_vjp(dy: Any, y: Any, cost: Any, axis: Any, *, temperature: An
     return rows.finish()
 
 
+@hand_over_recorded
 def g_softmax_vjp(
     dy: ArrayLike,
     y: ArrayLike,
@@ -238,6 +266,7 @@ def g_softmax_vjp(
     *,
     temperature: ArrayLike = 1.0,
     out: NDArray[Any] | None = None,
+    device: str | None = None,
     num_threads: SupportsIndex | None = None,
 ) -> Any:
     """Gradient of a loss through `g_softmax`: dL/dx from dL/dy and ``y = g_softmax(x, cost)``.
@@ -254,7 +283,7 @@ def g_softmax_vjp(
         As in the call of `g_softmax`, positive and finite.
     out : ndarray of the shape and dtype of dy, optional
         Array that receives the gradient. It may be `dy` or `y`.
-    num_threads : int, optional
+    device, num_threads
         As in `g_softmax`.
 
     Returns
@@ -264,7 +293,7 @@ def g_softmax_vjp(
 
     Raises
     ------
-    TypeError, ValueError, MemoryError
+    TypeError, ValueError, DeviceError, MemoryError
         As in `g_softmax`.
 
     Notes
@@ -283,7 +312,9 @@ def g_softmax_vjp(
     >>> g_softmax_vjp(np.array([0.0, 1.0, 0.0, 0.0]), y, ages).round(3)
     array([-0.704,  1.43 , -0.88 ,  0.155])
     """
-    return _run_g_softmax_vjp(dy, y, cost, axis, temperature=temperature, out=out, num_threads=num_threads)
+    return _run_g_softmax_vjp(
+        dy, y, cost, axis, temperature=temperature, out=out, device=device, num_threads=num_threads
+    )
 
 
 class _Loss(NamedTuple):
@@ -395,8 +426,14 @@ def _loss_of_chunk(plan: _Loss, rows: slice, num_threads: Any) -> tuple[Any, Any
 
 
 @accept_foreign
+@keep_labels(1)
 @np.errstate(all="ignore")
-def _run_g_loss(x: Any, target: Any, cost: Any, *, reduction: Any, num_threads: Any, **options: Any) -> Any:
+def _run_g_loss(
+    x: Any, target: Any, cost: Any, *, reduction: Any, device: Any, num_threads: Any, **options: Any
+) -> Any:
+    given = x, target, cost, *options.values()
+    x, target, cost, *values = bring_to_host("g_cross_entropy_with_grad", device, *given)
+    options = dict(zip(options, values, strict=True))
     num_threads = check_num_threads(num_threads)
     plan = _plan_loss(x, target, cost, reduction=reduction, **options)
     s: Any = plan.options.sample_weight
@@ -422,6 +459,7 @@ def _run_g_loss(x: Any, target: Any, cost: Any, *, reduction: Any, num_threads: 
     return np.asarray(loss).astype(plan.compute)[()], plan.rows.finish()
 
 
+@hand_over_recorded
 def g_cross_entropy_with_grad(
     x: ArrayLike,
     target: ArrayLike,
@@ -436,6 +474,7 @@ def g_cross_entropy_with_grad(
     reduction: Literal["none", "sum", "mean"] = "mean",
     upstream: ArrayLike = 1.0,
     out: NDArray[Any] | None = None,
+    device: str | None = None,
     num_threads: SupportsIndex | None = None,
 ) -> CrossEntropyResult:
     """Loss of g-softmax and labels, and its gradient: 0 exactly where `g_softmax` is the label's distribution.
@@ -459,7 +498,7 @@ def g_cross_entropy_with_grad(
         As in `cross_entropy_with_grad`.
     out : ndarray of the shape and dtype of x, optional
         Array that receives the gradient. It may be `x` itself.
-    num_threads : int, optional
+    device, num_threads
         As in `g_softmax`.
 
     Returns
@@ -469,7 +508,7 @@ def g_cross_entropy_with_grad(
 
     Raises
     ------
-    IndexError, TypeError, ValueError, MemoryError
+    IndexError, TypeError, ValueError, DeviceError, MemoryError
         As in `cross_entropy`; ValueError also if `cost` is not one, or is of another number of classes.
 
     Warns
@@ -508,6 +547,7 @@ def g_cross_entropy_with_grad(
         reduction=reduction,
         upstream=upstream,
         out=out,
+        device=device,
         num_threads=num_threads,
     )
     return CrossEntropyResult(*result)

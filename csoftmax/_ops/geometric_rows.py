@@ -19,15 +19,15 @@ from .._arguments.layouts import (
     may_share_memory,
     normalize_axes,
 )
-from .._arguments.places import CPU, as_array, as_float
+from .._arguments.places import CPU, as_float
 from .._cpu import binding
-from .._cpu.dtypes import is_bfloat16
 from .geometric_cost import Cost, run_task
 
 CHUNK_BYTES = 4 << 20  # of a chunk's logits in float64
 MIN_CHUNK_ROWS = 64
 MAX_GAP = 1e-13  # that is promised
 NAMED_ROWS = 5  # of those in a warning
+WARNED_FRAMES = 8  # from a warning to the line of the caller, decorators of a public function included
 
 
 class GeometricRows(NamedTuple):
@@ -84,10 +84,7 @@ class GeometricRows(NamedTuple):
 
 def check_temperatures(temperature: Any, shape: tuple[int, ...], axes: tuple[int, ...], gradient: bool) -> Any:
     """T as a float, or as a column with one for each row."""
-    values = as_array("temperature", temperature)
-    if values.dtype.kind not in "iuf" and not is_bfloat16(values.dtype):
-        raise TypeError(f"temperature must hold real numbers, got {temperature!r}")
-    values = values.astype(np.float64)
+    values = as_float("temperature", temperature)[0].astype(np.float64)
     bad = ~((values > 0) & (values < math.inf)) if gradient else ~(values >= 0)
     if bad.any():
         allowed = "positive and finite" if gradient else "at least 0"
@@ -160,8 +157,8 @@ def lay_out_geometric(
     return GeometricRows(cost, x, y, mask, temperature, batch, written, finish)
 
 
-def warn_of_gaps(gap: Any) -> None:
-    """Warn if the certificate of a row is not the promised one."""
+def warn_of_gaps(gap: Any, frames: int = WARNED_FRAMES) -> None:
+    """Warn the caller, so many frames above, if the certificate of a row is not the promised one."""
     bad = np.flatnonzero(gap > MAX_GAP)
     if len(bad):
         named = ", ".join(map(str, bad[:NAMED_ROWS])) + (", ..." if len(bad) > NAMED_ROWS else "")
@@ -169,7 +166,7 @@ def warn_of_gaps(gap: Any) -> None:
             f"the relative duality gap exceeds {MAX_GAP:g} in {len(bad)} rows, the largest is {gap[bad].max():.1e}: "
             f"rows {named}, in C order",
             RuntimeWarning,
-            stacklevel=6,
+            stacklevel=frames,
         )
 
 

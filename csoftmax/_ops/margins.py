@@ -17,7 +17,7 @@ from .._arguments.places import as_array, as_float, check_kernels, place_of, to_
 from .._arguments.recorded import hand_over_recorded
 from .._cpu import binding
 from .._cpu.apart import run_apart
-from .._cpu.dtypes import compute_dtype, dtype_code, is_bfloat16
+from .._cpu.dtypes import compute_dtype, dtype_code
 from .._cpu.linear import Layer, kernel_threads
 from .._cpu.margins import (
     Centers,
@@ -51,10 +51,7 @@ class MarginPlan(NamedTuple):
 
 def _check_margin(name: str, given: Any, n: int, batch: tuple[int, ...]) -> Any:
     """A finite number; or float64, one for each class or row: an array of the length of both is one for each class."""
-    values = as_array(name, given)
-    if values.dtype.kind not in "iuf" and not is_bfloat16(values.dtype):
-        raise TypeError(f"{name} must hold real numbers, got dtype {values.dtype}")
-    values = values.astype(np.float64)
+    values = as_float(name, given)[0].astype(np.float64)
     if not np.isfinite(values).all():
         raise ValueError(f"{name} must be finite, got {values[~np.isfinite(values)][0]}")
     rows = math.prod(batch)

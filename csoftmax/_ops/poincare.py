@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._arguments.foreign import accept_foreign
+from .._arguments.kinds import keep_labels
 from .._arguments.layers import check_bias
 from .._arguments.numbers import as_number, check_choice, check_num_threads
-from .._arguments.places import as_array, as_float, check_kernels, place_of, to_host
+from .._arguments.places import as_float, bring_to_host
+from .._arguments.recorded import hand_over_recorded
 from .._cpu import hyperbolic
-from .._cpu.apart import multiply
-from .._cpu.dtypes import compute_dtype
+from .._cpu.apart import multiply, run_apart, split_rows
+from .._cpu.dtypes import compute_dtype, in_dtype
 from .cross_entropy import cross_entropy_with_grad
 
 __all__ = ["HyperbolicLossResult", "poincare_cross_entropy_with_grad", "poincare_logits"]
@@ -63,8 +65,7 @@ class HyperbolicPlan(NamedTuple):
 
     def chunks(self) -> Iterator[slice]:
         """Slices of rows."""
-        step = max(1, CHUNK_ELEMENTS // max(1, len(self.planes.w), self.x.shape[1]))
-        return (slice(begin, begin + step) for begin in range(0, len(self.x), step))
+        return split_rows(len(self.x), max(len(self.planes.w), self.x.shape[1]), CHUNK_ELEMENTS)
 
     def points(self, rows: Any) -> hyperbolic.Points:
         """Some points, in float64."""
@@ -86,15 +87,16 @@ def _refuse_row(bad: Any, batch: tuple[int, ...], what: str) -> None:
         raise ValueError(f"x[{', '.join(map(str, at))}]" * bool(batch) + "x" * (not batch) + what)
 
 
-def _check_points(x: Any, c: float, coordinates: str) -> None:
-    """Refuse points that are not in their space; NaN passes, and makes its logits NaN."""
-    batch = x.shape[:-1]
+def _check_points(x: Any, batch: tuple[int, ...], c: float, coordinates: str) -> None:
+    """Refuse rows that are not in their space; NaN passes, and makes its logits NaN."""
     if coordinates == "hyperboloid":
         if c == 0:
             raise ValueError('c must be positive with coordinates="hyperboloid", got 0')
-        _refuse_row(~((x[..., 0] > 0) | np.isnan(x[..., 0])), batch, " must have a positive first coordinate")
+        _refuse_row(~((x[:, 0] > 0) | np.isnan(x[:, 0])), batch, " must have a positive first coordinate")
     elif coordinates == "ball":
-        u = math.sqrt(c) * hyperbolic.row_lengths(x.astype(np.float64).reshape(-1, x.shape[-1])).reshape(batch)
+        u = np.empty(len(x))
+        for rows in split_rows(*x.shape):
+            u[rows] = math.sqrt(c) * hyperbolic.row_lengths(x[rows].astype(np.float64))
         _refuse_row(
             u >= 1,
             batch,
@@ -116,10 +118,10 @@ def plan_poincare(x: Any, w: Any, bias: Any, c: Any, coordinates: Any) -> Hyperb
         raise ValueError(f"x has shape {x.shape} and w {w.shape}; allowed are {allowed}")
     if w.dtype != x.dtype:
         raise TypeError(f"w has dtype {w.dtype}, x has dtype {x.dtype}: they must be the same")
-    offset = np.zeros(len(w)) if bias is None else check_bias(as_array("bias", bias), len(w)).astype(np.float64)
-    _check_points(x, curvature, coordinates)
+    offset = np.zeros(len(w)) if bias is None else check_bias(as_float("bias", bias)[0], len(w)).astype(np.float64)
+    rows = run_apart(x.nbytes, x.reshape, math.prod(x.shape[:-1]), x.shape[-1])
+    _check_points(rows, x.shape[:-1], curvature, coordinates)
     planes = hyperbolic.Planes.of(w.astype(np.float64), offset, curvature)
-    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     return HyperbolicPlan(rows, x.shape, x.dtype, planes, bias is not None, curvature, coordinates)
 
 
@@ -129,11 +131,11 @@ def _run_logits(x: Any, w: Any, bias: Any, *, c: Any, coordinates: Any) -> Any:
     plan = plan_poincare(x, w, bias, c, coordinates)
     result = np.empty((len(plan.x), len(plan.planes.w)), plan.dtype)
     for rows in plan.chunks():
-        values = plan.logits(rows)[2].value
-        result[rows] = np.where(np.isnan(values), math.nan, values)
+        result[rows] = in_dtype(plan.logits(rows)[2].value, plan.dtype)
     return result.reshape(*plan.shape[:-1], result.shape[1])
 
 
+@hand_over_recorded
 def poincare_logits(
     x: ArrayLike,
     w: ArrayLike,
@@ -212,16 +214,14 @@ def _add_gradients(plan: HyperbolicPlan, rows: Any, g: Any, sums: list[Any]) -> 
 
 
 @accept_foreign
+@keep_labels(1)
 @np.errstate(all="ignore")
 def _run_loss(
     x: Any, w: Any, target: Any, *, bias: Any, c: Any, coordinates: Any, device: Any, num_threads: Any, **options: Any
 ) -> tuple[Any, ...]:
-    place = place_of(device, x)
-    if place.on_cuda:
-        check_kernels("poincare_cross_entropy_with_grad")
-    if device is not None:
-        x, w, target, bias, *values = to_host(x, w, target, bias, *options.values())
-        options = dict(zip(options, values, strict=True))
+    given = x, w, target, bias, *options.values()
+    x, w, target, bias, *values = bring_to_host("poincare_cross_entropy_with_grad", device, *given)
+    options = dict(zip(options, values, strict=True))
     num_threads = check_num_threads(num_threads)
     plan = plan_poincare(x, w, bias, c, coordinates)
     count, classes = len(plan.x), len(plan.planes.w)
@@ -231,18 +231,19 @@ def _run_loss(
     by_row = logits.reshape(*plan.shape[:-1], classes)
     loss, g = cross_entropy_with_grad(by_row, target, num_threads=num_threads, **options)
     g = g.reshape(count, classes)
-    grad_x = np.zeros(plan.x.shape)
+    grad_x = np.zeros(plan.x.shape, plan.dtype)
     sums: list[Any] = [np.zeros(plan.planes.w.shape), np.zeros(classes), 0.0]
     for rows in plan.chunks():
         at = np.arange(count)[rows][(g[rows] != 0).any(axis=1)]  # rows that take no part may hold anything
         if len(at):
-            grad_x[at] = _add_gradients(plan, at, g[at], sums)
-    grads = [np.where(np.isnan(v), math.nan, v) for v in (grad_x.reshape(plan.shape), *sums)]
-    grad_x, grad_w, grad_bias = (v.astype(plan.dtype) for v in grads[:3])
+            grad_x[at] = in_dtype(_add_gradients(plan, at, g[at], sums), plan.dtype)
+    grad_w, grad_bias = (in_dtype(total, plan.dtype) for total in sums[:2])
+    grad_x, grad_c = grad_x.reshape(plan.shape), in_dtype(sums[2], np.float64)
     loss = np.asarray(loss).astype(compute_dtype(plan.dtype))[()]
-    return loss, grad_x, grad_w, grad_bias if plan.has_bias else None, np.float64(grads[3])
+    return loss, grad_x, grad_w, grad_bias if plan.has_bias else None, grad_c[()]
 
 
+@hand_over_recorded
 def poincare_cross_entropy_with_grad(
     x: ArrayLike,
     w: ArrayLike,

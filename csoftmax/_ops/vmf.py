@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._arguments.foreign import accept_foreign
+from .._arguments.kinds import keep_labels
 from .._arguments.layers import check_bias
 from .._arguments.numbers import as_number, check_num_threads
-from .._arguments.places import as_array, as_float, check_kernels, place_of, to_host
+from .._arguments.places import as_array, as_float, bring_to_host
+from .._arguments.recorded import hand_over_recorded
 from .._cpu import bessel
-from .._cpu.apart import multiply
-from .._cpu.dtypes import compute_dtype, is_bfloat16
+from .._cpu.apart import multiply, run_apart, split_rows
+from .._cpu.dtypes import compute_dtype, in_dtype
 from .._cpu.hyperbolic import row_lengths
 from .cross_entropy import cross_entropy_with_grad
 
@@ -55,7 +57,15 @@ class _Unit(NamedTuple):
 
     @classmethod
     def of(cls, rows: Any) -> _Unit:
-        rows = rows.astype(np.float64)
+        """Those of given vectors."""
+        found = cls(np.empty(rows.shape), np.empty(len(rows)))
+        for part in split_rows(*rows.shape):
+            found.rows[part], found.inverse[part] = cls.of_block(rows[part].astype(np.float64))
+        return found
+
+    @classmethod
+    def of_block(cls, rows: Any) -> _Unit:
+        """Those of some vectors in float64."""
         length = row_lengths(rows)
         exponent = np.where((length > 0) & np.isfinite(length), np.frexp(length)[1], 0)
         scaled = np.ldexp(rows, -exponent[:, None])  # so that no reciprocal overflows
@@ -87,8 +97,7 @@ class _Plan(NamedTuple):
 
     def chunks(self) -> Iterator[slice]:
         """Slices of rows."""
-        step = max(1, CHUNK_ELEMENTS // max(1, len(self.kappa), self.shape[-1]))
-        return (slice(begin, begin + step) for begin in range(0, len(self.x.rows), step))
+        return split_rows(len(self.x.rows), max(len(self.kappa), self.shape[-1]), CHUNK_ELEMENTS)
 
     def distances(self, rows: Any) -> Any:
         """1 - cosine of some rows and all classes: half the squared distance of unit vectors, which loses no digit of
@@ -96,9 +105,8 @@ class _Plan(NamedTuple):
         x, mu = self.x.rows[rows], self.mu.rows
         result = 1 - multiply(x, mu.T)
         row, column = np.nonzero(result < NEAR)
-        step = max(1, PAIR_ELEMENTS // max(1, mu.shape[1]))
-        for begin in range(0, len(row), step):
-            at = row[begin : begin + step], column[begin : begin + step]
+        for part in split_rows(len(row), mu.shape[1], PAIR_ELEMENTS):
+            at = row[part], column[part]
             difference = x[at[0]] - mu[at[1]]
             result[at] = np.add.reduce(difference * difference, axis=1) / 2
         return result
@@ -110,8 +118,8 @@ class _Plan(NamedTuple):
 
 def _check_classes(kappa: Any, log_prior: Any, n: int) -> tuple[Any, Any]:
     """The concentrations and the logarithms of priors, (K,)."""
-    given = as_array("kappa", kappa)
-    if given.ndim == 0 and (given.dtype.kind in "iuf" or is_bfloat16(given.dtype)):
+    given, _ = as_float("kappa", kappa)
+    if given.ndim == 0:
         given = np.broadcast_to(given, (n,))
     values = check_bias(given, n, "kappa", "mu").astype(np.float64)
     bad = ~((values >= 0) & (values < math.inf))
@@ -119,7 +127,7 @@ def _check_classes(kappa: Any, log_prior: Any, n: int) -> tuple[Any, Any]:
         raise ValueError(f"kappa must be at least 0 and finite, got {values[bad][0]}")
     if log_prior is None:
         return values, np.zeros(n)
-    prior = check_bias(as_array("log_prior", log_prior), n, "log_prior", "mu").astype(np.float64)
+    prior = check_bias(as_float("log_prior", log_prior)[0], n, "log_prior", "mu").astype(np.float64)
     bad = ~(prior < math.inf)
     if bad.any():
         raise ValueError(f"log_prior must be below infinity, got {prior[bad][0]}")
@@ -144,14 +152,9 @@ def _plan_vmf(x: Any, mu: Any, kappa: Any, log_prior: Any, is_relative: bool) ->
         constant = (found.high[-1] - high) + (found.low[-1] - low)
     else:
         constant = -(high + (low + dimensions / 2 * math.log(2 * math.pi)))
-    rows = x.reshape(math.prod(x.shape[:-1]), dimensions)
+    rows = run_apart(x.nbytes, x.reshape, math.prod(x.shape[:-1]), dimensions)
     of_class = bessel.Bessel(*(value[:-1] for value in found))
     return _Plan(_Unit.of(rows), _Unit.of(mu), values, of_class, prior + constant, x.shape, x.dtype, is_shared)
-
-
-def _canonical(values: Any, dtype: Any) -> Any:
-    """Values in a dtype, whose NaN is the one that csoftmax writes."""
-    return np.where(np.isnan(values), math.nan, values).astype(dtype)
 
 
 @accept_foreign
@@ -160,10 +163,11 @@ def _run_logits(x: Any, mu: Any, kappa: Any, *, log_prior: Any) -> Any:
     plan = _plan_vmf(x, mu, kappa, log_prior, False)
     result = np.empty((len(plan.x.rows), len(plan.kappa)), plan.dtype)
     for rows in plan.chunks():
-        result[rows] = _canonical(plan.logits(plan.distances(rows)), plan.dtype)
+        result[rows] = in_dtype(plan.logits(plan.distances(rows)), plan.dtype)
     return result.reshape(*plan.shape[:-1], result.shape[1])
 
 
+@hand_over_recorded
 def vmf_logits(x: ArrayLike, mu: ArrayLike, kappa: ArrayLike, *, log_prior: ArrayLike | None = None) -> Any:
     """Logarithms of von Mises-Fisher densities: classes on the sphere, each with a centre and a concentration.
 
@@ -212,16 +216,14 @@ def vmf_logits(x: ArrayLike, mu: ArrayLike, kappa: ArrayLike, *, log_prior: Arra
 
 
 @accept_foreign
+@keep_labels(1)
 @np.errstate(all="ignore")
 def _run_loss(
     x: Any, mu: Any, kappa: Any, target: Any, *, log_prior: Any, device: Any, num_threads: Any, **options: Any
 ) -> tuple[Any, ...]:
-    place = place_of(device, x)
-    if place.on_cuda:
-        check_kernels("vmf_cross_entropy_with_grad")
-    if device is not None:
-        x, mu, kappa, target, log_prior, *values = to_host(x, mu, kappa, target, log_prior, *options.values())
-        options = dict(zip(options, values, strict=True))
+    given = x, mu, kappa, target, log_prior, *options.values()
+    x, mu, kappa, target, log_prior, *values = bring_to_host("vmf_cross_entropy_with_grad", device, *given)
+    options = dict(zip(options, values, strict=True))
     num_threads = check_num_threads(num_threads)
     plan = _plan_vmf(x, mu, kappa, log_prior, as_number("z_loss", options["z_loss"]) == 0)
     count, classes = len(plan.x.rows), len(plan.kappa)
@@ -231,14 +233,14 @@ def _run_loss(
     by_row = logits.reshape(*plan.shape[:-1], classes)
     loss, g = cross_entropy_with_grad(by_row, target, num_threads=num_threads, **options)
     g = g.reshape(count, classes)
-    grad_x = np.zeros(plan.x.rows.shape)
+    grad_x = np.zeros(plan.x.rows.shape, plan.dtype)
     sums, grad_kappa = np.zeros(plan.mu.rows.shape), np.zeros(classes)
     for rows in plan.chunks():
         at = np.arange(count)[rows][(g[rows] != 0).any(axis=1)]  # rows that take no part may hold anything
         if not len(at):
             continue
         by_cosine = g[at] * plan.kappa
-        grad_x[at] = plan.x.pull_back(at, multiply(by_cosine, plan.mu.rows))
+        grad_x[at] = in_dtype(plan.x.pull_back(at, multiply(by_cosine, plan.mu.rows)), plan.dtype)
         sums += multiply(by_cosine.T, plan.x.rows[at])
         # cosine - A(kappa), both of which come near 1
         slope = g[at] * (plan.bessel.complement - plan.distances(at))
@@ -250,12 +252,13 @@ def _run_loss(
     loss = np.asarray(loss).astype(compute_dtype(dtype))[()]
     return (
         loss,
-        _canonical(grad_x.reshape(plan.shape), dtype),
-        _canonical(grad_mu, dtype),
-        _canonical(grad_kappa, dtype)[()],
+        grad_x.reshape(plan.shape),
+        in_dtype(grad_mu, dtype),
+        in_dtype(grad_kappa, dtype)[()],
     )
 
 
+@hand_over_recorded
 def vmf_cross_entropy_with_grad(
     x: ArrayLike,
     mu: ArrayLike,
@@ -340,25 +343,49 @@ def vmf_cross_entropy_with_grad(
     return VmfLossResult(*result)
 
 
-@accept_foreign
 @np.errstate(all="ignore")
-def _run_bessel(nu: Any, x: Any, function: Any) -> Any:
+def _evaluate(nu: Any, x: Any, function: Any) -> Any:
     """A function of both arguments, broadcast against each other, in the dtype of x."""
     order, _ = as_float("nu", nu)
     x, _ = as_float("x", x)
-    values = order.astype(np.float64)
-    bad = ~((values >= 0) & (values <= bessel.MAX_ORDER))
+    order = order.astype(np.float64)
+    bad = ~((order >= 0) & (order <= bessel.MAX_ORDER))
     if bad.any():
-        raise ValueError(f"nu must be from 0 to {bessel.MAX_ORDER:g}, got {values[bad][0]}")
+        raise ValueError(f"nu must be from 0 to {bessel.MAX_ORDER:g}, got {order[bad][0]}")
     if (x < 0).any():
         raise ValueError(f"x must be at least 0, got {x[x < 0][0]}")
     try:
-        values, wide = np.broadcast_arrays(values, x.astype(np.float64))
+        orders, arguments = np.broadcast_arrays(order, x)
     except ValueError:
-        raise ValueError(f"nu has shape {values.shape} and x {x.shape}, which do not broadcast") from None
-    return _canonical(function(values, wide), x.dtype)[()]
+        raise ValueError(f"nu has shape {order.shape} and x {x.shape}, which do not broadcast") from None
+    result = np.empty(arguments.shape, x.dtype)
+    flat = result.reshape(-1)
+    for part in split_rows(flat.size, 1):
+        values, wide = (a.flat[part].astype(np.float64) for a in (orders, arguments))
+        flat[part] = in_dtype(function(values, wide), x.dtype)
+    return result[()]
 
 
+@accept_foreign
+@keep_labels()
+def _run_by_order(nu: Any, x: Any, function: Any) -> Any:
+    return _evaluate(nu, x, function)
+
+
+@accept_foreign
+@keep_labels()
+def _run_by_argument(x: Any, nu: Any, function: Any) -> Any:
+    return _evaluate(nu, x, function)
+
+
+def _run_bessel(nu: Any, x: Any, function: Any) -> Any:
+    """The result is of the kind of x, or if that is a number, a list or an array of NumPy, of the kind of nu."""
+    if isinstance(x, int | float | list | tuple | np.generic | np.ndarray):
+        return _run_by_order(nu, x, function)
+    return _run_by_argument(x, nu, function)
+
+
+@hand_over_recorded
 def log_bessel_iv(nu: ArrayLike, x: ArrayLike) -> Any:
     """Logarithm of the modified Bessel function of the first kind, without overflow or underflow.
 
@@ -372,7 +399,8 @@ def log_bessel_iv(nu: ArrayLike, x: ArrayLike) -> Any:
     Returns
     -------
     scalar or ndarray
-        ``log(I(nu, x))`` in the dtype of `x` (float64 for integers): -inf at x = 0, and 0 there for nu = 0.
+        ``log(I(nu, x))`` in the dtype of `x` (float64 for integers): -inf at x = 0, and 0 there for nu = 0. An array of
+        the kind of `x`, or, if that is a number or of NumPy, of the kind of `nu`.
 
     Raises
     ------
@@ -395,6 +423,7 @@ def log_bessel_iv(nu: ArrayLike, x: ArrayLike) -> Any:
     return _run_bessel(nu, x, bessel.log_iv)
 
 
+@hand_over_recorded
 def bessel_ratio(nu: ArrayLike, x: ArrayLike) -> Any:
     """Ratio of modified Bessel functions of the first kind of neighbouring orders, ``I(nu + 1, x) / I(nu, x)``.
 
@@ -410,7 +439,7 @@ def bessel_ratio(nu: ArrayLike, x: ArrayLike) -> Any:
     Returns
     -------
     scalar or ndarray
-        The ratio in the dtype of `x` (float64 for integers): 0 at x = 0, 1 at infinity.
+        The ratio in the dtype of `x` (float64 for integers): 0 at x = 0, 1 at infinity. Of the kind of `log_bessel_iv`.
 
     Raises
     ------

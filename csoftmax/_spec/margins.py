@@ -155,7 +155,7 @@ ERRORS = (
     BadCall({"multiple": -1}, ValueError, "multiple must be positive and finite, got -1"),
     BadCall({"arc": np.nan}, ValueError, "arc must be finite, got nan"),
     BadCall({"arc": [0.1, 0.2]}, ValueError, r"arc has shape \(2,\); a number, one for each class \(4,\) or one for"),
-    BadCall({"cosine": ["a"] * 4}, TypeError, "cosine must hold real numbers"),
+    BadCall({"cosine": ["a"] * 4}, TypeError, "cosine has dtype <U1; allowed are float16"),
     BadCall({"past_pi": "wrap"}, ValueError, "past_pi must be one of mirror, linear, easy, none, got 'wrap'"),
     BadCall({"past_pi": "easy", "multiple": 2}, ValueError, "past_pi='easy' is defined for multiple of at most 1"),
     BadCall({"past_pi": "linear", "multiple": 4}, ValueError, "past_pi='linear' is defined for multiple of at most 1"),

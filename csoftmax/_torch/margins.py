@@ -25,6 +25,7 @@ from .operators import (
     of_loss,
 )
 
+_TENSORS = "arc", "cosine", "classes", "weight", "sample_weight"
 _NAMES = (
     "scale",
     "multiple",
@@ -36,19 +37,18 @@ _NAMES = (
     "reduction",
 )
 _SCHEMA = (
-    "(Tensor x, Tensor w, Tensor target, Tensor arc, Tensor cosine, Tensor? classes, Tensor? weight, float scale, "
-    "float multiple, str past_pi, int sub_centers, float label_smoothing, int ignore_index, float filter_eps, "
-    "str reduction, bool gradient) -> (Tensor, Tensor, Tensor)"
+    "(Tensor x, Tensor w, Tensor target, Tensor arc, Tensor cosine, Tensor? classes, Tensor? weight, "
+    "Tensor? sample_weight, float scale, float multiple, str past_pi, int sub_centers, float label_smoothing, "
+    "int ignore_index, float filter_eps, str reduction, bool gradient) -> (Tensor, Tensor, Tensor)"
 )
-_INPUTS = 16
+_INPUTS = 17
 
 
 def _compute(x: Tensor, w: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, and the gradients of x and w, or empty tensors."""
-    arc, cosine, classes, weight = detach(*rest[:4])
-    options = dict(zip(_NAMES, rest[4:-1], strict=True))
+    tensors: dict[str, Any] = dict(zip(_TENSORS, detach(*rest[: len(_TENSORS)]), strict=True))
+    options = tensors | dict(zip(_NAMES, rest[len(_TENSORS) : -1], strict=True))
     arrays = x.detach(), w.detach(), target.detach()
-    options |= {"arc": arc, "cosine": cosine, "classes": classes, "weight": weight}
     if not rest[-1]:
         return _loss(*arrays, **options), x.new_empty(0), x.new_empty(0)
     loss, grad_x, grad_w, _ = _with_grad(*arrays, **options)
@@ -95,6 +95,7 @@ def margin_cross_entropy(
     sub_centers: int = 1,
     classes: Tensor | None = None,
     weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
@@ -108,7 +109,7 @@ def margin_cross_entropy(
         Features and one vector for each class, or several.
     target : torch.Tensor of int
         Labels.
-    scale, multiple, past_pi, sub_centers, classes, weight, label_smoothing, ignore_index, filter_eps
+    scale, multiple, past_pi, sub_centers, classes, weight, sample_weight, label_smoothing, ignore_index, filter_eps
         As in `csoftmax.margin_cross_entropy_with_grad`.
     arc, cosine : float or torch.Tensor
         As there; no gradient flows to them.
@@ -137,7 +138,7 @@ def margin_cross_entropy(
     """
     check_floating("x", x)
     check_floating("w", w)
-    check_constants(target=target, classes=classes, weight=weight)
+    check_constants(target=target, classes=classes, weight=weight, sample_weight=sample_weight)
     if target is None:
         raise TypeError("target must be a torch.Tensor, got None")
     if not isinstance(past_pi, str):
@@ -145,7 +146,7 @@ def margin_cross_entropy(
     gradient = any(t.requires_grad for t in (x, w)) and torch.is_grad_enabled()
     if gradient and reduction == "none":
         raise ValueError('reduction="none" has no gradient here; use "sum" or "mean", or torch.no_grad()')
-    arrays = x, w, target, _as_margin("arc", arc), _as_margin("cosine", cosine), classes, weight
+    arrays = x, w, target, _as_margin("arc", arc), _as_margin("cosine", cosine), classes, weight, sample_weight
     numbers = as_number("scale", scale), as_number("multiple", multiple), past_pi, check_int("sub_centers", sub_centers)
     smoothing, limit = as_number("label_smoothing", label_smoothing), as_number("filter_eps", filter_eps)
     ignore_index = check_integer("ignore_index", ignore_index)

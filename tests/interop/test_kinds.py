@@ -8,6 +8,7 @@ import pytest
 from helpers import looped
 
 import csoftmax
+from csoftmax import adversarial, geometric
 
 pandas = pytest.importorskip("pandas")
 A = np.array([[0.5, -1.0, 2.0], [3.0, 0.25, -0.5]])
@@ -85,6 +86,44 @@ def test_gradients_keep_labels_and_other_results_do_not():
     assert type(csoftmax.softmax(TABLE.columns.str.len())) is np.ndarray  # an Index labels nothing
     out = np.empty_like(A)
     assert csoftmax.softmax(TABLE, out=out) is out
+
+
+def results_like_x(x, w):
+    """Results of csoftmax.geometric and csoftmax.adversarial that have the shape of x, and the same for arrays."""
+    cost = geometric.Cost(points=np.arange(3.0))
+    for of in (x, A):
+        yield (
+            geometric.g_softmax(of, cost),
+            geometric.g_softmax(of, cost, return_gap=True)[0],
+            geometric.g_softmax_vjp(of, geometric.g_softmax(A, cost), cost),
+            geometric.g_cross_entropy_with_grad(of, [2, 0], cost).grad,
+            geometric.poincare_cross_entropy_with_grad(of, w, [1, 0]).grad_x,
+            geometric.vmf_cross_entropy_with_grad(of, w, 2.0, [1, 0]).grad_x,
+            geometric.log_bessel_iv(3.0, abs(of)),
+            geometric.log_bessel_iv(np.arange(3.0), abs(of)),
+            geometric.log_bessel_iv(abs(of), 2.0),
+            geometric.bessel_ratio([[0.5], [1.0]], abs(of)),
+            adversarial.perturb(of, w, [1, 0], eps=0.1),
+            adversarial.perturb(of, None, None, eps=0.1, gradient=np.cos),
+            adversarial.robust_cross_entropy_with_grad(of, w, [1, 0], eps=0.1).grad_x,
+            adversarial.vat_loss_with_grad(of, w, eps=0.1).grad_x,
+            adversarial.trades_loss_with_grad(of, w, [1, 0], eps=0.1, rng=0).grad_x,
+        )
+
+
+def test_geometric_and_adversarial_results_keep_labels():
+    w = A[::-1].copy()  # as many classes as rows: its gradient has the shape of x, but other rows
+    for got, expected in zip(*results_like_x(TABLE, w), strict=True):
+        assert got.columns.equals(TABLE.columns)
+        assert got.index.equals(TABLE.index)
+        np.testing.assert_array_equal(got.to_numpy(), expected)
+    assert type(adversarial.robust_cross_entropy_with_grad(TABLE, w, [1, 0], eps=0.1).grad_w) is np.ndarray
+    assert type(geometric.g_logsumexp(TABLE, np.zeros((3, 3)))) is np.ndarray
+    assert (
+        type(geometric.g_logsumexp(TABLE[["a"]], [[0.0]], keepdims=True)) is np.ndarray
+    )  # one column, and a sum of it
+    series = geometric.log_bessel_iv(1, pandas.Series([1.0, 2.0], index=["p", "q"]))
+    assert series.index.tolist() == ["p", "q"]
 
 
 def missing():
@@ -185,6 +224,9 @@ def test_xarray_keeps_dimensions_and_coordinates():
     assert type(csoftmax.softmax(x.variable)) is xarray.Variable
     assert csoftmax.cross_entropy_with_grad(x, [0, 1]).grad.dims == x.dims
     assert type(csoftmax.logsumexp(x)) is np.ndarray
+    for got, expected in zip(*results_like_x(x, A[::-1].copy()), strict=True):
+        assert got.dims == x.dims
+        np.testing.assert_array_equal(got.values, expected)
 
 
 def refused():

@@ -1,5 +1,6 @@
 """Calls on tensors that require grad and on JAX's tracers: csoftmax.torch and csoftmax.jax compute them."""
 
+import functools
 import importlib
 import inspect
 
@@ -8,6 +9,7 @@ import pytest
 from helpers import assert_same_bits
 
 import csoftmax
+from csoftmax import adversarial, geometric
 
 NO_OPTION = r"{} requires grad, and csoftmax\.torch\.softmax has no option {}: call it without, or pass {}\.detach\(\)"
 
@@ -18,7 +20,24 @@ def takes_arrays(name):
     return "num_threads" in options and options["num_threads"].kind is inspect.Parameter.KEYWORD_ONLY
 
 
-PUBLIC_FUNCTIONS = [*filter(takes_arrays, csoftmax.__all__), "check_labels", "to_csr", "add_rows"]
+PUBLIC_FUNCTIONS = [
+    *((name, getattr(csoftmax, name)) for name in csoftmax.__all__ if takes_arrays(name)),
+    *((name, getattr(csoftmax, name)) for name in ("check_labels", "to_csr", "add_rows")),
+    *(
+        (name, getattr(module, name))
+        for module in (adversarial, geometric)
+        for name in module.__all__
+        if name.islower()
+    ),
+]
+
+
+def call_with(function, x):
+    """Call a function with x for every argument that it requires, eps excepted."""
+    parameters = inspect.signature(function).parameters.values()
+    required = [p for p in parameters if p.default is p.empty]
+    options = {p.name: 0.1 for p in required if p.kind is p.KEYWORD_ONLY}
+    return function(*[x] * (len(required) - len(options)), **options)
 
 
 @pytest.fixture
@@ -124,16 +143,14 @@ def test_no_function_computes_a_tensor_without_its_gradient(torch):
     operators = importlib.import_module("csoftmax.torch")
     x = torch.ones(2, 2, requires_grad=True)
     lacking = []
-    for name in PUBLIC_FUNCTIONS:
+    for name, function in PUBLIC_FUNCTIONS:
         if name in operators.__all__:
             continue
         lacking.append(name)
-        parameters = inspect.signature(getattr(csoftmax, name)).parameters.values()
-        required = [x for p in parameters if p.default is inspect.Parameter.empty]
         message = rf"\w+ requires grad, and csoftmax\.torch has no {name}: pass \w+\.detach"
         with pytest.raises(ValueError, match=message):
-            getattr(csoftmax, name)(*required)
-    assert len(lacking) > 15
+            call_with(function, x)
+    assert len(lacking) > 30
 
 
 @pytest.mark.parametrize("context", ["no_grad", "inference_mode"])
@@ -172,3 +189,75 @@ def test_tracers_go_to_the_operators(jax):
         jax.jit(lambda z: csoftmax.topk(z, 2))(x)
     with pytest.raises(ValueError, match=r"x is a tracer of JAX, and csoftmax\.jax\.softmax has no option num_threads"):
         jax.jit(lambda z: csoftmax.softmax(z, num_threads=1))(x)
+
+
+def test_no_function_reads_a_tracer(jax):
+    """Each function that gets a tracer is in csoftmax.jax, or says that it is not and what to do."""
+    operators = importlib.import_module("csoftmax.jax")
+    lacking = []
+
+    def call(x):
+        for name, function in PUBLIC_FUNCTIONS:
+            if name in operators.__all__:
+                continue
+            lacking.append(name)
+            message = rf"^\w+ is a tracer of JAX, and csoftmax\.jax has no {name}: call it outside of jax\.jit, "
+            with pytest.raises(ValueError, match=message):
+                call_with(function, x)
+        return x
+
+    jax.jit(call)(jax.numpy.ones((2, 2)))
+    assert len(lacking) > 35
+
+
+def test_no_class_or_function_of_another_module_reads_a_tracer(jax):
+    """There is no operator of their names, and what they read in Python says what to do."""
+    pytest.importorskip("sklearn", reason="the learn extra has it")
+    from csoftmax import calibration, class_weight, distributed, heads, linear_model, metrics, samplers
+
+    matrix = np.eye(3)
+    calls = {
+        "TreeSampler.fit": lambda x: adversarial.TreeSampler(3).fit(x, [0, 1, 2]),
+        "Cost": lambda x: geometric.Cost(x),
+        "Cost of points": lambda x: geometric.Cost(points=x),
+        "SoftmaxRegression": lambda x: linear_model.SoftmaxRegression().fit(x, [0, 1, 2]),
+        "TemperatureScaling": lambda x: calibration.TemperatureScaling().fit(x, [0, 1, 2]),
+        "Int8Head": lambda x: heads.Int8Head(x),
+        "Int8Head.topk": lambda x: heads.Int8Head(np.float32(matrix)).topk(x, 1),
+        "int8_topk": lambda x: heads.int8_topk(x, np.float32(matrix), 1),
+        "UnigramSampler": lambda x: samplers.UnigramSampler(x[0]),
+        "hash_buckets": lambda x: heads.hash_buckets(x, 4, 1, 0),
+        "classes": lambda x: csoftmax.margin_cross_entropy_with_grad(matrix, matrix, [0, 1, 2], classes=x),
+    }
+    for module in (metrics, class_weight):
+        names = [name for name in module.__all__ if name.islower() and name != "evaluate"]
+        calls |= {name: functools.partial(call_with, getattr(module, name)) for name in names}
+    for name in ("softmax", "log_softmax", "logsumexp", "partial"):
+        options = {"offset": 0, "n_classes": 3} if name == "partial" else {"group": distributed.SingleProcess()}
+        calls[f"distributed.{name}"] = functools.partial(getattr(distributed, name), **options)
+
+    def call(x):
+        for name, function in calls.items():
+            with pytest.raises(ValueError, match="is a tracer of JAX") as error:
+                function(x)
+            assert "call it outside of jax.jit" in str(error.value), name
+        return x
+
+    jax.jit(call)(jax.numpy.asarray(np.float32(matrix)))
+
+
+def test_the_kind_of_orders_and_arguments_of_bessel_functions(torch, jax):
+    """That of x, where it is not of NumPy; else that of the orders."""
+    x, plain = torch.tensor([[1.0, 2.0]], dtype=torch.float64), np.array([[1.0, 2.0]])
+    for function in (geometric.log_bessel_iv, geometric.bessel_ratio):
+        expected = function(1.0, plain)
+        for nu in (1, 1.0, np.float32(1), [1.0], np.ones(1), torch.ones(1), jax.numpy.ones(1)):
+            got = function(nu, x)
+            assert isinstance(got, torch.Tensor)
+            assert got.dtype == torch.float64
+            assert_same_bits(got.numpy(), expected)
+        assert isinstance(function(1.0, jax.numpy.ones(3)), jax.Array)
+        assert isinstance(function(x, 1.0), torch.Tensor)
+        assert isinstance(function(x, plain), torch.Tensor)
+        assert type(function(1.0, plain)) is np.ndarray
+        assert isinstance(function(1.0, 2.0), np.float64)

@@ -67,6 +67,7 @@ def test_operator(dtype):
     x, w, y = tensors(dtype)
     arc, weight, classes = torch.linspace(0, 0.5, 9), torch.linspace(1, 2, 9), torch.tensor([0, 1, 2, 3, 5, 8])
     options = {"arc": arc, "cosine": 0.1, "weight": weight, "classes": classes, "label_smoothing": 0.1, "scale": 8.0}
+    options["sample_weight"] = torch.tensor([1.0, 0.0, 2.0, 0.5, 3.0, 1.0])
     loss = ct.margin_cross_entropy(x, w, y, **options)
     (2 * loss).backward()
     expected = csoftmax.margin_cross_entropy_with_grad(x.detach(), w.detach(), y, **options)
@@ -82,13 +83,19 @@ def test_operator(dtype):
 def test_operator_is_sound():
     x, w, y = tensors(torch.float64)
     zero = torch.tensor(0.3, dtype=torch.float64)
-    arguments = x, w, y, zero, zero, None, None, 4.0, 1.0, "mirror", 1, 0.0, -100, 0.0, "mean", True
+    weights = torch.tensor([1.0, 0.0, 2.0, 0.5, 3.0, 1.0])
+    arguments = x, w, y, zero, zero, None, None, weights, 4.0, 1.0, "mirror", 1, 0.0, -100, 0.0, "mean", True
     torch.library.opcheck(torch.ops.csoftmax.margin_cross_entropy.default, arguments)
 
     def loss_of(x, w):
-        return ct.margin_cross_entropy(x, w, y, scale=4.0)
+        return ct.margin_cross_entropy(x, w, y, scale=4.0, sample_weight=weights)
 
     assert torch.autograd.gradcheck(loss_of, (x, w))
+    assert torch.autograd.grad(loss_of(x, w), x)[0][1].count_nonzero() == 0
+    compiled = torch.compile(loss_of, backend="eager", fullgraph=True)(x, w)
+    assert torch.equal(compiled, loss_of(x, w))
+    recorded = csoftmax.margin_cross_entropy(x, w, y, scale=4.0, sample_weight=weights.tolist())
+    assert torch.equal(recorded, compiled)
     centers = torch.randn(9, 2, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda w: ct.margin_cross_entropy(x, w, y, scale=4.0, sub_centers=2), (centers,))
 
@@ -108,6 +115,9 @@ def test_wrong_arguments():
         ({"w": w.detach().numpy()}, TypeError, "w must be a torch.Tensor, got ndarray"),
         ({"target": [0] * 6}, TypeError, "target must be a torch.Tensor, got list"),
         ({"target": None}, TypeError, "target must be a torch.Tensor, got None"),
+        ({"sample_weight": [1.0] * 6}, TypeError, "sample_weight must be a torch.Tensor, got list"),
+        ({"sample_weight": torch.ones(6, requires_grad=True)}, ValueError, "sample_weight requires grad"),
+        ({"sample_weight": torch.ones(5)}, ValueError, "sample_weight"),
         ({"classes": [0, 1]}, TypeError, "classes must be a torch.Tensor, got list"),
         ({"classes": torch.tensor([0, 1])}, ValueError, "classes must contain every target"),
         ({"target": torch.full((6, 9), 0.1)}, TypeError, "target must hold integer labels"),

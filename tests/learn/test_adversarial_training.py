@@ -181,7 +181,7 @@ def test_lbfgs_leaves_the_corner_of_equal_classes(digits):
 
 
 def test_smoothed_norms_and_their_gradients():
-    from csoftmax._ops.adversarial_losses import find_dual_norms, find_smooth_norms, find_subgradients
+    from csoftmax._ops.adversarial_shift import find_dual_norms, find_smooth_norms, find_subgradients
 
     w = np.random.default_rng(0).normal(size=(4, 5))
     w[3] = w[0]

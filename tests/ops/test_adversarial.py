@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from csoftmax._cpu import binding
-from csoftmax.adversarial import Certificate, certify
+from csoftmax.adversarial import Certificate, certify, perturb, trades_loss_with_grad
 
 INF = math.inf
 
@@ -252,6 +252,40 @@ def test_special_rows():
     assert certify([1.0, 0.0], [[1.0, 2.0], [3.0, 5.0]], target=1).radius.dtype == np.float64
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, "bfloat16"])
+def test_a_feature_that_is_the_rounded_wall_lies_on_the_wall(dtype):
+    """As numpy.clip makes it; the walls of such features are these, and no feature leaves them."""
+    if dtype == "bfloat16":
+        dtype = pytest.importorskip("ml_dtypes").bfloat16
+    rng = np.random.default_rng(3)
+    low, high = np.array([-0.1, 0.1, -1e-3, -0.7, 0.0]), np.array([0.1, 0.3, 1e-3, 0.9, 1 / 3])
+    x, w = rng.uniform(-0.5, 0.5, (40, 5)).astype(dtype), rng.normal(size=(4, 5)).astype(dtype)
+    least, largest = low.astype(dtype), high.astype(dtype)
+    x = np.minimum(np.maximum(x, least), largest)
+    wide = x.astype(float)
+    outside = (wide < low) | (wide > high)
+    assert outside.any(axis=0).sum() >= 2
+    assert not outside.all(axis=1).any()
+    y = (wide @ w.astype(float).T).argmin(axis=1)
+    for norm in (1, 2, INF):
+        got = certify(x, w, norm=norm, bounds=(low, high))
+        walls = np.minimum(low, wide), np.maximum(high, wide)
+        for a, b in zip(got, certify(wide, w.astype(float), norm=norm, bounds=walls), strict=True):
+            np.testing.assert_array_equal(a, b)
+        for method in ("fgsm", "pgd", "exact"):
+            moved = perturb(x, w, y, eps=0.2, norm=norm, method=method, bounds=(low, high))
+            assert ((moved >= least) & (moved <= largest)).all()
+            certify(moved, w, bounds=(low, high))
+    trades_loss_with_grad(x, w, y, eps=0.1, bounds=(low, high), rng=0)
+    trades_loss_with_grad(x, w, np.where(np.arange(40) % 3, y, -100), eps=0.1, bounds=(low, high), rng=0)
+    beyond = x.copy()
+    beyond[7, 3] = np.nextafter(largest[3], dtype(np.inf))
+    with pytest.raises(ValueError, match=r"row 7, feature 3 is 0\.9\d+, outside of \(-0\.7, 0\.9\)"):
+        certify(beyond, w, bounds=(low, high))
+    with pytest.raises(ValueError, match=r"row 0, feature 1 is 0\.0, outside"):
+        trades_loss_with_grad(np.array([[1, 0]]), np.eye(2), [0], eps=0.1, bounds=(0.5, 1.5))
+
+
 def test_dtypes_and_layouts_give_the_same_distances():
     rng = np.random.default_rng(1)
     x, w = rng.integers(-8, 9, (6, 5)) / 4, rng.integers(-8, 9, (4, 5)) / 4
@@ -277,7 +311,7 @@ def test_dtypes_and_layouts_give_the_same_distances():
         (ValueError, "does not broadcast", {"bounds": (np.zeros(3), 2)}),
         (TypeError, "a pair", {"bounds": 3}),
         (TypeError, "a pair .* got a tuple of length 3", {"bounds": (0, 1, 2)}),
-        (TypeError, "real numbers", {"bounds": ("a", 2)}),
+        (TypeError, "bounds: low has dtype <U1; allowed are float16", {"bounds": ("a", 2)}),
         (IndexError, "target.0. is 5", {"target": [5]}),
         (IndexError, "target.0. is -1", {"target": [-1]}),
         (TypeError, "integer labels", {"target": [[0.5, 0.5]]}),

@@ -116,11 +116,11 @@ def test_robust_loss_without_perturbation_is_the_linear_one_bit_for_bit():
 
 
 def test_robust_loss_of_many_classes_finds_norms_chunk_by_chunk(monkeypatch):
-    from csoftmax._ops import adversarial_losses
+    from csoftmax._ops import adversarial_shift
 
     x, w, bias, y = problem(4, n=50, k=17)
     expected = robust_cross_entropy_with_grad(x, w, y, bias=bias, eps=0.2, norm=2)
-    monkeypatch.setattr(adversarial_losses, "CACHED_NORMS", 1)
+    monkeypatch.setattr(adversarial_shift, "CACHED_NORMS", 1)
     got = robust_cross_entropy_with_grad(x, w, y, bias=bias, eps=0.2, norm=2, chunk_bytes=17 * 8 * 7)
     for a, b in zip(got, expected):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15)
@@ -275,6 +275,44 @@ def test_rows_that_are_not_finite_have_loss_nan_and_equal_weights_no_slope():
     far = vat_loss_with_grad([[0.0, 0.0]], [[1e4, 0.0], [0.0, 1.0]], eps=1.0)
     assert far.loss == pytest.approx(0.5e4 - np.log(2), rel=1e-3)
     assert np.isfinite(far.grad_w).all()
+
+
+def test_rows_with_infinite_logits_have_loss_nan():
+    """Also where the cross-entropy itself is finite: a perturbation of such a row has no meaning."""
+    x, w = np.array([[2.0, 1.0], [0.5, -1.0]]), np.array([[0.0, 0.0], [0.0, 1.0], [0.0, -3.0]])
+    for bias in ([0.0, -INF, -INF], [INF, 0.0, 0.0], [0.0, 0.0, -INF]):
+        options = {"bias": np.array(bias), "reduction": "none"}
+        for target in (0, 1):
+            y = [target, -100]
+            for result in (
+                robust_cross_entropy_with_grad(x, w, y, eps=0.1, **options),
+                trades_loss_with_grad(x, w, y, eps=0.1, rng=0, **options),
+                trades_loss_with_grad(x, w, y, eps=0, rng=0, **options),
+                vat_loss_with_grad(x, w, eps=0.1, sample_weight=[1, 0], **options),
+                vat_loss_with_grad(x, w, eps=0, sample_weight=[1, 0], **options),
+            ):
+                np.testing.assert_array_equal(result.loss, [np.nan, 0])
+                assert np.isnan(result.grad_x[0]).all()
+                assert (result.grad_x[1] == 0).all()
+            np.testing.assert_array_equal(
+                robust_cross_entropy(x, w, y, eps=0, **options), csoftmax.linear_cross_entropy(x, w, y, **options)
+            )
+
+
+def test_one_hot_predictions_are_not_perturbed():
+    """p is one-hot where all other probabilities are 0 in float64, whatever the features are in."""
+    w = np.array([[1000.0, 0.0], [0.0, 1.0], [0.0, -3.0]])
+    for dtype in (np.float64, np.float32, np.float16):
+        for rng in (None, 0):
+            x = np.array([[2.0, 1.0], [0.001, 1.0]], dtype)
+            assert (csoftmax.softmax(x.astype(float) @ w.T) == 0).sum(axis=1).tolist() == [2, 0]
+            moved = perturb(x, w.astype(dtype), None, eps=0.5, method="vat", rng=rng)
+            np.testing.assert_array_equal(moved[0], x[0])
+            assert (moved[1] != x[1]).any()
+            result = vat_loss_with_grad(x, w.astype(dtype), eps=3.0, reduction="none", rng=rng)
+            assert result.loss[0] == 0
+            assert (result.grad_x[0] == 0).all()
+            assert result.loss[1] > 0
 
 
 def test_a_bound_that_overflows_is_infinite():

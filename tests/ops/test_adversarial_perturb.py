@@ -290,10 +290,12 @@ def test_vat_follows_the_largest_curvature():
         here = csoftmax.softmax(z + row @ w.T)
         assert p @ np.log(p / here) >= p @ np.log(p / other) * (1 - 1e-9)
     assert perturb(x, w, None, bias=bias, eps=0.3, method="vat", steps=1, rng=0).shape == x.shape
-    # the Hessian of a certain row underflows, its direction does not
+    # the squares of small probabilities underflow, the direction does not until p itself is one-hot in float64
     for dtype in (np.float32, np.float64):
-        certain = perturb(np.array([[1, 0]], dtype), np.array([[1e6, 0], [0, 1]], dtype), None, eps=0.3, method="vat")
-        np.testing.assert_allclose(certain, [[1.3, -3e-7]], rtol=1e-6)
+        features = np.array([[1, 0]], dtype)
+        for margin, step in ((740, [-0.3, 0.3 / 740]), (746, [0, 0]), (1e6, [0, 0])):
+            certain = perturb(features, np.array([[margin, 0], [0, 1]], dtype), None, eps=0.3, method="vat")
+            np.testing.assert_allclose(certain - features, [step], rtol=1e-3)
         for scale in (1e-30, 1e30) if dtype == np.float32 else (1e-200, 1e200):
             args = (w * scale).astype(dtype), None
             far = perturb((x / scale).astype(dtype), *args, bias=bias.astype(dtype), eps=0.3 / scale, method="vat")
@@ -349,8 +351,34 @@ def test_another_model_is_attacked_by_its_gradient():
     assert len(seen) == 21
     with pytest.raises(ValueError, match="gradient must return an array of the shape of x"):
         perturb(x, None, None, eps=0.2, gradient=lambda features: features[0])
-    with pytest.raises(ValueError, match="pass None for w, target and bias"):
-        perturb(x, w, y, eps=0.2, gradient=gradient)
+    with pytest.raises(TypeError, match="x has dtype object, because it is None"):
+        perturb(None, None, None, eps=0.2, gradient=gradient)
+    with pytest.raises(ValueError, match=r"x has shape \(\)"):
+        perturb(1.0, None, None, eps=0.2, gradient=gradient)
+
+
+def test_layouts_of_features_do_not_matter(monkeypatch):
+    """With the kernel, through the BLAS, and with another model, whose steps meet features in any order of memory."""
+    x, w, bias, y = problem(5)
+    layouts = np.asfortranarray(x), np.repeat(x, 2, axis=0)[::2], x[::-1].copy()[::-1]
+    for cached in (1 << 20, 0):
+        monkeypatch.setattr("csoftmax._ops.adversarial_perturb.CACHED_BYTES", cached)
+        for norm in NORMS:
+            for start in (False, True):
+                options = {"eps": 0.2, "norm": norm, "steps": 3, "random_start": start, "rng": 0 if start else None}
+                head = perturb(x, w, y, bias=bias, **options)
+                other = perturb(x, None, None, gradient=np.cos, **options)
+                for same in layouts:
+                    np.testing.assert_allclose(perturb(same, w, y, bias=bias, **options), head, rtol=1e-12)
+                    np.testing.assert_array_equal(perturb(same, None, None, gradient=np.cos, **options), other)
+
+
+def test_the_gradient_stands_for_the_layer():
+    """w, target and bias, which the signature asks for, are not read then, whatever they hold."""
+    x, w, bias, y = problem(5)
+    expected = perturb(x, None, None, eps=0.2, gradient=np.cos)
+    np.testing.assert_array_equal(perturb(x, w, y, bias=bias, eps=0.2, gradient=np.cos), expected)
+    np.testing.assert_array_equal(perturb(x, np.ones(3), "none", eps=0.2, gradient=np.cos), expected)
 
 
 def test_threads_and_repetition_do_not_matter():

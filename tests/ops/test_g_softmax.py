@@ -543,9 +543,15 @@ def test_cost():
 
 def test_gap_beyond_the_promise_warns(monkeypatch):
     monkeypatch.setattr(geometric_rows, "MAX_GAP", -1.0)
-    with pytest.warns(RuntimeWarning, match="rows 0, 1, in C order") as caught:
-        g_softmax(np.zeros((2, 3)), costs_of(3)["line"])
-    assert caught[0].filename == __file__
+    x, cost = np.zeros((2, 3)), costs_of(3)["line"]
+    for call in (
+        lambda: g_softmax(x, cost),
+        lambda: g_logsumexp(x, cost),
+        lambda: g_cross_entropy_with_grad(x, [0, 1], cost),
+    ):
+        with pytest.warns(RuntimeWarning, match="rows 0, 1, in C order") as caught:
+            call()
+        assert caught[0].filename == __file__
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,16 +1,28 @@
 """Calls of csoftmax.geometric in hard circumstances: instruction sets, Ctrl-C, failing allocations, other arrays."""
 
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
-from helpers import compile_library, run_python
+from helpers import assert_same_bits, compile_library, run_python
 from helpers.failing_allocations import SHIM
 from helpers.signals import seconds_to_stop
 
-from csoftmax import geometric
+import csoftmax
+from csoftmax import adversarial, geometric
 from csoftmax._cpu import binding
-from csoftmax.geometric import Cost, g_cross_entropy_with_grad, g_logsumexp, g_softmax, g_softmax_vjp
+from csoftmax.geometric import (
+    Cost,
+    bessel_ratio,
+    g_cross_entropy_with_grad,
+    g_logsumexp,
+    g_softmax,
+    g_softmax_vjp,
+    log_bessel_iv,
+    poincare_logits,
+    vmf_logits,
+)
 
 
 def compute_all(seed):
@@ -56,6 +68,78 @@ def test_long_calls_see_ctrl_c():
         assert seconds_to_stop(lambda threads=threads: g_logsumexp(many, small, num_threads=threads)) < 1
         assert seconds_to_stop(lambda threads=threads: g_softmax(one, line, num_threads=threads)) < 1
         np.testing.assert_array_equal(g_softmax(many[0], small), expected)
+
+
+def measure_memory(call):
+    """The largest number of bytes of NumPy's arrays that a call has at a time."""
+    tracemalloc.start()
+    call()
+    largest = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return largest
+
+
+def test_many_rows_and_arguments_are_computed_in_blocks():
+    """Signals are seen between blocks, and arrays of a block take no more memory however many there are."""
+    rng = np.random.default_rng(0)
+    x, points = rng.uniform(0, 100, 1 << 17), rng.normal(size=(1 << 17, 8)).astype(np.float32)
+    w = rng.normal(size=(4, 8)).astype(np.float32)
+    for function in (log_bessel_iv, bessel_ratio):
+        assert measure_memory(lambda function=function: function(3.0, x)) < 10 * x.nbytes
+    for function, options in ((vmf_logits, {"kappa": 3.0}), (poincare_logits, {"c": 1e-3, "coordinates": "ball"})):
+        assert measure_memory(lambda f=function, o=options: f(points, w, **o)) < 5.5 * points.nbytes
+    nu, few = rng.uniform(0, 40, (3, 1)), x[::-11]
+    for function in (log_bessel_iv, bessel_ratio):
+        whole = function(nu, few)
+        assert whole.shape == (3, few.size)
+        for part in (slice(5, 6), slice(4460, 4475), slice(-3, None)):
+            assert_same_bits(whole[:, part], function(nu, few[part].copy()))
+
+
+def test_device():
+    """There are no kernels for CUDA; "cpu" changes nothing for other arrays."""
+    x, w, y = np.array([[1.0, 2.0, 0.5]]), np.array([[0.0, 1.0, 0.0], [1.0, 0.5, -1.0]]), [1]
+    cost = Cost(points=np.arange(3.0))
+    for call in (
+        lambda **o: g_softmax(x, cost, **o),
+        lambda **o: g_logsumexp(x, cost, **o),
+        lambda **o: g_softmax_vjp(x, g_softmax(x, cost), cost, **o),
+        lambda **o: g_cross_entropy_with_grad(x, y, cost, **o).grad,
+        lambda **o: geometric.poincare_cross_entropy_with_grad(x, w, y, **o).grad_w,
+        lambda **o: geometric.vmf_cross_entropy_with_grad(x, w, 1.0, y, **o).grad_mu,
+        lambda **o: adversarial.robust_cross_entropy_with_grad(x, w, y, eps=0.1, **o).grad_w,
+        lambda **o: adversarial.vat_loss_with_grad(x, w, eps=0.1, **o).grad_w,
+        lambda **o: (
+            adversarial.trades_loss_with_grad(
+                x, w, y, eps=0.1, rng=0, bounds=(None, 3), sample_weight=[2.0], **o
+            ).grad_w
+        ),
+    ):
+        assert_same_bits(call(device="cpu"), call())
+        with pytest.raises(ValueError, match='device must be None, "cpu", "cuda"'):
+            call(device="gpu")
+        with pytest.raises(csoftmax.DeviceError, match="CUDA"):
+            call(device="cuda")
+
+
+@pytest.mark.skipif(np.longdouble == np.float64, reason="long double is float64 here")
+def test_long_double_is_refused_wherever_an_array_is():
+    x, w = np.array([[0.5, 0.25]]), np.eye(2)
+    cost = Cost(points=[0.0, 1.0])
+    for name, call in {
+        "temperature": lambda v: g_softmax(x, cost, temperature=v),
+        "kappa": lambda v: vmf_logits(x, w, v),
+        "log_prior": lambda v: vmf_logits(x, w, 1.0, log_prior=v),
+        "bias": lambda v: poincare_logits(x, w, v),
+        "nu": lambda v: log_bessel_iv(v, 1.0),
+        "arc": lambda v: csoftmax.margin_cross_entropy(x, w, [0], arc=v),
+        "cosine": lambda v: csoftmax.margin_cross_entropy(x, w, [0], cosine=v),
+        "bounds: high": lambda v: adversarial.certify(x, w, bounds=(0, v)),
+    }.items():
+        with pytest.raises(TypeError, match=rf"^{name} has dtype float\d+; allowed.*\.astype\(numpy\.float64\)$"):
+            call(np.ones(2, np.longdouble))
+    with pytest.raises(TypeError, match=r"^bias has dtype float\d+"):
+        adversarial.certify(x, w, bias=np.ones(2, np.longdouble))
 
 
 ALLOCATIONS = """
