@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -15,6 +15,12 @@ import numpy as np
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _LOGITS = ("x", "logits", "emissions")  # arguments whose elements can be left out by a mask or -inf
+
+
+def tuple_like(result: tuple[Any, ...], items: Iterable[Any]) -> tuple[Any, ...]:
+    """The items as a tuple of the class of `result`: a named one, such as `Draws`, keeps its names."""
+    kind: Any = type(result)
+    return kind(*items) if hasattr(kind, "_fields") else tuple(items)
 
 
 def refuse_kind(name: str, x: Any) -> None:
@@ -162,7 +168,7 @@ def keep_labels(at: int = 0) -> Callable[[_Function], _Function]:
                 return _label(first, a) if is_like_first else a
 
             if isinstance(result, tuple):
-                return (*result[:at], label(result[at]), *result[at + 1 :])
+                return tuple_like(result, (*result[:at], label(result[at]), *result[at + 1 :]))
             return label(result)
 
         return cast(_Function, labelled)
