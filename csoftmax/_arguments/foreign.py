@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from .. import _cuda
-from .kinds import is_tracer, refuse_tracer
+from .kinds import is_tracer, refuse_tracer, tuple_like
 from .places import DeviceError, is_cupy, to_host
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -322,7 +322,7 @@ def accept_foreign(function: _Function) -> _Function:
                 return _after_writing(given[id(a)][0])
             return a if a is None or id(a) in unchanged or not is_foreign(first) else _to_library_of(first, a)
 
-        return tuple(map(give_back, result)) if isinstance(result, tuple) else give_back(result)
+        return tuple_like(result, map(give_back, result)) if isinstance(result, tuple) else give_back(result)
 
     return cast(_Function, with_foreign)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -28,6 +28,12 @@ def refuse_tracer(name: str, x: Any) -> None:
     """Refuse a tracer where elements are read; ValueError, as for a tensor that requires grad."""
     if is_tracer(x):
         raise ValueError(f"{name} is a tracer of JAX, whose elements are not known: {OUTSIDE_OF_TRACES}")
+
+
+def tuple_like(result: tuple[Any, ...], items: Iterable[Any]) -> tuple[Any, ...]:
+    """The items as a tuple of the class of `result`: a named one, such as `Draws`, keeps its names."""
+    kind: Any = type(result)
+    return kind(*items) if hasattr(kind, "_fields") else tuple(items)
 
 
 def refuse_kind(name: str, x: Any) -> None:
@@ -176,7 +182,7 @@ def keep_labels(at: int = 0) -> Callable[[_Function], _Function]:
                 return _label(first, a) if is_like_first else a
 
             if isinstance(result, tuple):
-                return (*result[:at], label(result[at]), *result[at + 1 :])
+                return tuple_like(result, (*result[:at], label(result[at]), *result[at + 1 :]))
             return label(result)
 
         return cast(_Function, labelled)

@@ -89,19 +89,21 @@ def _hand_over(function: Any, library: str, arguments: tuple[Any, ...], options:
     if name not in functions.__all__:
         raise ValueError(f"{what}, and {module} has no {name}: {remedy}")
     allowed = inspect.signature(getattr(functions, name)).parameters
+    others = next((p for p in allowed.values() if p.kind is inspect.Parameter.VAR_KEYWORD), None)  # its **options
     by_place = iter(allowed.values())
     required, keywords = [], {}
     for key, x in bound.items():
         default = signature.parameters[key].default
         to = "dim" if key == "axis" and library == "torch" else key
+        place = allowed.get(to, others)
         if default is inspect.Parameter.empty:  # whatever its name is there
             required.append(_convert(key, x, next(by_place), bound[first], library))
-        elif to in allowed:
+        elif place is not None:
             x = x[0] if key == "axis" and isinstance(x, tuple) and len(x) == 1 else x
             if key == "axis" and (x is None or isinstance(x, tuple)):
                 raise ValueError(f"{what}, and {module}.{name} takes one axis, not {x}: {remedy}")
             keywords[to] = check_integer(key, x) if key == "axis" else x
-            keywords[to] = _convert(key, keywords[to], allowed[to], bound[first], library)
+            keywords[to] = _convert(key, keywords[to], place, bound[first], library)
         elif not (x is default or (isinstance(x, bool | int | float | str) and x == default)):
             raise ValueError(f"{what}, and {module}.{name} has no option {key}: call it without, or {remedy}")
     return getattr(functions, name)(*required, **keywords)

@@ -136,6 +136,9 @@ def test_what_the_operators_lack_is_named(torch):
         csoftmax.softmax(x, None)
     with pytest.raises(TypeError, match=r"^softmax\(\): got an unexpected keyword argument 'temp'"):
         csoftmax.softmax(x, temp=2.0)
+    for options in ({"rng": 0}, {"axis": 0, "size": 2}, {"where": np.ones(4, bool)}):  # which it takes as **options
+        with pytest.raises(ValueError, match=r"^logits requires grad, and no gradient flows to it here: pass"):
+            csoftmax.sample(x, **options)
 
 
 def test_no_function_computes_a_tensor_without_its_gradient(torch):
