@@ -119,15 +119,9 @@ def check_temperature(temperature: Any, x: Tensor) -> tuple[float, Tensor | None
     number, rows = number_or_rows("temperature", temperature)
     if rows is not None:  # read by the kernel, which refuses such a T in backward
         return number, rows
-    return check_number_temperature(number, x), None
-
-
-def check_number_temperature(temperature: Any, x: Tensor) -> float:
-    """One T for all rows; 0 and infinity are limits, which have no gradient."""
-    number = as_number("temperature", temperature)
     if x.requires_grad and torch.is_grad_enabled() and not 0 < number < math.inf:
         raise ValueError(f"temperature must be positive and finite where x requires grad, got {temperature!r}")
-    return number
+    return number, None
 
 
 def define(
