@@ -75,10 +75,10 @@ def _check_tangent(name: str, x: Tensor) -> None:
 
 
 def check_int(name: str, value: Any) -> Any:
-    """Refuse a bool, which PyTorch would pass to an operator as an int."""
+    """Refuse a bool, which PyTorch would pass to an operator as an int, and a tuple, which its error would not name."""
     if type(value) is int:  # and a symbol of torch.compile, whose attributes cannot be asked for
         return value
-    if is_bool(value):
+    if is_bool(value) or isinstance(value, tuple | list):
         raise TypeError(f"{name} must be an int, got {value!r}")
     return value
 
