@@ -25,6 +25,7 @@ except ImportError as error:
     ) from error
 
 from . import plackett_luce_loss_with_grad
+from ._arguments.kinds import refuse_kind
 from ._arguments.labels import check_weight
 from ._arguments.numbers import check_choice, check_count, check_non_negative, check_num_threads
 from ._arguments.places import as_array
@@ -38,9 +39,10 @@ from ._learn.choice_groups import (
     check_vector,
     find_groups,
     number,
+    read_array,
 )
-from ._learn.choice_items import find_components
-from ._learn.choice_objective import Sums, add_up, evaluate, make_classes
+from ._learn.choice_items import find_compared, find_components
+from ._learn.choice_objective import Sums, add_products, add_up, evaluate, make_classes
 from ._learn.choice_report import summarize
 from ._ops.rankings import check_relevance
 
@@ -178,7 +180,7 @@ class ConditionalLogit(BaseEstimator):
         y : array_like of shape (n_rows,)
             1 where the alternative was chosen, else 0; or shares of the choices, which sum to 1 in each group.
         groups : array_like of shape (n_rows,), optional
-            Any hashable ids, in any order.
+            Any hashable ids but NaN, in any order.
         indptr : array_like of int, of shape (n_groups + 1,), optional
             In place of groups: group i has the rows indptr[i] to indptr[i + 1] - 1.
         sample_weight : array_like of shape (n_groups,), optional
@@ -186,7 +188,7 @@ class ConditionalLogit(BaseEstimator):
         offset : array_like of shape (n_rows,), optional
             Added to the utilities, with a coefficient of 1.
         clusters : array_like of shape (n_groups,), optional
-            Any hashable ids, for ``covariance="cluster"``, in the order of ``groups_``.
+            Any hashable ids but NaN, for ``covariance="cluster"``, in the order of ``groups_``.
 
         Returns
         -------
@@ -278,9 +280,11 @@ class ConditionalLogit(BaseEstimator):
         if has_hessian:
             spread = newton.find_scales(null.information.diagonal(), sum(len(c.groups) for c in classes))
         else:
-            each = (np.square(c.x - c.x.mean(axis=1, keepdims=True)).sum(axis=(0, 1)) for c in classes)
-            spread = newton.find_scales(sum(each), sum(c.x.shape[0] * c.x.shape[1] for c in classes))
+            products = np.zeros((columns, columns)) + add_products(classes)
+            spread = newton.find_scales(products.diagonal(), sum(c.x.shape[0] * c.x.shape[1] for c in classes))
         columns_of = newton.Columns(names, squares, spread)
+        if not has_hessian and penalty == 0:
+            newton.factor(products, columns_of)
         climb = newton.ascend if has_hessian else newton.ascend_without_hessian
         end = climb(at, start, penalty, columns_of, int(self.max_iter), float(self.tol))
         if end.warning:
@@ -427,6 +431,8 @@ class ConditionalLogit(BaseEstimator):
 
 def _has_items(X: Any) -> bool:
     """Whether X holds items, not features."""
+    if X is None:
+        refuse_kind("X", X)
     try:
         given = as_array("X", X) if isinstance(X, list | tuple) else X
     except (TypeError, ValueError):
@@ -440,7 +446,7 @@ def _has_items(X: Any) -> bool:
 
 
 def _check_observed(observed: Any, size: int) -> Any:
-    given = as_array("observed", observed)
+    given = read_array("observed", observed)
     if given.dtype != np.bool_:
         raise TypeError(f"observed must be boolean, got dtype {given.dtype}")
     if given.ndim and given.shape != (size,):
@@ -544,11 +550,11 @@ class PlackettLuce(BaseEstimator):
         Parameters
         ----------
         X : array_like of shape (n_rows,) or (n_rows, n_features)
-            Items, as any hashable ids, or the features of each row.
+            Items, as any hashable ids but NaN, or the features of each row.
         relevance : array_like of shape (n_rows,)
             Larger is better; equal values of a group are ties.
         groups : array_like of shape (n_rows,), optional
-            The ranking that each row belongs to, as any hashable ids, in any order.
+            The ranking that each row belongs to, as any hashable ids but NaN, in any order.
         indptr : array_like of int, of shape (n_groups + 1,), optional
             In place of groups: ranking i has the rows indptr[i] to indptr[i + 1] - 1.
         observed : array_like of bool, of shape (n_rows,), optional
@@ -592,12 +598,13 @@ class PlackettLuce(BaseEstimator):
             check_columns(design, names)
             ids, items = np.zeros(len(design), np.int64), None
         size = len(ids)
-        values = as_array("relevance", relevance)
+        values = read_array("relevance", relevance)
         if values.shape != (size,):
             raise ValueError(f"relevance has shape {values.shape}; there is one for each of {size} rows")
         if size == 0:
             raise ValueError("X has no rows; at least one is needed")
-        if sample_weight is not None and not np.any(sample_weight):
+        weight = None if sample_weight is None else read_array("sample_weight", sample_weight)
+        if weight is not None and not weight.any():
             raise ValueError("sample_weight is 0 for every group; a positive one is needed")
         observed = None if observed is None else _check_observed(observed, size)
         found = find_groups(groups, indptr, size)
@@ -616,33 +623,43 @@ class PlackettLuce(BaseEstimator):
                 segments=segments,
                 observed=observed,
                 ties=self.ties,
-                sample_weight=sample_weight,
+                sample_weight=weight,
                 reduction="sum",
                 num_threads=self.num_threads,
             )
             slope = np.bincount(ids, grad, len(beta)) if design is None else design.T @ grad
             return Sums(-float(loss), -slope, None, None)
 
-        count, scales, is_separable = len(names), np.ones(len(names)), False
+        at(np.zeros(len(names)))  # which checks the arguments
+        parts = check_relevance(values, values.shape), observed, found.offsets, weight, self.ties
+        compared = find_compared(*parts)
+        scales, is_separable = np.ones(len(names)), False
         if design is not None:
-            each = np.add.reduceat(design, found.offsets[:-1][np.diff(found.offsets) > 0]) if size else design
-            lengths = np.diff(np.unique(found.offsets))
-            centred = design - np.repeat(each / lengths[:, None], lengths, axis=0)
-            scales = newton.find_scales(np.einsum("ij,ij->j", centred, centred), size)
-        elif count and self.penalty_l2 == 0:
-            at(np.zeros(count))  # which checks the arguments
-            parts = check_relevance(values, values.shape), observed, found.offsets, sample_weight, self.ties
-            is_separable = _check_components(*find_components(ids, *parts), names)
-        self._climb(at, newton.Columns(names, np.zeros(count), scales), is_items, is_separable)
+            scales = self._find_scales(design[compared.rows], compared.group, names)
+        elif self.penalty_l2 == 0:
+            is_separable = _check_components(*find_components(ids, compared, self.ties), names)
+        self._climb(at, newton.Columns(names, np.zeros(len(names)), scales), is_items, is_separable)
         if is_items:
             self.items_ = items
         else:
-            self.n_features_in_ = count
+            self.n_features_in_ = len(names)
         for absent in {"items_", "n_features_in_"} - {"items_" if is_items else "n_features_in_"}:
             if hasattr(self, absent):
                 delattr(self, absent)
         _keep_names(self, X if design is not None else None, names)
         return self
+
+    def _find_scales(self, design: Any, group: Any, names: list[str]) -> Any:
+        """Deviations of the columns within rankings; a LinAlgError without a penalty if they are collinear there."""
+        begins = np.flatnonzero(np.diff(group, prepend=-1))
+        lengths = np.diff(np.append(begins, len(group)))
+        means = np.add.reduceat(design, begins) / lengths[:, None] if len(begins) else design
+        centred = design - np.repeat(means, lengths, axis=0)
+        scales = newton.find_scales(np.einsum("ij,ij->j", centred, centred), len(design))
+        if self.penalty_l2 == 0 and len(names) <= _MAX_DIFFERENCES:
+            squares = np.einsum("ij,ij->j", design, design)
+            newton.factor(centred.T @ centred, newton.Columns(names, squares, scales))
+        return scales
 
     def _climb(self, at: Any, columns: newton.Columns, is_items: bool, is_separable: bool) -> None:
         """Ascend; log-worths are held at the mean 0 by a penalty on it, which changes nothing else."""

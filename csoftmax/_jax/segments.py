@@ -357,7 +357,7 @@ def segment_logsumexp(
 
 def segment_cross_entropy(
     x: ArrayLike,
-    labels: ArrayLike,
+    target: ArrayLike,
     *,
     indptr: ArrayLike | None = None,
     segment_ids: ArrayLike | None = None,
@@ -377,10 +377,10 @@ def segment_cross_entropy(
     ----------
     x, indptr, segment_ids, num_segments, segments, axis
         As in `segment_softmax`.
-    labels : jax.Array of int
+    target : jax.Array of int
         Which element of its segment, of the shape of x with the number of segments along `axis`. A label that is no
         element of its segment raises JAX's runtime error.
-    sample_weight : jax.Array, broadcastable to labels, optional
+    sample_weight : jax.Array, broadcastable to target, optional
         A weight of each segment in the dtype of the logits, at least 0 and finite; 0 leaves the segment out. No
         gradient flows to it, and what is not a weight makes its segment NaN.
     ignore_index, label_smoothing, z_loss
@@ -399,7 +399,8 @@ def segment_cross_entropy(
     Raises
     ------
     TypeError, ValueError, IndexError
-        The message names the argument, its value and what is allowed.
+        The message names the argument, its value and what is allowed. Soft labels and sets of positives are a
+        ValueError: `csoftmax.segment_cross_entropy` computes them outside of jax.jit, jax.grad and jax.vmap.
 
     Examples
     --------
@@ -412,12 +413,18 @@ def segment_cross_entropy(
     arrays = _segment_arrays(indptr, segment_ids, num_segments, segments, x.shape[axis], axis)
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
-    target = jnp.asarray(labels)
+    target = jnp.asarray(target)
     shape = (*x.shape[:axis], arrays[0].shape[0] - 1, *x.shape[axis + 1 :])
     if not jnp.issubdtype(target.dtype, jnp.integer):
-        raise TypeError(f"labels must be integers, got {target.dtype}")
+        if target.shape == x.shape:
+            raise ValueError(
+                f"target holds {target.dtype}, and csoftmax.jax.segment_cross_entropy has labels only, integers of "
+                f"shape {shape}: of soft labels or positives call csoftmax.segment_cross_entropy_with_grad outside of "
+                "jax.jit, jax.grad and jax.vmap"
+            )
+        raise TypeError(f"target must hold integers, got {target.dtype}")
     if target.shape != shape:
-        raise ValueError(f"labels has shape {target.shape}; there is one for each segment, {shape}")
+        raise ValueError(f"target has shape {target.shape}; there is one for each segment, {shape}")
     each, number = _check_temperature(temperature, x, axis, arrays[0].shape[0] - 1)
     options = (
         ("temperature", np.float64(number)),

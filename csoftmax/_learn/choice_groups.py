@@ -6,8 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._arguments.foreign import as_native, is_foreign
+from .._arguments.kinds import refuse_kind
 from .._arguments.places import CPU, as_array, as_float
 from .._arguments.sequences import check_integers, describe_values
+from .._cpu.dtypes import is_bfloat16
 
 _LARGEST = 1e120  # of the magnitude of features: the squares and their sums stay in range
 
@@ -44,30 +47,65 @@ def find_groups(groups: Any, indptr: Any, rows: int) -> Groups:
 
 
 def number(values: Any, name: str) -> tuple[Any, Any]:
-    """Hashable values as numbers in the order of their first appearance, and the distinct values in that order."""
-    given = values.to_numpy() if hasattr(values, "to_numpy") else values
+    """Hashable values as numbers in the order of their first appearance, and the distinct values in that order.
+
+    NaN, NaT and pandas.NA are refused: they equal nothing, so that each would be a group of its own.
+    """
+    given = _read_ids(values, name)
+    if isinstance(given, np.ndarray) and given.ndim != 1:
+        raise ValueError(f"{name} has shape {given.shape}; one axis is allowed")
     if isinstance(given, np.ndarray) and given.dtype.kind in "iufSU":
-        if given.ndim != 1:
-            raise ValueError(f"{name} has shape {given.shape}; one axis is allowed")
         if given.dtype.kind == "f" and np.isnan(given).any():
             raise ValueError(f"{name} holds NaN")
-        starts = np.flatnonzero(np.concatenate([[True], given[1:] != given[:-1]])) if len(given) else np.zeros(0, int)
-        labels = given[starts]
-        distinct, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-        if len(distinct) == len(labels):  # each group is one run
-            return np.repeat(np.arange(len(labels)), np.diff(np.append(starts, len(given)))), labels
-        by_appearance = np.argsort(first, kind="stable")
-        place = np.empty_like(by_appearance)
-        place[by_appearance] = np.arange(len(distinct))
-        return np.repeat(place[inverse], np.diff(np.append(starts, len(given)))), distinct[by_appearance]
+        return _number_runs(given)
     numbers: dict[Any, int] = {}
     try:
         ids = np.fromiter((numbers.setdefault(v, len(numbers)) for v in given), np.int64)
     except TypeError as error:
         raise TypeError(f"{name} must hold hashable values: {error}") from None
+    tensor = next((v for v in {type(v): v for v in numbers}.values() if is_foreign(v)), None)
+    if tensor is not None:  # a tensor's hash is that of the object, not of its element
+        kind = f"{type(tensor).__module__}.{type(tensor).__name__}"
+        raise TypeError(f"{name} holds objects of {kind}, which are compared by identity: pass one array of all ids")
+    is_column = not isinstance(values, list | tuple | np.ndarray)  # whose missing values may be None
+    missing = next((v for v in numbers if _is_missing(v) or (is_column and v is None)), given)
+    if missing is not given:
+        raise ValueError(f"{name} holds {missing}, a missing value")
     labels = np.empty(len(numbers), object)
     labels[:] = list(numbers)
     return ids, labels
+
+
+def _read_ids(values: Any, name: str) -> Any:
+    """Arrays and columns of any library as arrays of NumPy; other iterables as they are."""
+    refuse_kind(name, values)
+    native = as_native(values, name)
+    return as_array(name, native) if hasattr(type(native), "__array__") else native
+
+
+def read_array(name: str, values: Any) -> Any:
+    """An array of any library, or what NumPy makes an array of, as an array of NumPy."""
+    return as_array(name, as_native(values, name))
+
+
+def _is_missing(label: Any) -> bool:
+    try:
+        return bool(label != label)
+    except TypeError:  # raised by pandas.NA, whose comparisons are neither true nor false
+        return True
+
+
+def _number_runs(given: Any) -> tuple[Any, Any]:
+    """`number` of an array that can be sorted: only the first of each run of equal elements is."""
+    starts = np.flatnonzero(np.concatenate([[True], given[1:] != given[:-1]])) if len(given) else np.zeros(0, int)
+    labels = given[starts]
+    distinct, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    if len(distinct) == len(labels):  # each group is one run
+        return np.repeat(np.arange(len(labels)), np.diff(np.append(starts, len(given)))), labels
+    by_appearance = np.argsort(first, kind="stable")
+    place = np.empty_like(by_appearance)
+    place[by_appearance] = np.arange(len(distinct))
+    return np.repeat(place[inverse], np.diff(np.append(starts, len(given)))), distinct[by_appearance]
 
 
 def check_matrix(X: Any) -> tuple[Any, list[str]]:
@@ -75,7 +113,7 @@ def check_matrix(X: Any) -> tuple[Any, list[str]]:
     names = [str(name) for name in X.columns] if hasattr(X, "columns") else None
     if names is not None and hasattr(X, "to_numpy"):
         X = np.asarray(X.to_numpy(), np.float64)
-    values, _ = as_float("X", X)
+    values, _ = as_float("X", as_native(X, "X"))
     if values.ndim != 2:
         raise ValueError(f"X has shape {values.shape}; (rows, columns) is allowed")
     if not np.isfinite(values).all():
@@ -109,8 +147,8 @@ def check_names(X: Any, fitted: Any) -> None:
 
 def check_vector(name: str, values: Any, size: int, what: str) -> Any:
     """Finite numbers as float64, one for each of `what`."""
-    given = as_array(name, values)
-    if given.dtype == bool:
+    given = read_array(name, values)
+    if given.dtype == bool or is_bfloat16(given.dtype):
         given = given.astype(np.float64)
     if given.dtype.kind not in "iuf":
         raise TypeError(f"{name} must hold real numbers, got dtype {given.dtype}")

@@ -49,7 +49,7 @@ class Maximum(NamedTuple):
 
 def factor(information: Any, columns: Columns) -> Any:
     """The Cholesky factor, or a LinAlgError that names the columns that are linear combinations of others."""
-    scale = np.sqrt(np.diag(information))
+    scale = np.sqrt(np.maximum(np.diag(information), 0))  # differences of gradients may leave less than 0
     problem = np.flatnonzero(~(np.diag(information) > _CONSTANT * columns.squares) | ~(scale > 0))
     if not len(problem):
         values, vectors = np.linalg.eigh(information / np.outer(scale, scale))
@@ -151,7 +151,11 @@ def ascend_without_hessian(
     *,
     polishes: bool = True,
 ) -> Maximum:
-    """The same with L-BFGS on the exact gradient, and Newton steps with differences of it at the end."""
+    """The same with L-BFGS on the exact gradient, and Newton steps with differences of it at the end.
+
+    The columns are not collinear unless there is a penalty: the caller has asked `factor`, with what is exact, since
+    the error of differences hides it.
+    """
     scales = columns.scales
 
     def objective(scaled: Any) -> tuple[float, Any]:
@@ -162,8 +166,6 @@ def ascend_without_hessian(
     def with_hessian(b: Any) -> Sums:
         return evaluate(b)._replace(information=differentiate(lambda at: evaluate(at).gradient, b, scales))
 
-    if polishes and penalty == 0 and len(beta):
-        factor(with_hessian(beta).information, columns)
     options = {"maxiter": 20 * max_iter, "ftol": 1e-15, "gtol": tol, "maxcor": 20}
     found = scipy.optimize.minimize(objective, beta * scales, jac=True, method="L-BFGS-B", options=options)
     reached = found.x / scales

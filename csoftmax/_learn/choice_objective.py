@@ -114,6 +114,20 @@ def add_up(
     return Sums(loglik, gradient, information if has_hessian or not total else None, each)
 
 
+def add_products(classes: list[LengthClass]) -> Any:
+    """Products of the columns centred within groups, whose null space is that of the information at any coefficients.
+
+    A group whose alternatives are all chosen has none.
+    """
+    products = 0.0
+    for c in classes:
+        if c.choices < c.x.shape[1]:
+            centred = (c.x - c.x.mean(axis=1, keepdims=True))[slice(None) if c.weight is None else c.weight > 0]
+            flat = centred.reshape(-1, c.x.shape[2])
+            products = products + flat.T @ flat
+    return products
+
+
 def _information(part: LengthClass, residual: Any) -> Any:
     """Sum over groups of the covariance of x under the probabilities, from centred rows: nothing cancels."""
     if part.choices != 1:

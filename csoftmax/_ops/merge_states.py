@@ -63,6 +63,8 @@ def _merge(values: Any, lse: Any, axis: Any, base: Any) -> Any:
             weight, is_there = p[at], present[at]
             term = weight.reshape(weight.shape + trailing) * v[at].astype(np.float64)
             total += np.where(is_there.reshape(is_there.shape + trailing), term, 0.0)
+        total[np.isnan(total)] = np.nan  # the canonical one
+        merged = np.where(np.isnan(merged), np.nan, merged)
         value = total.astype(v.dtype)
         return value[()], np.asarray(merged).astype(weights.dtype)[()]
 

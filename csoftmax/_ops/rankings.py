@@ -245,8 +245,8 @@ def plackett_luce_loss(
     Computed in float64 as log1p of the sum of the others over the chosen one, so that small losses have all their
     digits, and no eps is added; scores of any distance are allowed. The relative error is at most 4 n 2^-53 for n
     elements, before it is rounded to the dtype of the result ("exact": 2^-50 of the sum of abs(x) of the list instead).
-    With "exact" that is for the scores ``x / T`` rounded to float64: with a temperature that is no power of two, each
-    of them has an error of abs(x / T) 2^-53 before, and distances beyond float64's largest number may give NaN.
+    With "exact" that is for the scores ``(x - max(x)) / T`` rounded to float64, with a temperature that is no power of
+    two, and distances beyond float64's largest number may give NaN.
     There is no padding. The bits of a list depend on nothing else: not on the other lists, threads or instruction set.
     Xia et al., "Listwise approach to learning to rank" (2008); Cox (1972); Breslow (1974).
 

@@ -169,7 +169,7 @@ def _lay_out_loss(
             f'label_smoothing must be 0 with positives="any", which has no label to smooth, got '
             f"{checked.label_smoothing}"
         )
-    if chosen.dtype == np.bool_ and not is_any and checked.label_smoothing + checked.z_loss > 0:
+    if chosen.dtype == np.bool_ and not is_any:
         checked = checked._replace(sample_weight=_leave_out_without_positives(chosen, checked.sample_weight, at, place))
     x, targets, result = lay_out_gradient(x, chosen if is_any else soft, at.axes, gradient, out, place)
     soft, positive = (None, targets) if is_any else (targets, None)
@@ -179,7 +179,7 @@ def _lay_out_loss(
 
 
 def _leave_out_without_positives(chosen: Any, sample_weight: Any, at: SegmentAxis, place: Place) -> Any:
-    """The weights, 0 for segments without positives: smoothing and z-loss would count them."""
+    """The weights, 0 for segments without positives, which take no part: no logit of them is read, be it NaN."""
     positives, (indptr, order) = axis_last(chosen, at.axes), place_segments(at.segments, place)
     counts = place.xp.zeros((*positives.shape[:-1], positives.shape[-1] + 1), np.int64)
     counts[..., 1:] = np.cumsum(positives if order is None else positives[..., order], axis=-1)
@@ -260,9 +260,9 @@ def segment_cross_entropy(
 
     Notes
     -----
-    A segment without elements has loss 0 and weight 0, and so has one without positives with "each"; with "any" its
-    loss is +inf. The loss of "any" is log1p of the sum of the others over that of the positives, so that it keeps its
-    digits where the positives are certain.
+    A segment without elements has loss 0 and weight 0, and so has one without positives with "each", whatever its
+    logits, which are not read; with "any" its loss is +inf, and NaN if a logit is. The loss of "any" is log1p of the
+    sum of the others over that of the positives, so that it keeps its digits where the positives are certain.
 
     On CUDA a bad label makes the loss and the gradient of its segment NaN, as in `cross_entropy`.
 

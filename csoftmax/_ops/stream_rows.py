@@ -179,6 +179,7 @@ def probabilities_of(x: Any, totals: Totals, kind: Kind) -> Any:
         result, _ = _results_of(np.where(others, np.array(-np.inf).astype(x.dtype), x), totals, kind)
         with np.errstate(all="ignore"):
             own = np.exp(x.astype(np.float64) / kind.temperature - totals.lse[:, None])
+            own[np.isnan(own)] = np.nan  # the canonical one
             result = np.where(others, own.astype(x.dtype), result)
     result[totals.fill] = totals.value[totals.fill, None].astype(x.dtype)
     return result
@@ -210,6 +211,6 @@ def mean_of(sums: Sums, totals: Totals) -> Any:
         scaled = _scaled(sums.total, sums.n, rows[:, _N])
         mean = scaled / (rows[:, _HI] + rows[:, _LO])[:, None]
     is_nan = totals.fill | (np.ascontiguousarray(rows[:, _IS_NAN]).view(np.int32)[::2] != 0)
-    mean[is_nan] = np.nan
+    mean[is_nan[:, None] | np.isnan(mean)] = np.nan  # the canonical one
     mean[totals.lse == -np.inf] = 0
     return mean

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from .._arguments.foreign import accept_foreign
+from .._arguments.kinds import keep_labels
 from .._arguments.layouts import check_where
 from .._arguments.numbers import check_count, check_temperature
 from .._arguments.places import as_float
@@ -267,8 +268,9 @@ class SoftmaxState:
 
         Notes
         -----
-        If this state holds a multiple of 4096 elements a row, the result has the bits of the whole rows. Otherwise its
-        unfinished block ends here: the accuracy is the same, but the last bits depend on the cut.
+        If this state holds a multiple of 4096 elements a row, `logsumexp` and `probabilities` have the bits of the
+        whole rows. Otherwise its unfinished block ends here: the accuracy is the same, but the last bits depend on the
+        cut. Those of `weighted_mean` always do: the sums of the other state are added as one number.
 
         Examples
         --------
@@ -648,6 +650,7 @@ def _append(x: Any, values: Any, where: Any, state: SoftmaxState) -> None:
 
 
 @accept_foreign
+@keep_labels()
 def _probabilities(x: Any, where: Any, state: SoftmaxState) -> Any:
     pieces = _round_to(state.dtype, _as_pieces(x, state))
     mask = None if where is None else check_where(where, pieces.shape)

@@ -26,7 +26,8 @@ __all__ = ["subset_logsumexp", "subset_marginals"]
 class SubsetsPlan(NamedTuple):
     """A checked call: rows of elements one after another, and the size of the subsets of each."""
 
-    x: Any  # as given, an array
+    x: Any  # as given, an array, with at least one axis
+    given_shape: tuple[int, ...]
     axes: tuple[int, ...]
     segments: Segments | None
     elements: Any  # (rows of x without the axis, n), in the dtype of x and the order of the segments
@@ -71,7 +72,7 @@ class SubsetsPlan(NamedTuple):
         last = tuple(range(self.x.ndim - len(self.axes), self.x.ndim))
         result = binding.empty_like(self.x)
         result[...] = np.moveaxis(moved, last, self.axes)
-        return result
+        return result if self.given_shape else result.reshape(())[()]
 
     def single(self) -> Any:
         """The lists whose subsets have one element, by length: they and their elements. They are those of softmax."""
@@ -90,6 +91,7 @@ def plan_subsets(x: Any, k: Any, *, axis: Any, device: Any, num_threads: Any, **
     x, _ = as_float("x", x, place)
     chosen = as_segments(**segments) if any(given is not None for given in segments.values()) else None
     axes = normalize_axes((-1 if chosen is None else 0) if axis is ... else axis, x.ndim)
+    given_shape = x.shape
     if x.ndim == 0:
         x = x.reshape(1)
     elements = axis_last(x, axes)
@@ -110,7 +112,7 @@ def plan_subsets(x: Any, k: Any, *, axis: Any, device: Any, num_threads: Any, **
         offsets = (begins + (chosen.indptr[:-1] - chosen.indptr[0])).reshape(-1)
         offsets = np.append(offsets, np.int64(elements.size))
         sizes = np.moveaxis(_check_k(k, shape), axes[0], -1).reshape(-1)
-    return SubsetsPlan(x, axes, chosen, elements, offsets, np.ascontiguousarray(sizes), shape, num_threads)
+    return SubsetsPlan(x, given_shape, axes, chosen, elements, offsets, np.ascontiguousarray(sizes), shape, num_threads)
 
 
 def _taken_by(segments: Segments) -> Any:

@@ -75,10 +75,10 @@ def _check_tangent(name: str, x: Tensor) -> None:
 
 
 def check_int(name: str, value: Any) -> Any:
-    """Refuse a bool, which PyTorch would pass to an operator as an int."""
+    """Refuse a bool, which PyTorch would pass to an operator as an int, and a tuple, which its error would not name."""
     if type(value) is int:  # and a symbol of torch.compile, whose attributes cannot be asked for
         return value
-    if is_bool(value):
+    if is_bool(value) or isinstance(value, tuple | list):
         raise TypeError(f"{name} must be an int, got {value!r}")
     return value
 
@@ -119,15 +119,9 @@ def check_temperature(temperature: Any, x: Tensor) -> tuple[float, Tensor | None
     number, rows = number_or_rows("temperature", temperature)
     if rows is not None:  # read by the kernel, which refuses such a T in backward
         return number, rows
-    return check_number_temperature(number, x), None
-
-
-def check_number_temperature(temperature: Any, x: Tensor) -> float:
-    """One T for all rows; 0 and infinity are limits, which have no gradient."""
-    number = as_number("temperature", temperature)
     if x.requires_grad and torch.is_grad_enabled() and not 0 < number < math.inf:
         raise ValueError(f"temperature must be positive and finite where x requires grad, got {temperature!r}")
-    return number
+    return number, None
 
 
 def define(

@@ -16,7 +16,8 @@ from .operators import (
     Reduction,
     check_constants,
     check_floating,
-    check_number_temperature,
+    check_temperature,
+    choose_number,
     define,
     keep_gradients,
     loss_dtype,
@@ -25,15 +26,19 @@ from .operators import (
 )
 from .segments import segment_tensors, segments_of
 
-_ARRAYS = "(Tensor x, Tensor relevance, Tensor? indptr, Tensor? order, Tensor? observed, Tensor? sample_weight"
+_ARRAYS = (
+    "(Tensor x, Tensor relevance, Tensor? indptr, Tensor? order, Tensor? observed, Tensor? sample_weight, "
+    "Tensor? temperatures"
+)
 _OPTIONS = "str ties, int top, float temperature, str reduction"
-_INPUTS = 11
+_INPUTS = 12
 
 
 def _call(x: Tensor, relevance: Tensor, *rest: Any) -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
     """Arguments and options of the functions of csoftmax; top is 0 for all places."""
-    indptr, order, observed, weight, ties, top, temperature, reduction = rest
-    options: dict[str, Any] = {"ties": ties, "temperature": temperature, "reduction": reduction}
+    indptr, order, observed, weight, temperatures, ties, top, temperature, reduction = rest
+    options: dict[str, Any] = {"ties": ties, "reduction": reduction}
+    options["temperature"] = choose_number(temperature, temperatures)
     options |= {"top": top or None, "observed": None if observed is None else observed.detach()}
     if weight is not None:
         options["sample_weight"] = weight.detach()
@@ -52,7 +57,7 @@ def _compute_grad(x: Tensor, relevance: Tensor, *rest: Any) -> tuple[Tensor, Ten
 
 def _fake_grad(x: Tensor, relevance: Tensor, indptr: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
     lists = x.shape[:-1] if indptr is None else (indptr.shape[0] - 1,)
-    loss = x.new_empty(lists if rest[6] == "none" else (), dtype=loss_dtype(x))
+    loss = x.new_empty(lists if rest[7] == "none" else (), dtype=loss_dtype(x))
     return loss, x.new_empty(x.shape)
 
 
@@ -81,8 +86,8 @@ def _fake(x: Tensor, relevance: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 
 def _save(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
-    ctx.options = inputs[6:10]
-    keep_gradients(ctx, *(inputs[:6] if ctx.options[-1] == "none" else output[1:]))
+    ctx.options = inputs[7:11]
+    keep_gradients(ctx, *(inputs[:7] if ctx.options[-1] == "none" else output[1:]))
 
 
 @of_loss(_INPUTS)
@@ -115,7 +120,7 @@ def plackett_luce_loss(
     observed: Tensor | None = None,
     ties: Literal["breslow", "efron", "exact", "order"] = "breslow",
     top: int | None = None,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     sample_weight: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -129,8 +134,8 @@ def plackett_luce_loss(
         Larger comes first; equal values are ties; NaN: the element is not in the list.
     indptr, segment_ids, num_segments, segments, observed, ties, top, reduction
         As in `csoftmax.plackett_luce_loss`. A `csoftmax.Segments` saves checks and sorting in each call.
-    temperature : float, default 1.0
-        Scores are divided by it.
+    temperature : float > 0 or torch.Tensor of them, default 1.0
+        Scores are divided by it; a tensor has one for each list. No gradient flows to it.
     sample_weight : torch.Tensor, optional
         Factors of the lists' losses; no gradient flows to them.
 
@@ -160,8 +165,9 @@ def plackett_luce_loss(
         indices, order = segment_tensors(indptr, segment_ids, num_segments, segments)
     places = 0 if top is None else min(check_count("top", top, 1, "an int or None"), LARGEST_TOP)
     gradient = x.requires_grad and torch.is_grad_enabled()
-    options = ties, places, check_number_temperature(temperature, x), reduction
-    loss: Tensor = _operator(x, relevance, indices, order, observed, sample_weight, *options, gradient)[0]
+    number, temperatures = check_temperature(temperature, x)
+    arrays = x, relevance, indices, order, observed, sample_weight, temperatures
+    loss: Tensor = _operator(*arrays, ties, places, number, reduction, gradient)[0]
     return loss
 
 

@@ -89,6 +89,7 @@ static void gather_members(ranking_run *run) {
         run->member[run->n] = (int64_t)i;
         run->key[run->n] = key;
         run->n += key == key;
+        if (ranking_stops(run, i)) return;
     }
 }
 
@@ -119,9 +120,9 @@ static int find_places(ranking_run *run, ranking_lane *lane) {
     lane->is_gathered = run->n == SIZE_MAX;
     if (!lane->is_gathered) return 1;
     gather_members(run);
-    if (run->n > CSM_RANKING_COUNTED) {
-        csm_ranking_merge(run);
-        for (size_t i = 0; i < run->n; i++) {
+    if (run->n > CSM_RANKING_COUNTED || run->is_stopped) {
+        if (!run->is_stopped) csm_ranking_merge(run);
+        for (size_t i = 0; i < run->n && !ranking_stops(run, i); i++) {
             run->sorted_key[i] = run->key[run->order[i]];
             run->order[i] = run->member[run->order[i]];
         }
@@ -310,7 +311,8 @@ static csm_status lists_body(void *context, size_t begin, size_t end, int thread
     ranking_job *job = context;
     const int64_t *offsets = job->call->offsets;
     ranking_batch batch = {.lanes = {.has_grad = job->call->grad != NULL}};
-    ranking_run run = {.job = job, .batch = &batch, .thread = thread};
+    ranking_run run = {
+        .job = job, .batch = &batch, .poll = csm_poll_of(&job->base.interrupt, thread), .thread = thread};
     uint16_t order[WINDOW];
     size_t longest = 0, elements = 0;
     for (size_t i = begin; i < end; i++) {

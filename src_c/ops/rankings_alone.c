@@ -11,6 +11,7 @@
 
 #define RANKING_TINY \
     0x1p-860 /* least e^(x - max): quotients of sums of up to 2^60 terms stay within the range of double */
+#define RANKING_DIVIDED 0x1p40 /* distances in temperatures up to which `correct` is exact */
 #define RANKING_GAP 2048.0 /* e^-gap vanishes beside 1, whatever the number of terms */
 #define RANKING_GAP_POWER 2955.0 /* the power of two that stands for a larger gap */
 
@@ -26,6 +27,7 @@ void csm_ranking_merge(ranking_run *run) {
             for (size_t at = low; at < high; at++) {
                 const int takes_right = i == middle || (j < high && run->key[from[j]] > run->key[from[i]]);
                 to[at] = takes_right ? from[j++] : from[i++];
+                if (ranking_stops(run, at)) return;
             }
         }
         int64_t *swapped = from;
@@ -35,26 +37,33 @@ void csm_ranking_merge(ranking_run *run) {
     if (from != run->order) memcpy(run->order, from, n * sizeof *from);
 }
 
-/* Reads x / T of the members in their order, and their maximum.  Returns 1 if one of them is NaN or +inf. */
-static int read_members(ranking_run *run, double temperature, double *max) {
+/* Reads the x of the members in their order, and their maximum.  Returns 1 if one of them is NaN or +inf. */
+static int read_members(ranking_run *run, double *max) {
     const csm_ranking_call *c = run->job->call;
     const csm_call *base = &run->job->base;
     const char *x = (const char *)c->x + run->first * base->itemsize;
     const size_t n = run->n, padded = (n + 7) / 8 * 8;
     const double *wide = (const double *)(const void *)x;
     const float *narrow = (const float *)(const void *)x;
-    double *to = run->x;
+    double *to = run->x, largest;
+    int is_large = 0;
+    *max = -CSM_INF;
     if (base->itemsize == 2) {
         base->table->widen[base->dtype](x, run->narrow, run->length);
         narrow = run->narrow;
     }
-    if (csm_is_single(base))
-        for (size_t i = 0; i < n; i++) to[i] = (double)narrow[run->order[i]];
-    else
-        for (size_t i = 0; i < n; i++) to[i] = wide[run->order[i]];
-    for (size_t i = 0; i < n && temperature != 1; i++) to[i] /= temperature;
     for (size_t i = n; i < padded; i++) to[i] = -CSM_INF;
-    return base->table->crf.maxima(to, 1, padded, max) != 0;
+    for (size_t begin = 0, end; begin < n && !run->is_stopped; begin = end) {
+        end = csm_poll_end(begin, n);
+        if (csm_is_single(base))
+            for (size_t i = begin; i < end; i++) to[i] = (double)narrow[run->order[i]];
+        else
+            for (size_t i = begin; i < end; i++) to[i] = wide[run->order[i]];
+        is_large |= base->table->crf.maxima(to + begin, 1, (end - begin + 7) / 8 * 8, &largest);
+        if (largest > *max) *max = largest;
+        run->is_stopped |= end < n && csm_poll_stops(&run->poll, end - begin);
+    }
+    return is_large != 0;
 }
 /* Whether the elements are observed, in their order, or NULL if all are. */
 static const unsigned char *read_observed(ranking_run *run) {
@@ -64,6 +73,7 @@ static const unsigned char *read_observed(ranking_run *run) {
     for (size_t i = 0; i < run->n; i++) {
         run->observed[i] = c->observed[run->first + (size_t)run->order[i]] != 0;
         all &= run->observed[i];
+        if (ranking_stops(run, i)) break;
     }
     return all ? NULL : run->observed;
 }
@@ -88,6 +98,38 @@ static void find_groups(ranking_run *run, ranking_list *list) {
     list->begin = run->begin;
 }
 
+/* (a - b) / T, infinite only if the result is; what its rounding leaves goes to low. */
+static double distance(double a, double b, double t, double *low) {
+    double d = a, rest = 0;
+    csm_two_sum(&d, &rest, -b);
+    *low = 0;
+    if (!(d < CSM_INF)) return (a * 0.5 - b * 0.5) / (t * 0.5);
+    const double z = d / t;
+    if (z < CSM_INF) *low = (fma(-z, t, d) + rest) / t;
+    return z;
+}
+
+/* Divides x by T.  Where that is rounded, x - max instead; what the quotients lack goes to grad, which is free. */
+static double divide(ranking_run *run, double temperature, double max) {
+    double low;
+    if (ranking_is_power(temperature)) {
+        for (size_t i = 0; i < run->n && !ranking_stops(run, i); i++) run->x[i] /= temperature;
+        return max / temperature;
+    }
+    for (size_t i = 0; i < run->n && !ranking_stops(run, i); i++) {
+        run->x[i] = -distance(max, run->x[i], temperature, &low);
+        run->grad[i] = -low;
+    }
+    return 0;
+}
+/* Multiplies powers of e by e^low, from grad. */
+static void correct(const ranking_run *run, double *e) {
+    for (size_t i = 0; i < run->n; i++) {
+        const double low = run->grad[i];
+        e[i] += e[i] * (low * (1 + low * (0.5 + low * (1.0 / 6))));
+    }
+}
+
 /* Whether the division by T has made a number -inf. */
 static int has_lost(const ranking_run *run) {
     const csm_call *base = &run->job->base;
@@ -101,11 +143,18 @@ static int has_lost(const ranking_run *run) {
 static int exponentials(ranking_run *run, ranking_list *list, double temperature, double max) {
     const csm_crf_kernels *k = &run->job->base.table->crf;
     const size_t n = run->n, padded = (n + 7) / 8 * 8;
+    const int rounds = !ranking_is_power(temperature) && max > -CSM_INF;
     double power, least = CSM_INF, lowest = 0;
     int is_tiny = 0;
+    if (temperature != 1 && max > -CSM_INF) max = divide(run, temperature, max);
     if (max > RANKING_LARGEST || (max < -RANKING_LARGEST && max > -CSM_INF)) return 0;
-    k->exponentials(run->x, &max, run->e, &power, 1, padded);
-    for (size_t i = 0; i < n; i++) is_tiny |= run->e[i] < RANKING_TINY;
+    for (size_t begin = 0, end; begin < n && !run->is_stopped; begin = end) {
+        end = csm_poll_end(begin, n);
+        k->exponentials(run->x + begin, &max, run->e + begin, &power, 1, (end - begin + 7) / 8 * 8);
+        for (size_t i = begin; i < end; i++) is_tiny |= run->e[i] < RANKING_TINY;
+        run->is_stopped |= end < n && csm_poll_stops(&run->poll, end - begin);
+    }
+    if (rounds) correct(run, run->e);
     run->has_absent = 0;
     list->is_wide = 0;
     if (!is_tiny) return 1;
@@ -115,16 +164,13 @@ static int exponentials(ranking_run *run, ranking_list *list, double temperature
         if (run->e[i] < least) least = run->e[i];
         if (run->x[i] < lowest) lowest = run->x[i];
     }
-    if (lowest < -RANKING_LARGEST || (run->has_absent && temperature < 1 && has_lost(run))) return 0;
+    if (lowest < (rounds ? -RANKING_DIVIDED : -RANKING_LARGEST)) return 0;
+    if (run->has_absent && temperature != 1 && has_lost(run)) return 0;
     list->is_wide = least < RANKING_TINY;
-    if (list->is_wide) k->split(run->x, run->p, run->power, padded);
+    if (!list->is_wide) return 1;
+    k->split(run->x, run->p, run->power, padded);
+    if (rounds) correct(run, run->p);
     return 1;
-}
-
-/* (a - b) / T, infinite only if the result is. */
-static double distance(double a, double b, double t) {
-    const double d = a - b;
-    return d < CSM_INF ? d / t : (a * 0.5 - b * 0.5) / (t * 0.5);
 }
 
 /* Members that are near each other, RANKING_GAP_POWER of exponents apart from the next: the members in falling order of
@@ -140,23 +186,26 @@ typedef struct ranking_clusters {
 static void find_clusters(ranking_run *run, ranking_clusters *c) {
     const size_t n = run->n, padded = (n + 7) / 8 * 8;
     int64_t *const order = run->order;
-    double maximum = -CSM_INF, before = -CSM_INF, power = 0;
+    double maximum = -CSM_INF, before = -CSM_INF, power = 0, low;
     memcpy(run->key, run->x, n * sizeof *run->key);
     run->order = run->member; /* neither keys nor members are needed any more */
     csm_ranking_merge(run);
     c->falling = run->order;
     run->order = order;
-    for (size_t j = 0; j < n; j++) {
+    for (size_t j = 0; j < n && !ranking_stops(run, j); j++) {
         const size_t i = (size_t)c->falling[j];
         const double x = run->key[i];
-        if (j > 0 && x > -CSM_INF && distance(before, x, c->t) > RANKING_GAP) power -= RANKING_GAP_POWER;
+        if (j > 0 && x > -CSM_INF && distance(before, x, c->t, &low) > RANKING_GAP) power -= RANKING_GAP_POWER;
         if (j == 0 || power < c->power[c->falling[j - 1]] || x == -CSM_INF) maximum = x;
         c->maximum[i] = maximum;
         c->power[i] = power;
-        run->x[i] = x > -CSM_INF ? -distance(maximum, x, c->t) : x;
+        run->x[i] = x > -CSM_INF ? -distance(maximum, x, c->t, &low) : x;
+        run->grad[i] = x > -CSM_INF ? -low : 0;
         before = x;
     }
+    if (run->is_stopped) return;
     run->job->base.table->crf.split(run->x, run->p, run->power, padded);
+    correct(run, run->p);
     c->keeps_x = 1;
     for (size_t i = 0; i < n; i++) c->keeps_x &= run->key[i] == -CSM_INF || fabs(run->key[i] / c->t) < CSM_INF;
     for (size_t i = 0; i < n; i++) {
@@ -169,7 +218,8 @@ static void find_clusters(ranking_run *run, ranking_clusters *c) {
 static double lacks(const ranking_clusters *c, int64_t larger, size_t i) {
     if (c->maximum[i] == -CSM_INF) return 0;
     const double power = c->power[larger] - c->power[i];
-    return distance(c->maximum[larger], c->maximum[i], c->t) - power * 0x1.62e42fefa39efp-1;
+    double low;
+    return distance(c->maximum[larger], c->maximum[i], c->t, &low) - power * 0x1.62e42fefa39efp-1;
 }
 
 /* The lost part of the loss: the lost distances of each chosen member to the largest one not before it; of a group of
@@ -202,13 +252,13 @@ static double loss_lacks(const ranking_clusters *c, const ranking_list *list) {
 static double use_clusters(ranking_run *run, ranking_list *list, double temperature) {
     ranking_clusters c = {NULL, run->others, run->weight, temperature, 0}; /* the terms overwrite them */
     double max;
-    read_members(run, 1, &max);
-    find_clusters(run, &c);
+    read_members(run, &max);
+    if (!run->is_stopped) find_clusters(run, &c);
     list->is_wide = 1;
-    return loss_lacks(&c, list);
+    return run->is_stopped ? 0 : loss_lacks(&c, list);
 }
 
-void csm_ranking_write(const ranking_run *run, const double *grad, double factor) {
+void csm_ranking_write(ranking_run *run, const double *grad, double factor) {
     const csm_ranking_call *c = run->job->call;
     const csm_call *base = &run->job->base;
     char *to = (char *)c->grad + run->first * base->itemsize;
@@ -219,7 +269,7 @@ void csm_ranking_write(const ranking_run *run, const double *grad, double factor
         if (single) narrow[i] = 0;
         else wide[i] = 0;
     }
-    for (size_t i = 0; i < run->n; i++) {
+    for (size_t i = 0; i < run->n && !ranking_stops(run, i); i++) {
         const double v = grad ? grad[i] * factor : factor;
         if (single) narrow[run->order[i]] = (float)v;
         else wide[run->order[i]] = v;
@@ -233,7 +283,7 @@ static csm_status compute_terms(ranking_run *run, double temperature, double max
     const csm_ranking_call *c = job->call;
     ranking_list list = {.table = job->base.table,
                          .ties = c->ties,
-                         .poll = csm_poll_of(&job->base.interrupt, run->thread),
+                         .poll = run->poll,
                          .n = run->n,
                          .observed = read_observed(run),
                          .x = run->x,
@@ -247,11 +297,15 @@ static csm_status compute_terms(ranking_run *run, double temperature, double max
     run->has_ties = 0;
     for (size_t i = 1; i < run->n; i++) run->has_ties |= run->sorted_key[i] == run->sorted_key[i - 1];
     find_groups(run, &list);
+    if (run->is_stopped) return CSM_INTERRUPTED; /* the order is not one of the members */
     if (!exponentials(run, &list, temperature, max)) rest = use_clusters(run, &list, temperature);
+    if (run->is_stopped) return CSM_INTERRUPTED;
     if (!list.is_wide && !list.begin && !list.observed && list.factors == list.n && !run->has_absent)
-        list.loss = job->base.table->rankings.terms(run->e, run->n, run->others, run->weight, run->grad);
+        list.is_stopped = !job->base.table->rankings.terms(&run->poll, run->e, run->n, run->others, run->weight,
+                                                           run->grad, &list.loss);
     else if (list.is_wide) csm_ranking_terms_wide(&list);
     else csm_ranking_terms(&list);
+    if (list.is_stopped) return CSM_INTERRUPTED;
     if (c->ties == CSM_RANKING_EXACT && list.begin) {
         const size_t numbers = csm_ranking_exact_scratch(&list);
         double *beside =
@@ -266,21 +320,21 @@ static csm_status compute_terms(ranking_run *run, double temperature, double max
 csm_status csm_ranking_alone(ranking_run *run) {
     ranking_job *job = run->job;
     const csm_ranking_call *c = job->call;
-    double *to = &c->losses[run->list], max, loss;
+    double *to = &c->losses[run->list], max, loss = 0;
     *to = 0;
+    if (run->is_stopped) return CSM_INTERRUPTED;
     if (run->n == 0) {
         if (c->grad) csm_ranking_write(run, NULL, 0);
         return CSM_OK;
     }
-    const int is_large = read_members(run, run->temperature, &max) != 0;
-    if (is_large && (run->temperature >= 1 || read_members(run, 1, &max))) {
+    if (read_members(run, &max)) {
         *to = CSM_NAN;
         if (c->grad) csm_ranking_write(run, NULL, run->factor == 0 ? 0 : CSM_NAN);
         return CSM_OK;
     }
-    const csm_status status = compute_terms(run, run->temperature, is_large ? CSM_INF : max, &loss);
+    const csm_status status = compute_terms(run, run->temperature, max, &loss);
     if (status != CSM_OK) return status;
     *to = run->sample_weight * loss;
     if (c->grad) csm_ranking_write(run, run->grad, run->factor / run->temperature);
-    return CSM_OK;
+    return run->is_stopped ? CSM_INTERRUPTED : CSM_OK;
 }

@@ -33,7 +33,8 @@ typedef struct ranking_batch {
 typedef struct ranking_run {
     ranking_job *job;
     ranking_batch *batch;
-    int thread;
+    csm_poll poll;
+    int thread, is_stopped; /* is_stopped: the call is interrupted */
     size_t list, first, length; /* its elements */
     double sample_weight, factor, temperature; /* factor: of its gradient */
     size_t n;                   /* its members: elements with a relevance */
@@ -45,10 +46,12 @@ typedef struct ranking_run {
     int has_ties, has_absent; /* has_absent: an x is -inf */
 } ranking_run;
 
+/* In loops over the elements of a long list. */
+static inline int ranking_stops(ranking_run *run, size_t i) { return run->is_stopped |= csm_poll_at(&run->poll, i); }
 /* Sorts the places of keys in falling order, equal ones in their order. */
 void csm_ranking_merge(ranking_run *);
 /* Writes the gradient of the list times a factor; grad NULL: the factor for every member. */
-void csm_ranking_write(const ranking_run *, const double *grad, double factor);
+void csm_ranking_write(ranking_run *, const double *grad, double factor);
 /* Loss and gradient of the members in their order. */
 csm_status csm_ranking_alone(ranking_run *);
 

@@ -39,6 +39,7 @@ static void NAME(breslow)(ranking_list *list, ranking_product *product, const NA
     for (size_t i = t->end; i-- > t->begin;) {
         NAME(put)(list->others, i, suffix);
         suffix = NAME(add)(suffix, NAME(element)(list, i));
+        if (ranking_list_stops(list, i)) return;
     }
     const NUM inverse = NAME(is_zero)(t->sum) ? NAME(zero)() : NAME(divide)(NAME(of)(1), t->sum);
     NUM before = NAME(zero)();
@@ -48,6 +49,7 @@ static void NAME(breslow)(ranking_list *list, ranking_product *product, const NA
         const NUM own = NAME(mul)(NAME(mul)(e, inverse), NAME(of)((double)t->d - (is_observed ? 1 : 0)));
         list->grad[i] = NAME(to_double)(own);
         before = NAME(add)(before, e);
+        if (ranking_list_stops(list, i)) return;
         if (!is_observed) continue;
         NAME(multiply)(product, others, e);
         list->grad[i] -= NAME(is_zero)(e) ? 1 : NAME(to_double)(NAME(mul)(others, inverse));
@@ -66,6 +68,7 @@ static void NAME(efron)(ranking_list *list, ranking_product *product, const NAME
     for (size_t i = t->begin; i < t->end; i++) {
         if (!ranking_is_observed(list, i)) continue;
         const double left = (d - (double)l++) / d;
+        if (ranking_list_stops(list, i)) return;
         const NUM den = NAME(add)(fixed, NAME(mul)(t->observed, NAME(of)(left)));
         if (!NAME(is_zero)(den)) {
             const NUM inverse = NAME(divide)(NAME(of)(1), den);
@@ -78,6 +81,7 @@ static void NAME(efron)(ranking_list *list, ranking_product *product, const NAME
     for (size_t i = t->begin; i < t->end; i++) {
         const NUM e = NAME(element)(list, i);
         const int is_observed = ranking_is_observed(list, i);
+        if (ranking_list_stops(list, i)) return;
         list->grad[i] = NAME(to_double)(NAME(mul)(e, is_observed ? parts : all)) - (is_observed ? 1 : 0);
     }
     NAME(put)(list->weight, t->begin, all);
@@ -91,6 +95,7 @@ static NUM NAME(group)(ranking_list *list, ranking_product *product, size_t grou
         sum = NAME(add)(sum, e);
         list->grad[i] = 0;
         NAME(put)(list->weight, i, NAME(zero)());
+        if (ranking_list_stops(list, i)) return sum;
         if (!ranking_is_observed(list, i)) continue;
         t.observed = NAME(add)(t.observed, e);
         t.d++;
@@ -107,9 +112,10 @@ void RUN(ranking_list *list) {
     ranking_product product = {{0, 0, 0, 0}, 0, 0};
     NUM sum = NAME(zero)(), before = NAME(zero)();
     if (!list->begin) {
-        for (size_t i = list->n; i-- > 0;) sum = NAME(single)(list, &product, i, i < list->factors, sum);
+        for (size_t i = list->n; i-- > 0 && !ranking_list_stops(list, i);)
+            sum = NAME(single)(list, &product, i, i < list->factors, sum);
     } else {
-        for (size_t g = list->groups; g-- > 0;) {
+        for (size_t g = list->groups; g-- > 0 && !ranking_list_stops(list, g);) {
             const size_t i = list->begin[g];
             if (list->begin[g + 1] - i == 1) sum = NAME(single)(list, &product, i, g < list->factors, sum);
             else sum = NAME(group)(list, &product, g, sum);
@@ -118,7 +124,7 @@ void RUN(ranking_list *list) {
     list->loss = ranking_product_log(&product);
     for (size_t g = 0; g < list->groups; g++) {
         const size_t end = ranking_begin(list, g + 1);
-        for (size_t i = ranking_begin(list, g); i < end; i++)
+        for (size_t i = ranking_begin(list, g); i < end && !ranking_list_stops(list, i); i++)
             list->grad[i] += NAME(to_double)(NAME(mul)(NAME(element)(list, i), before));
         before = NAME(add)(before, NAME(get)(list->weight, ranking_begin(list, g)));
     }

@@ -132,7 +132,7 @@ def test_refused():
         jax.jit(lambda ids: cj.segment_softmax(x, segment_ids=ids))(IDS)
     with pytest.raises(TypeError, match="exactly one of indptr, segment_ids and segments is needed"):
         cj.segment_softmax(x)
-    with pytest.raises(ValueError, match="labels has shape"):
+    with pytest.raises(ValueError, match="target has shape"):
         cj.segment_cross_entropy(x, jnp.zeros(2, int), segment_ids=IDS)
     with pytest.raises(Exception, match=r"label|csoftmax"):
         cj.segment_cross_entropy(x, jnp.array([5, 0, 0]), segment_ids=IDS).block_until_ready()
@@ -152,3 +152,14 @@ def test_traced_ids_beside_segments():
         jax.jit(lambda x, ids: cj.segment_softmax(x, segment_ids=ids, segments=segments))(make_logits(), IDS)
     with pytest.raises(ValueError, match="num_segments must be at most"):
         jax.jit(lambda x, ids: cj.segment_softmax(x, segment_ids=ids, num_segments=2**70))(make_logits(), IDS)
+
+
+def test_targets_are_labels():
+    x, offsets = jnp.zeros(4), jnp.array([0, 2, 4])
+    assert cj.segment_cross_entropy(x, target=jnp.array([0, 1]), indptr=offsets) == np.float32(np.log(2))
+    for call in (csoftmax.segment_cross_entropy, cj.segment_cross_entropy):
+        for target in (jnp.ones(4), jnp.ones(4, bool)):
+            with pytest.raises(ValueError, match=r"has labels only, integers of shape \(2,\): of soft labels"):
+                jax.grad(lambda z, call=call, t=target: call(z, t, indptr=offsets))(x)
+    with pytest.raises(TypeError, match="target must hold integers, got float32"):
+        cj.segment_cross_entropy(x, jnp.ones(2), indptr=offsets)

@@ -52,6 +52,26 @@ def test_numbers_are_those_of_csoftmax(dtype):
     assert torch.equal(y.grad, alone.grad)
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_a_temperature_for_each_list(reduction):
+    x, relevance, _, indptr = make_lists()
+    t = torch.tensor([0.3, 1.0, 2.5])
+    options = {"indptr": indptr, "reduction": reduction}
+    expected = csoftmax.plackett_luce_loss_with_grad(x.detach(), relevance, temperature=t, **options)
+    for call in (ct.plackett_luce_loss, csoftmax.plackett_luce_loss):
+        x.grad = None
+        loss = call(x, relevance, temperature=t, **options)
+        loss.sum().backward()
+        assert torch.equal(loss.detach(), torch.as_tensor(expected.loss))
+        assert torch.equal(x.grad, expected.grad)
+    assert torch.autograd.gradcheck(lambda x: ct.plackett_luce_loss(x, relevance, temperature=t, **options), x)
+    rows, places = torch.randn(2, 3, 4, requires_grad=True), torch.arange(4).expand(2, 3, 4)
+    both = csoftmax.plackett_luce_loss(rows, places, temperature=np.full((2, 3), 0.5), reduction="none")
+    assert torch.equal(both, ct.plackett_luce_loss(rows, places, temperature=0.5, reduction="none"))
+    with pytest.raises(ValueError, match="temperature requires grad"):
+        ct.plackett_luce_loss(x, relevance, indptr=indptr, temperature=t.requires_grad_())
+
+
 def test_dense_lists_without_gradient():
     x = torch.randn(3, 5)
     loss = ct.plackett_luce_loss(x, torch.arange(5).expand(3, 5), reduction="none")
@@ -62,7 +82,7 @@ def test_dense_lists_without_gradient():
 def test_the_operator_is_well_formed():
     x, relevance, observed, indptr = make_lists()
     for reduction in ("mean", "none"):
-        arguments = x, relevance, indptr, None, observed, None, "efron", 3, 1.0, reduction, True
+        arguments = x, relevance, indptr, None, observed, None, None, "efron", 3, 1.0, reduction, True
         torch.library.opcheck(_operator, arguments, test_utils=("test_schema", "test_faketensor"))
 
 

@@ -152,3 +152,12 @@ def test_refused():
         ct.segment_softmax(x, segment_ids=IDS, temperature=0.0)
     with pytest.raises(TypeError, match="x must be floating point"):
         ct.segment_softmax(torch.arange(6), segment_ids=IDS)
+
+
+def test_one_axis_only():
+    x, indptr = torch.zeros(4, 2), torch.tensor([0, 2, 4])
+    for function in (ct.segment_softmax, ct.segment_log_softmax, ct.segment_logsumexp):
+        with pytest.raises(TypeError, match=r"dim must be an int, got \(0, 1\)"):
+            function(x, indptr=indptr, dim=(0, 1))
+    with pytest.raises(TypeError, match=r"dim must be an int, got \[0, 1\]"):
+        ct.segment_cross_entropy(x, torch.zeros(2, dtype=torch.int64), indptr=indptr, dim=[0, 1])

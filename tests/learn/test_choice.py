@@ -14,7 +14,7 @@ from scipy import optimize
 from sklearn.base import clone
 
 import csoftmax
-from csoftmax._learn.choice_items import find_components
+from csoftmax._learn.choice_items import find_compared, find_components
 from csoftmax.choice import ConditionalLogit, PlackettLuce
 
 
@@ -223,6 +223,46 @@ def test_singular_problems_name_their_columns():
     assert ConditionalLogit(penalty_l2=1.0).fit(d, y, groups=ids).coef_[2] == pytest.approx(0, abs=1e-12)
 
 
+def test_collinear_columns_are_not_called_separable():
+    """Several choices and rankings have a Hessian from differences, whose noise hid that it is singular."""
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        X = np.c_[rng.normal(size=(90, 2)), np.ones(90)]
+        with pytest.raises(np.linalg.LinAlgError, match=r"constant or collinear: x2\."):
+            PlackettLuce().fit(X, rng.integers(0, 4, 90), indptr=np.arange(0, 91, 3))
+        dummies = np.eye(3)[rng.integers(0, 3, 120)] * [1, 1e3, 1e-3]
+        offset = rng.normal(size=120)
+        with pytest.raises(np.linalg.LinAlgError, match=r"constant or collinear: x0, x1, x2\."):
+            ConditionalLogit().fit(dummies, np.tile([1, 1, 0, 0], 30), indptr=np.arange(0, 121, 4), offset=offset)
+        with pytest.raises(np.linalg.LinAlgError, match=r"constant or collinear: x0, x1, x2\."):
+            PlackettLuce(ties="efron").fit(dummies, rng.integers(0, 4, 120), indptr=np.arange(0, 121, 4))
+        ConditionalLogit().fit(dummies[:, 1:], np.tile([1, 1, 0, 0], 30), indptr=np.arange(0, 121, 4))
+
+
+@pytest.mark.parametrize("ties", ["breslow", "efron", "exact", "order"])
+def test_columns_that_no_comparison_shows_are_named(ties):
+    """The third column varies only where nothing is compared: before the first observed row, and without a weight."""
+    rng = np.random.default_rng(1)
+    X, relevance, groups = rng.normal(size=(60, 3)), np.tile([3.0, 2, 1, 0], 15), np.repeat(np.arange(15), 4)
+    observed = np.tile([False, True, True, True], 15)
+    weight = np.where(np.arange(15) == 3, 0.0, 1.0)
+    X[observed & (groups != 3), 2] = 7
+    options = {"groups": groups, "observed": observed, "sample_weight": weight}
+    with pytest.raises(np.linalg.LinAlgError, match=r"constant or collinear: x2\."):
+        PlackettLuce(ties=ties).fit(X, relevance, **options)
+    assert np.isfinite(PlackettLuce(ties=ties).fit(X[:, :2], relevance, **options).std_err_).all()
+
+
+def test_an_exact_tie_of_all_rows_compares_nothing():
+    """Its probability is 1, whatever the worths."""
+    with pytest.raises(np.linalg.LinAlgError, match=r"constant or collinear: x0\."):
+        PlackettLuce(ties="exact").fit([[1.0], [2.0], [4.0]], [1, 1, 1], indptr=[0, 3])
+    with pytest.raises(np.linalg.LinAlgError, match="the items are not connected"):
+        PlackettLuce(ties="exact").fit([0, 1, 2], [1, 1, 1], indptr=[0, 3])
+    with pytest.raises(np.linalg.LinAlgError, match="the items are not connected"):
+        PlackettLuce().fit([0, 1, 2, 1], [1, 2, 1, 2], indptr=[0, 2, 4], observed=[True, False, True, False])
+
+
 def test_separable_choices_warn():
     with pytest.warns(UserWarning, match="has not converged after 5 iterations"):
         ConditionalLogit(max_iter=5).fit([[1.0], [0.0], [2.0], [1.5]], [1, 0, 1, 0], indptr=[0, 2, 4])
@@ -404,7 +444,8 @@ def test_components_agree_with_the_likelihood(ties):
         rows, places, groups = rng.permuted(np.tile(np.arange(4), (3, 1)), axis=1)[:, :3], rng.integers(0, 3, 9), 3
         observed = rng.random(9) < 0.7
         offsets = np.arange(0, 3 * groups + 1, 3)
-        component, _ = find_components(rows.ravel(), places * 1.0, observed, offsets, None, ties)
+        compared = find_compared(places * 1.0, observed, offsets, None, ties)
+        component, _ = find_components(rows.ravel(), compared, ties)
         is_free = []
         for chosen in itertools.chain.from_iterable(itertools.combinations(range(4), k) for k in (1, 2, 3)):
             for sign in (1, -1):

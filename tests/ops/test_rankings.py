@@ -27,16 +27,18 @@ def draw_list(seed, largest=9):
     return x, relevance, observed, None if rng.random() < 0.6 else int(rng.integers(1, n + 1))
 
 
-def check_list(x, relevance, observed, top, ties, enumerates=False):
-    exact, plus, minus = ranking_loss(x, relevance, observed, ties, top, enumerates)
-    options = {"observed": observed, "ties": ties, "top": top, "reduction": "sum"}
+def check_list(x, relevance, observed, top, ties, enumerates=False, temperature=1.0):
+    exact, plus, minus = ranking_loss(x, relevance, observed, ties, top, enumerates, temperature)
+    options = {"observed": observed, "ties": ties, "top": top, "reduction": "sum", "temperature": temperature}
     loss, grad = plackett_luce_loss_with_grad(x, relevance, **options)
     assert loss == plackett_luce_loss(x, relevance, **options)
-    what = (ties, x, relevance, observed, top)
-    scale = abs(exact) if ties != "exact" else abs(exact) + 4 * np.abs(x).sum() * 2.0**-3
+    what = (ties, x, relevance, observed, top, temperature)
+    scale = abs(exact) if ties != "exact" else abs(exact) + 4 * np.abs(x / temperature).sum() * 2.0**-3
     assert abs(loss - exact) <= 4 * len(x) * 2.0**-53 * scale + mpmath.mpf("1e-40"), what
     for got, a, b in zip(grad, plus, minus, strict=True):
-        assert abs(got - (a - b)) <= (len(x) + 8) * 2.0**-53 * max(a, b) + mpmath.mpf("1e-40"), what
+        assert abs(mpmath.mpf(got) * temperature - (a - b)) <= (len(x) + 8) * 2.0**-53 * max(a, b) + mpmath.mpf(
+            "1e-40"
+        ), what
 
 
 @looped("ties", TIES)
@@ -65,6 +67,30 @@ def test_scores_whose_distances_round(ties):
         )
         assert got.loss == expected.loss
         assert_same_bits(got.grad * power, expected.grad)
+
+
+@looped("ties", TIES)
+def test_temperatures_do_not_round_the_scores(ties):
+    """x / T is rounded for a T that is no power of two, which exp would multiply; the last lists are computed alone."""
+    rng = np.random.default_rng(0)
+    for seed in range(25):
+        x, *rest = draw_list(4000 + seed)
+        temperature = [0.1, 0.3, 0.7, 3.0, 1e-300, 1e5][seed % 6]
+        for offset in (0, 1e6, 1e12, 1e18):  # of the list in temperatures
+            y = (x * (1 + seed % 9) + offset) * temperature
+            if ties != "exact":
+                check_list(y, *rest, ties, temperature=temperature)
+                continue
+            exact, _, _ = ranking_loss(y, rest[0], rest[1], ties, rest[2], temperature=temperature)
+            loss = plackett_luce_loss(
+                y, rest[0], observed=rest[1], top=rest[2], ties=ties, temperature=temperature, reduction="sum"
+            )
+            distances = mpmath.fsum((mpmath.mpf(max(y)) - mpmath.mpf(v)) / temperature for v in y)
+            assert abs(loss - exact) <= 2.0**-49 * (distances + abs(exact)) + 1e-300, (y, rest, temperature)
+    for scale in (1.0, 1e2, 1e5):  # e^x in range; with exponents; clusters beside an element that is far away
+        x = np.append(1e6 + scale * rng.normal(size=70), -1e17)
+        if ties != "exact":
+            check_list(x, rng.integers(0, 40, 71), None, None, ties, temperature=0.3)
 
 
 @looped("ties", TIES)
@@ -336,6 +362,12 @@ def test_long_calls_see_ctrl_c():
     places = rng.random((200_000, 40))
     for threads in (1, 2):
         assert seconds_to_stop(lambda threads=threads: plackett_luce_loss(many, places, num_threads=threads)) < 1
+    long = rng.normal(size=4_000_000)
+    for options in ({}, {"temperature": 0.3}):
+        assert (
+            seconds_to_stop(lambda options=options: plackett_luce_loss(long, many.ravel()[: len(long)], **options))
+            < 0.3
+        )
     lists, tied = np.tile(wide, (900, 1)), np.tile(np.arange(2000) < 1000, (900, 1)).astype(int)
     assert seconds_to_stop(lambda: plackett_luce_loss(lists, tied, ties="exact")) < 1
 

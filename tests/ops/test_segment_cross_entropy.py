@@ -405,3 +405,20 @@ def test_c_functions_refuse_positives():
             assert (grad == -1).all()
     assert call_c("csm_segment_cross_entropy_f32", segments, x, "sum")[0] == 7  # nothing is asked
     assert call_c("csm_segment_cross_entropy_f32", segments, x, "sum", positives=positives)[0] == 0
+
+
+@looped("x", [[1.0, np.nan, 3.0], [np.nan] * 3, [-np.inf] * 3, [np.inf, 1.0, 2.0], [1.0, 2.0, 3.0]])
+def test_each_without_positives_reads_no_logit(x):
+    """Its weight is 0 with every option, as that of an ignored segment; with "any" NaN is not hidden."""
+    x, chosen = np.array([*x, 0.5, -0.5]), np.array([False] * 3 + [True, False])
+    alone = csoftmax.segment_cross_entropy_with_grad(x[3:], chosen[3:], indptr=[0, 2])
+    for options in ({}, {"z_loss": 0.1}, {"label_smoothing": 0.1}, {"temperature": [0.3, 1.0]}):
+        result = csoftmax.segment_cross_entropy_with_grad(x, chosen, indptr=[0, 3, 5], reduction="none", **options)
+        assert result.loss[0] == 0
+        assert np.all(result.grad[:3] == 0)
+        if options in ({}, {"temperature": [0.3, 1.0]}):
+            mean = csoftmax.segment_cross_entropy_with_grad(x, chosen, indptr=[0, 3, 5], **options)
+            assert mean.loss == alone.loss
+            np.testing.assert_array_equal(mean.grad[3:], alone.grad)
+    loss = csoftmax.segment_cross_entropy(x, chosen, indptr=[0, 3, 5], positives="any", reduction="none")[0]
+    assert np.isnan(loss) if not np.isfinite(x).all() else loss == np.inf

@@ -8,6 +8,7 @@ import sys
 import ml_dtypes
 import mpmath
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import assert_same_bits, looped, run_python
 from helpers.signals import seconds_to_stop
@@ -419,3 +420,29 @@ def test_a_part_alone_gives_itself_in_every_base():
         assert merge_states([[1.0], [np.nan]], [lse, -np.inf], base=2) == (1.0, lse)
     with pytest.raises(ValueError, match="base must be None"):
         merge_states([[1.0]], [0.0], base=np.array([2, 2]))
+
+
+def test_every_nan_is_canonical():
+    for dtype, bits, odd in ((np.float32, np.uint32, 0xFFC12345), (np.float64, np.uint64, 0xFFF8000000012345)):
+        x = np.array([1.0, 1.0, 2.0], dtype)
+        nan = np.array([odd, 0, 0], bits).view(dtype)
+        canonical = np.array(np.nan, dtype).view(bits)
+        state = csoftmax.SoftmaxState((), dtype, values=()).update(np.where(nan == 0, x, nan), values=x)
+        infinite = csoftmax.SoftmaxState((), dtype, values=()).update(x, values=[np.inf, -np.inf, 1.0])
+        odd_values = csoftmax.SoftmaxState((), dtype, values=()).update(x, values=nan)
+        results = [state.probabilities(nan), state.logsumexp(), state.max(), state.weighted_mean()]
+        results += [infinite.weighted_mean(), odd_values.weighted_mean(), infinite.probabilities(nan)[:1]]
+        results += [*csoftmax.merge_states(nan, x), *csoftmax.merge_states(np.array([np.inf, -np.inf], dtype), x[:2])]
+        results += [*csoftmax.merge_states(x[:1], nan[:1])]
+        for i, result in enumerate(results):
+            got = np.atleast_1d(result)
+            assert np.all(got[np.isnan(got)].view(bits) == canonical), i
+
+
+def test_probabilities_keep_labels():
+    x = pd.Series([1.0, 2.0, 3.0], index=["a", "b", "c"], name="logits")
+    state = csoftmax.SoftmaxState(dtype=np.float64).update(x)
+    pd.testing.assert_series_equal(state.probabilities(x), csoftmax.softmax(x))
+    table = pd.DataFrame([[1.0, 2.0], [0.0, 4.0]], index=["i", "j"], columns=["a", "b"])
+    state = csoftmax.SoftmaxState(2, np.float64).update(table)
+    pd.testing.assert_frame_equal(state.probabilities(table), csoftmax.softmax(table))

@@ -200,3 +200,11 @@ def test_k_is_needed():
     for function in (subset_logsumexp, subset_marginals):
         with pytest.raises(TypeError, match="k must hold integers, got None"):
             function([1.0, 2.0], None)
+
+
+def test_a_single_number_gives_a_scalar():
+    for x in (3.0, np.float32(3), np.array(3.0)):
+        for k, log_sum, taken in ((0, 0.0, 0.0), (1, 3.0, 1.0), (2, -np.inf, np.nan)):
+            for result, expected in ((subset_logsumexp(x, k), log_sum), (subset_marginals(x, k), taken)):
+                assert type(result) is type(csoftmax.softmax(x))
+                np.testing.assert_array_equal(result, expected)

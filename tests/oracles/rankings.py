@@ -5,8 +5,8 @@ import itertools
 import mpmath
 
 
-def ranking_loss(x, relevance, observed=None, ties="breslow", top=None, enumerates=False):
-    """The loss, and the magnitudes and values of the two parts of the gradient of each element."""
+def ranking_loss(x, relevance, observed=None, ties="breslow", top=None, enumerates=False, temperature=1):
+    """The loss, and the two parts of the gradient by x / T of each element, its difference."""
     n = len(x)
     observed = [True] * n if observed is None else list(observed)
     members = [i for i in range(n) if relevance[i] == relevance[i]]
@@ -17,7 +17,7 @@ def ranking_loss(x, relevance, observed=None, ties="breslow", top=None, enumerat
         else [list(g) for _, g in itertools.groupby(order, key=lambda i: float(relevance[i]))]
     )
     with mpmath.workdps(60):
-        e = [mpmath.exp(mpmath.mpf(float(v))) for v in x]
+        e = [mpmath.exp(mpmath.mpf(float(v)) / mpmath.mpf(float(temperature))) for v in x]
         loss, plus, minus = mpmath.mpf(0), [mpmath.mpf(0)] * n, [mpmath.mpf(0)] * n
         place = 0
         for g, group in enumerate(groups):

@@ -2,12 +2,17 @@
 #ifndef CSM_RANKINGS_JOB_H
 #define CSM_RANKINGS_JOB_H
 
-#include "../../vec/standard.h"
+#include "../poll.h"
 
 /* Longest list that is counted, and computed beside others; room behind arrays; lists side by side. */
 enum { CSM_RANKING_COUNTED = 64, CSM_RANKING_PAD = 16, CSM_RANKING_LANES = 8 };
-#define RANKING_LARGEST 0x1p45 /* beyond it, x / T are taken relative to a neighbour */
+#define RANKING_LARGEST 0x1p45 /* beyond it, x are taken relative to a neighbour */
 #define RANKING_LEAST 0x1p-200 /* least e^(x - max) of lists side by side */
+
+/* Whether x / T is not rounded. */
+static inline int ranking_is_power(double temperature) {
+    return (csm_double_bits(temperature) & 0xfffffffffffffu) == 0;
+}
 
 typedef struct csm_ranking_order {
     /* Times CSM_RANKING_LANES: places, equal ones in their order, and numbers of larger members; for NaN, both are the
@@ -19,7 +24,7 @@ typedef struct csm_ranking_order {
 /* Up to CSM_RANKING_LANES lists: number l of a row is of list l.  Ties are those of "breslow". */
 typedef struct csm_ranking_lanes {
     size_t rows; /* of the longest list */
-    double *e;   /* x in falling order, -inf behind the end of a list; becomes e^(x / T - max) */
+    double *e;   /* x in falling order, -inf behind the end of a list; becomes e^((x - max) / T) */
     double *counts, *tied; /* with flags: 1 for elements that contribute a factor; for those tied with the one before */
     double *inverse, *before; /* scratch */
     double *grad; /* scratch; result if has_grad, times factor */
@@ -34,8 +39,8 @@ typedef struct csm_ranking_kernels {
      * which are not NaN, or SIZE_MAX if floats do not hold the relevances. */
     size_t (*places)(const void *relevance, int is_single, size_t n, csm_ranking_order *);
     /* Loss and gradient of n elements in falling order, all observed and without ties: e > 0, with room for
-     * CSM_RANKING_PAD more in each array; `sum` and `inverse` are scratch. */
-    double (*terms)(double *e, size_t n, double *sum, double *inverse, double *grad);
+     * CSM_RANKING_PAD more in each array; `sum` and `inverse` are scratch.  Returns 0 if the call is interrupted. */
+    int (*terms)(const csm_poll *, double *e, size_t n, double *sum, double *inverse, double *grad, double *loss);
     void (*side_by_side)(csm_ranking_lanes *); /* loss and gradient of the lists of all lanes */
 } csm_ranking_kernels;
 

@@ -125,7 +125,8 @@ INLINE double ranking_times(double a, double b, double *log) {
     return 0;
 }
 
-static double ranking_terms(double *e, size_t n, double *sum, double *inverse, double *grad) {
+static int ranking_terms(const csm_poll *poll, double *e, size_t n, double *sum, double *inverse, double *grad,
+                         double *loss) {
     enum { VECTORS = 8 / v64_W };
     double behind = 0, before = 0, log = 0, lane[8];
     v64_t q[VECTORS];
@@ -138,6 +139,7 @@ static double ranking_terms(double *e, size_t n, double *sum, double *inverse, d
     for (; rest > 0; rest -= 4) { /* one addition of the chain for four elements */
         const double *x = e + rest - 4;
         const double two = x[3] + x[2];
+        if (rest % CSM_POLL_STEP == 0 && csm_poll_stops(poll, CSM_POLL_STEP)) return 0;
         sum[rest - 1] = behind + x[3];
         sum[rest - 2] = behind + two;
         sum[rest - 3] = behind + (two + x[1]);
@@ -147,6 +149,7 @@ static double ranking_terms(double *e, size_t n, double *sum, double *inverse, d
     for (int v = 0; v < VECTORS; v++) q[v] = v64_zero();
     for (size_t i = 0; i < n; i += 8) {
         unsigned large = 0;
+        if (i % CSM_POLL_STEP == 0 && i > 0 && csm_poll_stops(poll, CSM_POLL_STEP)) return 0;
         UNROLL
         for (int v = 0; v < VECTORS; v++) {
             const size_t at = i + (size_t)v * v64_W;
@@ -168,6 +171,7 @@ static double ranking_terms(double *e, size_t n, double *sum, double *inverse, d
     size_t i = 0;
     for (; i + 4 <= n; i += 4) {
         const double *by = inverse + i, two = by[0] + by[1];
+        if (i % CSM_POLL_STEP == 0 && i > 0 && csm_poll_stops(poll, CSM_POLL_STEP)) return 0;
         grad[i] = e[i] * before - grad[i];
         grad[i + 1] = e[i + 1] * (before + by[0]) - grad[i + 1];
         grad[i + 2] = e[i + 2] * (before + two) - grad[i + 2];
@@ -178,7 +182,8 @@ static double ranking_terms(double *e, size_t n, double *sum, double *inverse, d
         grad[i] = e[i] * before - grad[i];
         before += inverse[i];
     }
-    return log + csm_log1p(lane[0], 0);
+    *loss = log + csm_log1p(lane[0], 0);
+    return 1;
 }
 
 /* Lists side by side: lane l of row i is element i of list l, and rows behind its end are -inf, whose e are 0. */
@@ -189,17 +194,32 @@ enum { RANKING_VECTORS = CSM_RANKING_LANES / v64_W };
     for (int v = 0; v < RANKING_VECTORS; v++)
 #define AT(array, i, v) ((array) + (i) * CSM_RANKING_LANES + (v) * v64_W)
 
+/* x becomes x / T; where T is no power of two (x - max) / T, whose part below its last bit goes to inverse, and max
+ * becomes 0, or NaN if it is infinite.  The rounding of x / T would cost e^x a unit for each power of e. */
+static void ranking_divide(csm_ranking_lanes *lanes, v64_t *max) {
+    double rounds[CSM_RANKING_LANES];
+    v64_t t[RANKING_VECTORS], reference[RANKING_VECTORS];
+    for (int l = 0; l < CSM_RANKING_LANES; l++) rounds[l] = !ranking_is_power(lanes->temperature[l]);
+    EACH(v) t[v] = v64_load_f64(AT(lanes->temperature, 0, v));
+    EACH(v) reference[v] = v64_keep(v64_eq(v64_load_f64(AT(rounds, 0, v)), v64_set(1)), max[v]);
+    EACH(v) max[v] = v64_div(v64_sub(max[v], reference[v]), t[v]);
+    for (size_t i = 0; i < lanes->rows; i++) EACH(v) {
+            const v64_t x = v64_load_f64(AT(lanes->e, i, v)), d = v64_sub(x, reference[v]), back = v64_sub(d, x);
+            const v64_t rest = v64_sub(v64_sub(x, v64_sub(d, back)), v64_add(reference[v], back));
+            const v64_t z = v64_div(d, t[v]), low = v64_div(v64_add(v64_fnma(z, t[v], d), rest), t[v]);
+            v64_store_f64(AT(lanes->e, i, v), z);
+            v64_store_f64(AT(lanes->inverse, i, v), v64_keep(v64_not_le(z, v64_set(-CSM_INF)), low));
+        }
+}
+
 /* e = e^(x / T) 2^-n, n of the maximum, which goes to max. */
 static void ranking_exponentials(csm_ranking_lanes *lanes, v64_t *max) {
-    v64_t temperature[RANKING_VECTORS];
     v64_shift shift[RANKING_VECTORS];
     int divides = 0;
     for (int l = 0; l < CSM_RANKING_LANES; l++) divides |= lanes->temperature[l] != 1;
     EACH(v) max[v] = v64_set(-CSM_INF);
-    EACH(v) temperature[v] = v64_load_f64(AT(lanes->temperature, 0, v));
-    for (size_t i = 0; i < lanes->rows && divides; i++)
-        EACH(v) v64_store_f64(AT(lanes->e, i, v), v64_div(v64_load_f64(AT(lanes->e, i, v)), temperature[v]));
     for (size_t i = 0; i < lanes->rows; i++) EACH(v) max[v] = v64_max(v64_load_f64(AT(lanes->e, i, v)), max[v]);
+    if (divides) ranking_divide(lanes, max);
     EACH(v) {
         const v64_t magic = v64_set(EXP_MAGIC), n = v64_sub(v64_fma(max[v], v64_set(EXP_LOG2E), magic), magic);
         const csm_temperature none = {.inv_t = 1};
@@ -207,6 +227,10 @@ static void ranking_exponentials(csm_ranking_lanes *lanes, v64_t *max) {
     }
     for (size_t i = 0; i < lanes->rows; i++)
         EACH(v) v64_store_f64(AT(lanes->e, i, v), v64_exp_value(v64_load_f64(AT(lanes->e, i, v)), shift[v], 0));
+    for (size_t i = 0; i < lanes->rows && divides; i++) EACH(v) {
+            const v64_t e = v64_load_f64(AT(lanes->e, i, v));
+            v64_store_f64(AT(lanes->e, i, v), v64_fma(e, v64_load_f64(AT(lanes->inverse, i, v)), e));
+        }
 }
 
 /* Moves the power of two out of each lane of q above 2^100 into power, so that no product overflows. */
