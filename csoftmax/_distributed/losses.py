@@ -143,7 +143,7 @@ def _check_loss(
     check_reduction(reduction)
     given_out = out
     upstream, out = as_native(upstream, "upstream"), as_native(out, "out")
-    losses = {name: as_native(a, name) for name, a in losses.items()}
+    losses = {name: as_native(a, name) for name, a in losses.items()} | {"clip_value": clip_value}
     losses["first_class"] = None if first == UNKNOWN else first
     arguments = {"axis": axis, "target": target, "losses": losses, "name": "logits"}
     terms, piece = plan_partial(logits, offset=0, n_classes=None, kind="loss", **arguments)
@@ -151,7 +151,7 @@ def _check_loss(
     check_result(terms, piece, place, out)
     checked = terms.losses
     assert checked is not None
-    factors = *checked.factors[:3], check_positive("clip_norm", clip_norm), check_positive("clip_value", clip_value)
+    factors = *checked.factors[:3], check_positive("clip_norm", clip_norm), checked.factors[4]
     terms = terms._replace(losses=checked._replace(factors=factors), origin=origin)
     factor = check_upstream(upstream, reduction, terms.batch) if gradient else None
     if out is not None:
@@ -162,7 +162,6 @@ def _check_loss(
     options = (
         ("reduction", as_name(reduction)),
         ("clip_norm", factors[3]),
-        ("clip_value", factors[4]),
         upstream_value(reduction, upstream if gradient else None, factor),
     )
     header = header_of(function, terms, piece, n, first, options)

@@ -321,6 +321,7 @@ def _agree(
         ("label_smoothing", losses.factors[1] + 0.0),
         ("z_loss", losses.factors[2] + 0.0),
         ("softcap", losses.softcap),
+        ("clip_value", losses.factors[4]),
         ("ignore_index", losses.ignore_index),
         ("soft labels", losses.labels is None),
         ("class weights", weight is not None),
