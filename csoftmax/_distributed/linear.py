@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._arguments.foreign import as_native
+from .._arguments.kinds import label_like
 from .._arguments.labels import as_label_bits, check_loss_options, check_target, raise_bad_label
 from .._arguments.layers import check_bias, check_layer, count_chunk_rows
 from .._arguments.numbers import check_count, check_non_negative, check_num_threads, check_reduction
@@ -19,6 +19,7 @@ from .._cpu.apart import multiply
 from .._cpu.dtypes import compute_dtype
 from .._ops.linear_cross_entropy import LinearCrossEntropyResult
 from .agreement import as_name, describe
+from .devices import as_native_on, check_device
 from .groups import UNKNOWN, Collectives, Header, Layout, Pending, as_group, check_status, enter, fail_on_all
 from .losses import run_loss, scale_over, upstream_value
 from .row_sums import RowSums
@@ -87,14 +88,18 @@ def _prepare(
     gradient: bool,
     chunk_bytes: Any,
     filter_eps: Any,
+    device: Any,
     num_threads: Any,
     options: dict[str, Any],
 ) -> tuple[Header, tuple[Header, _Layer, _Call]]:
     check_reduction(reduction)
+    check_device(device)
     check_num_threads(num_threads)
     eps = check_non_negative("filter_eps", filter_eps)
     limit = None if chunk_bytes is None else check_count("chunk_bytes", chunk_bytes, 1, "an int or None")
-    x, w, target, bias = (as_native(a, n) for a, n in ((x, "x"), (w, "w"), (target, "target"), (bias, "bias")))
+    given = ("x", x), ("w", w), ("target", target), ("bias", bias)
+    x, w, target, bias = (as_native_on(device, name, a) for name, a in given)
+    options = {name: as_native_on(device, name, a) for name, a in options.items()}
     x, _ = as_float("x", x)
     w, _ = as_float("w", w)
     check_layer(x, w)
@@ -109,9 +114,9 @@ def _prepare(
     s, upstream = (
         None if a is None else np.ascontiguousarray(a).reshape(rows) for a in (checked.sample_weight, checked.upstream)
     )
-    given = soft.reshape(rows, len(w)) if labels is None else labels.reshape(rows)
+    target = soft.reshape(rows, len(w)) if labels is None else labels.reshape(rows)
     layer = _Layer(
-        x.reshape(rows, x.shape[-1]), w, bias, given, labels is None, batch, s, upstream, checked.weight, each, compute
+        x.reshape(rows, x.shape[-1]), w, bias, target, labels is None, batch, s, upstream, checked.weight, each, compute
     )
     agreed = (
         ("shape of the rows", batch),
@@ -154,12 +159,14 @@ def run_linear(
     num_threads: Any = None,
     upstream: Any = None,
     filter_eps: Any = 0.0,
+    device: Any = None,
     **options: Any,
 ) -> LinearCrossEntropyResult:
     """The loss and, with `gradient`, the gradients."""
     comm = as_group(group)
     checks = options | {"upstream": upstream if gradient else None}
-    arguments = x, w, target, bias, n_classes, offset, reduction, gradient, chunk_bytes, filter_eps, num_threads, checks
+    of_layer = x, w, target, bias, n_classes, offset
+    arguments = *of_layer, reduction, gradient, chunk_bytes, filter_eps, device, num_threads, checks
     with RowSums(rows_group) as sums:
         layout, (header, layer, call) = enter(comm, lambda: _prepare(*arguments))
         sums.begin(header, layout.n_classes, layer.sample_weight)
@@ -273,7 +280,8 @@ def _finish(
     if layer.bias is None:
         arrays = *arrays[:2], None
     results = (None if a is None else give_result(like, None, a.astype(dtype, copy=False)) for a in arrays)
-    return LinearCrossEntropyResult(loss, *results)
+    grad_x, *others = results
+    return LinearCrossEntropyResult(loss, label_like(like, grad_x), *others)
 
 
 def linear_cross_entropy(
@@ -295,6 +303,8 @@ def linear_cross_entropy(
     temperature: ArrayLike = 1.0,
     softcap: float | None = None,
     reduction: Literal["none", "sum", "mean"] = "mean",
+    filter_eps: float = 0.0,
+    device: str | None = None,
     num_threads: SupportsIndex | None = None,
 ) -> Any:
     """Cross-entropy of the logits ``x @ w.T + bias``, with the rows of w divided among the ranks of a group.
@@ -309,12 +319,14 @@ def linear_cross_entropy(
         As in `cross_entropy`.
     bias : array_like of shape (k,), optional
         Added to the logits of this rank's classes.
-    group, n_classes, offset, num_threads
+    group, n_classes, offset, device, num_threads
         As in `softmax`.
     rows_group : as group, optional
         As in `cross_entropy`: the ranks that have the same classes of w, and other rows of x.
     chunk_bytes : int, optional
         As in `csoftmax.linear_cross_entropy`, for the logits of all ranks together.
+    filter_eps : float, default 0.0
+        As in `csoftmax.linear_cross_entropy`, where it has no effect.
 
     Returns
     -------
@@ -342,7 +354,7 @@ def linear_cross_entropy(
         group, rows_group, x, w, target, bias=bias, n_classes=n_classes, offset=offset, chunk_bytes=chunk_bytes,
         weight=weight, sample_weight=sample_weight, label_smoothing=label_smoothing, ignore_index=ignore_index,
         z_loss=z_loss, temperature=temperature, softcap=softcap, reduction=reduction, gradient=False,
-        num_threads=num_threads,
+        filter_eps=filter_eps, device=device, num_threads=num_threads,
     )  # fmt: skip
     return result.loss
 
@@ -370,6 +382,7 @@ def linear_cross_entropy_with_grad(
     clip_norm: float | None = None,
     clip_value: float | None = None,
     filter_eps: float = 0.0,
+    device: str | None = None,
     num_threads: SupportsIndex | None = None,
 ) -> LinearCrossEntropyResult:
     """Cross-entropy of the logits ``x @ w.T + bias`` and its gradients, with w divided among the ranks of a group.
@@ -377,7 +390,7 @@ def linear_cross_entropy_with_grad(
     Parameters
     ----------
     x, w, target, group, rows_group, bias, n_classes, offset, chunk_bytes, weight, sample_weight, label_smoothing, \
-ignore_index, z_loss, temperature, softcap, reduction, num_threads
+ignore_index, z_loss, temperature, softcap, reduction, device, num_threads
         As in `linear_cross_entropy`.
     upstream, clip_norm, clip_value, filter_eps
         As in `csoftmax.linear_cross_entropy_with_grad`, the same on all ranks. `clip_norm` takes one more collective
@@ -409,5 +422,5 @@ ignore_index, z_loss, temperature, softcap, reduction, num_threads
         group, rows_group, x, w, target, bias=bias, n_classes=n_classes, offset=offset, chunk_bytes=chunk_bytes,
         weight=weight, sample_weight=sample_weight, label_smoothing=label_smoothing, ignore_index=ignore_index,
         z_loss=z_loss, temperature=temperature, softcap=softcap, reduction=reduction, gradient=True, upstream=upstream,
-        clip_norm=clip_norm, clip_value=clip_value, filter_eps=filter_eps, num_threads=num_threads,
+        clip_norm=clip_norm, clip_value=clip_value, filter_eps=filter_eps, device=device, num_threads=num_threads,
     )  # fmt: skip
