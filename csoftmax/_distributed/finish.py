@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._arguments.foreign import accept_foreign
+from .._arguments.kinds import keep_labels
 from .._arguments.labels import check_upstream, raise_bad_label
 from .._arguments.layouts import apart_from, axis_last, check_out, normalize_axes
 from .._arguments.numbers import as_number
@@ -124,7 +125,7 @@ def _check_classes(terms: Terms) -> None:
     """Raise for a label that is no class."""
     losses = terms.losses
     if losses is not None and has_bad_label(terms):
-        raise_bad_label(losses.target, terms.n_classes, losses.ignore_index)
+        raise_bad_label(losses.target, terms.n_classes, losses.ignore_index, terms.row_at)
 
 
 def check_owners(merged: Partial) -> None:
@@ -138,7 +139,7 @@ def check_owners(merged: Partial) -> None:
         _check_classes(merged.terms)
         at = np.unravel_index(row, losses.labels.shape)
         owners = merged.records[..., binding.LABEL_WORDS - 1]
-        where = f"[{', '.join(map(str, at))}]" if at else ""
+        where = f"[{', '.join(map(str, merged.terms.row_at(at)))}]" if at else ""
         raise ValueError(
             f"target{where} is {losses.labels[at]}: {owners[at]} shards have this class or this label, and exactly 1 "
             "is allowed; shards leave a gap or overlap, or have different labels"
@@ -231,6 +232,7 @@ def _apart(out: Any, axis: int, *arrays: Any) -> list[Any]:
     return [a if a is None or to is None else apart_from(a, to) for a in arrays]
 
 
+@keep_labels()
 @accept_foreign
 def _finish_rows(x: Any, name: str, given: Partial, merged: Any, axis: Any, sink: Any, out: Any) -> Any:
     check_kind(given, f"finish_{name}", KIND_OF[name])
@@ -475,6 +477,7 @@ def finish_vjp(
     return _finish_vjp(dy, y, partial, merged, axis, out=out)
 
 
+@keep_labels()
 @accept_foreign
 def _finish_vjp(dy: Any, y: Any, partial: Partial, merged: Any, axis: Any, out: Any) -> Any:
     check_kind(partial, "finish_vjp", "softmax_vjp", "log_softmax_vjp")
@@ -494,12 +497,26 @@ def add_losses(part: Partial, merged: Merged) -> NDArray[np.float64]:
     assert losses is not None
     loss = np.empty(terms.batch)
     if merged.whole is not None:
-        arguments = terms.loss_arguments(merged.whole, None, None, merged.weight_sum, 1.0)
-        binding.finish_shard_loss(terms.dtype, False, None, None, loss, None, None, *arguments)
+        _finish_whole(part, merged, loss, None, None, 1.0)
         return loss
     arguments = terms.loss_arguments(_no_classes(terms), merged.row_max, None, merged.weight_sum, 1.0)
     binding.finish_shard_loss(terms.dtype, False, merged.records, None, loss, None, None, *arguments)
     return loss
+
+
+def _finish_whole(
+    part: Partial, merged: Merged, loss: Any, to: Any, upstream: Any, divisor: float, num_threads: Any = None
+) -> None:
+    """Losses of rows that are there whole, and their gradients if there is an array for them."""
+    terms, whole = part.terms, merged.whole
+    assert whole is not None
+    arguments = terms.loss_arguments(whole, None, upstream, merged.weight_sum, divisor, num_threads)
+    try:
+        binding.finish_shard_loss(terms.dtype, False, None, None, loss, to, None, *arguments)
+    except ValueError:
+        if whole.soft is not None:
+            raise_bad_label(whole.soft, terms.n_classes, None, lambda at: terms.place_of(whole, at))
+        raise
 
 
 def round_losses(terms: Terms, loss: Any) -> Any:
@@ -617,8 +634,7 @@ def write_gradient(
     loss = np.zeros(terms.batch)
     if merged.whole is not None:
         whole, to = merged.whole, np.empty((*terms.batch, terms.n_classes), result.dtype)
-        arguments = terms.loss_arguments(whole, None, upstream, merged.weight_sum, divisor, num_threads)
-        binding.finish_shard_loss(terms.dtype, False, None, None, loss, to, None, *arguments)
+        _finish_whole(part, merged, loss, to, upstream, divisor, num_threads)
         result[...] = to[..., shard.first : shard.stop]
         return loss
     pieces = _pieces(part, merged, shard)
@@ -677,6 +693,7 @@ def finish_gradient(
     return _finish_gradient(x, partial, merged, axis, divisor, upstream, out=out)
 
 
+@keep_labels()
 @accept_foreign
 def _finish_gradient(x: Any, partial: Partial, merged: Any, axis: Any, divisor: Any, upstream: Any, out: Any) -> Any:
     check_kind(partial, "finish_gradient", "loss")

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from .._arguments.kinds import label_like
 from .._arguments.labels import as_label_bits, check_loss_options, check_target, raise_bad_label
 from .._arguments.layers import check_bias, check_layer, count_chunk_rows
-from .._arguments.numbers import check_count, check_non_negative, check_num_threads, check_reduction
+from .._arguments.numbers import check_count, check_flag, check_non_negative, check_num_threads, check_reduction
 from .._arguments.places import as_float
 from .._cpu import binding
 from .._cpu.apart import multiply
@@ -22,9 +22,10 @@ from .agreement import as_name, describe
 from .devices import as_native_on, check_device
 from .groups import UNKNOWN, Collectives, Header, Layout, Pending, as_group, check_status, enter, fail_on_all
 from .losses import run_loss, scale_over, upstream_value
+from .merge import order_of
 from .row_sums import RowSums
 from .rows import give_result, known
-from .terms import BLOCK
+from .terms import BLOCK, shift
 
 __all__ = ["linear_cross_entropy", "linear_cross_entropy_with_grad"]
 
@@ -88,11 +89,13 @@ def _prepare(
     gradient: bool,
     chunk_bytes: Any,
     filter_eps: Any,
+    deterministic: Any,
     device: Any,
     num_threads: Any,
     options: dict[str, Any],
 ) -> tuple[Header, tuple[Header, _Layer, _Call]]:
     check_reduction(reduction)
+    check_flag("deterministic", deterministic)
     check_device(device)
     check_num_threads(num_threads)
     eps = check_non_negative("filter_eps", filter_eps)
@@ -159,19 +162,24 @@ def run_linear(
     num_threads: Any = None,
     upstream: Any = None,
     filter_eps: Any = 0.0,
+    deterministic: Any = True,
     device: Any = None,
+    row_offsets: tuple[int, ...] = (),
     **options: Any,
 ) -> LinearCrossEntropyResult:
     """The loss and, with `gradient`, the gradients."""
     comm = as_group(group)
     checks = options | {"upstream": upstream if gradient else None}
     of_layer = x, w, target, bias, n_classes, offset
-    arguments = *of_layer, reduction, gradient, chunk_bytes, filter_eps, device, num_threads, checks
+    arguments = *of_layer, reduction, gradient, chunk_bytes, filter_eps, deterministic, device, num_threads, checks
     with RowSums(rows_group) as sums:
         layout, (header, layer, call) = enter(comm, lambda: _prepare(*arguments))
         sums.begin(header, layout.n_classes, layer.sample_weight)
+        offsets = row_offsets or sums.offsets_of(layer.batch)
         if not layer.is_soft:
-            raise_bad_label(layer.target.reshape(layer.batch), layout.n_classes, call.ignore_index)
+            labels = layer.target.reshape(layer.batch)
+            raise_bad_label(labels, layout.n_classes, call.ignore_index, lambda at: shift(at, offsets))
+        options |= {"row_offsets": offsets}
         return _finish(sums, x, layer, call, *_add_chunks(comm, sums, layout, layer, call, options))
 
 
@@ -221,7 +229,7 @@ def _add_chunks(
     if not call.gradient:
         return losses, divisor, None
     own = np.zeros(layer.x.shape, layer.compute) if pending.error else grad_x
-    return losses, divisor, (_add_over(comm, own, pending), grad_w, grad_bias)
+    return losses, divisor, (_add_over(comm, layout, own, pending), grad_w, grad_bias)
 
 
 def _scaled(comm: Collectives, sums: RowSums, layer: _Layer) -> _Layer:
@@ -230,14 +238,14 @@ def _scaled(comm: Collectives, sums: RowSums, layer: _Layer) -> _Layer:
     return layer._replace(weight=weight, sample_weight=s)
 
 
-def _add_over(comm: Any, own: Any, pending: Pending) -> Any:
-    """The sum of the gradients of x of all ranks, in their order; with the status of the products."""
+def _add_over(comm: Any, layout: Layout, own: Any, pending: Pending) -> Any:
+    """The sum of the gradients of x of all ranks, in the order of their classes; with the status of the products."""
     status = np.array([pending.error is not None], np.int64)
     gathered = comm.all_gather(np.concatenate([status.view(np.uint8), own.reshape(-1).view(np.uint8)]))
     check_status(comm, gathered[:, 0].astype(np.int64), pending.error)
     sum_ = np.zeros(own.shape, own.dtype)
-    for part in gathered:
-        sum_ += part[8:].copy().view(own.dtype).reshape(own.shape)
+    for rank in order_of(layout):
+        sum_ += gathered[rank, 8:].copy().view(own.dtype).reshape(own.shape)
     return sum_
 
 
@@ -382,6 +390,7 @@ def linear_cross_entropy_with_grad(
     clip_norm: float | None = None,
     clip_value: float | None = None,
     filter_eps: float = 0.0,
+    deterministic: bool = True,
     device: str | None = None,
     num_threads: SupportsIndex | None = None,
 ) -> LinearCrossEntropyResult:
@@ -395,6 +404,9 @@ ignore_index, z_loss, temperature, softcap, reduction, device, num_threads
     upstream, clip_norm, clip_value, filter_eps
         As in `csoftmax.linear_cross_entropy_with_grad`, the same on all ranks. `clip_norm` takes one more collective
         for each chunk of rows.
+    deterministic : bool, default True
+        The gradients of x are gathered from all ranks and added in the order of the shards, so that it has the same
+        bits for the same shards on any ranks. There is no other way: False is the same.
 
     Returns
     -------
@@ -422,5 +434,6 @@ ignore_index, z_loss, temperature, softcap, reduction, device, num_threads
         group, rows_group, x, w, target, bias=bias, n_classes=n_classes, offset=offset, chunk_bytes=chunk_bytes,
         weight=weight, sample_weight=sample_weight, label_smoothing=label_smoothing, ignore_index=ignore_index,
         z_loss=z_loss, temperature=temperature, softcap=softcap, reduction=reduction, gradient=True, upstream=upstream,
-        clip_norm=clip_norm, clip_value=clip_value, filter_eps=filter_eps, device=device, num_threads=num_threads,
+        clip_norm=clip_norm, clip_value=clip_value, filter_eps=filter_eps, deterministic=deterministic, device=device,
+        num_threads=num_threads,
     )  # fmt: skip

@@ -139,9 +139,10 @@ def _check_loss(
     out: Any = None,
     device: Any = None,
     origin: tuple[int, tuple[int, ...]] | None = None,
+    row_offsets: tuple[int, ...] = (),
     **losses: Any,
 ) -> tuple[Header, tuple[Header, Loss]]:
-    """Check a call. origin: that of Terms."""
+    """Check a call. origin, row_offsets: those of Terms."""
     check_num_threads(num_threads)
     check_device(device)
     n, first = known("n_classes", n_classes), known("offset", offset)
@@ -157,7 +158,7 @@ def _check_loss(
     checked = terms.losses
     assert checked is not None
     factors = *checked.factors[:3], check_positive("clip_norm", clip_norm), checked.factors[4]
-    terms = terms._replace(losses=checked._replace(factors=factors), origin=origin)
+    terms = terms._replace(losses=checked._replace(factors=factors), origin=origin, row_offsets=row_offsets)
     factor = check_upstream(upstream, reduction, terms.batch) if gradient else None
     if out is not None:
         x, soft = (
@@ -430,6 +431,8 @@ def _run_loss(
     )
     sums.begin(header, layout.n_classes, None if call.terms.losses is None else call.terms.losses.sample_weight)
     terms, piece, slices, keep = _Plan.of(comm, layout, call) if ahead is None else ahead.plan
+    if sums.first and not terms.row_offsets:
+        terms = terms._replace(row_offsets=sums.offsets_of(terms.batch))
     if call.reduction == "mean":
         terms, piece = _scaled(comm, sums, terms, piece)
     chunks, pending = [], Pending()

@@ -45,10 +45,10 @@ def rows_of(terms: Terms, piece: Piece, rows: slice | None) -> tuple[Terms, Piec
         return terms, piece
     batch = (len(range(terms.batch[0])[rows]), *terms.batch[1:])
     losses = terms.losses
-    if losses is not None:  # the target remains that of the call, which names its rows in errors
-        each = losses.labels, losses.sample_weight
-        labels, s = (None if a is None else np.ascontiguousarray(a[rows]) for a in each)
-        losses = losses._replace(labels=labels, sample_weight=s)
+    if losses is not None:
+        each = losses.labels, losses.target, losses.sample_weight
+        labels, target, s = (None if a is None else np.ascontiguousarray(a[rows]) for a in each)
+        losses = losses._replace(labels=labels, target=target, sample_weight=s)
     temperatures = None if terms.temperatures is None else terms.temperatures[rows]
     arrays: dict[str, Any] = {
         n: None if getattr(piece, n) is None else getattr(piece, n)[rows] for n in ("x", "y", "where", "soft")
@@ -96,7 +96,7 @@ def merge_over(
         row_max = merged.second_round
         if row_max is None:
             part.joined, part.blocks = merged.joined, merged.blocks
-            part.whole = merged.whole
+            part.whole, part.terms = merged.whole, terms
             return part, accept_merged(merged)
         part = gathered = None
 
