@@ -164,6 +164,13 @@ def _has_labels(x: Any) -> bool:
     return _pandas(x) is not None and hasattr(x, "index")
 
 
+def label_like(like: Any, a: Any) -> Any:
+    """An array of the shape of `like`, whose elements correspond to it, with its labels; anything else as it is."""
+    if isinstance(like, np.ndarray) or not _has_labels(like):
+        return a
+    return _label(like, a) if type(a) is np.ndarray and a.shape == like.shape else a
+
+
 def keep_labels(at: int = 0) -> Callable[[_Function], _Function]:
     """Give a result of the shape of the first argument its labels; at: which one, of several.
 
@@ -178,8 +185,7 @@ def keep_labels(at: int = 0) -> Callable[[_Function], _Function]:
                 return result
 
             def label(a: Any) -> Any:
-                is_like_first = type(a) is np.ndarray and a.shape == first.shape and a is not options.get("out")
-                return _label(first, a) if is_like_first else a
+                return a if a is options.get("out") else label_like(first, a)
 
             if isinstance(result, tuple):
                 return tuple_like(result, (*result[:at], label(result[at]), *result[at + 1 :]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import sys
 import time
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 import csoftmax
+from csoftmax import distributed
 
 from .._bench.table import layout
 from .._cpu import binding
@@ -37,6 +39,7 @@ OFFSETS = {
     "float64": (9e5, -3e13, 1e15),
 }
 BITWISE = "reproducibility"
+LOSSES = ("loss", "gradient")
 
 
 class Line(NamedTuple):
@@ -286,6 +289,47 @@ def sparse():
             yield f"{name} {dtype}, ties", worst, limit if dtype != "float64" or JUDGES_FLOAT64 else None
 
 
+def over_shards(name: str, x, y, target, bounds: tuple[int, ...]):
+    """The result of a function, and the same from shards of the classes whose sums are merged in another order."""
+    gradient = name.endswith("_vjp")
+    kind = {"log_softmax": "log", "logsumexp": "log"}.get(name, "loss" if name in LOSSES else name)
+    cuts, row_max = [slice(a, b) for a, b in itertools.pairwise(bounds)], None
+    labels = {"target": target} if kind == "loss" else {}
+    for _ in range(2):
+        options = {"n_classes": bounds[-1], "kind": kind, "row_max": row_max, **labels}
+        parts = [
+            distributed.partial(x[:, cut], offset=cut.start, **options, **({"y": y[:, cut]} if gradient else {}))
+            for cut in cuts
+        ]
+        merged = distributed.merge(parts[-1], distributed.merge(parts[::-1]))
+        if (row_max := merged.second_round) is None:
+            break
+    finish = getattr(distributed, "finish_vjp" if gradient else f"finish_{name}")
+    found = [finish(x[:, c], *([y[:, c]] if gradient else []), p, merged) for c, p in zip(cuts, parts)]
+    if kind == "loss":
+        whole = csoftmax.cross_entropy_with_grad(x, target, reduction="none")
+        expected = whole.loss if name == "loss" else whole.grad
+    else:
+        expected = getattr(csoftmax, name)(*((x, y) if gradient else (x,)))
+    return np.concatenate(found, axis=1) if found[0].ndim == 2 else found[-1], expected
+
+
+def shards():
+    """Compare rows whose classes are divided with whole ones: every dtype, at and between multiples of 4096."""
+    for name in ("softmax", "log_softmax", "logsumexp", "softmax_vjp", "log_softmax_vjp", *LOSSES):
+        wrong = cases = 0
+        for dtype in available_dtypes():
+            for seed, bounds in enumerate(((0, 4096, 8192, 9000), (0, 1000, 5000, 9000), (0, 30, 100))):
+                x = logits((2, bounds[-1]), dtype, seed, 5.0)
+                if name not in ("softmax_vjp", "log_softmax_vjp"):
+                    x[1, 7] = 6e4 if dtype == "float16" else 1e30  # takes a second round
+                y = csoftmax.softmax(x) if name == "softmax_vjp" else csoftmax.log_softmax(x)
+                found, expected = over_shards(name, x, y, [bounds[1], 0], bounds)
+                wrong += count_different_bits(found, expected)
+                cases += 1
+        yield f"{name}, {cases} divisions of rows", wrong, 0
+
+
 SECTIONS = {
     "accuracy, ULP": accuracy,
     "instruction sets": instruction_sets,
@@ -295,6 +339,7 @@ SECTIONS = {
     "masks": masks,
     "gradients": gradients,
     "sparse": sparse,
+    "shards": shards,
 }
 
 

@@ -23,7 +23,7 @@ Finish = Callable[..., Any]
 @sizeof.register(Partial)
 def _size_of(part: Partial) -> int:
     """The bytes of sums, for Dask's account of memory, which does not look into objects."""
-    arrays = [part.records, part.block_max, part.row_max]
+    arrays = [part.records, part.block_max, part.given_max]
     if part.terms.losses is not None:
         arrays += [part.terms.losses.labels, part.terms.losses.target, part.terms.losses.sample_weight]
     return 1000 + sum(a.nbytes for a in arrays if a is not None)

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._arguments.foreign import as_native
 from .._arguments.generators import check_uniforms, draw_uniforms, restore_states, save_states
+from .._arguments.layouts import check_out
 from .._arguments.numbers import check_count, check_flag, check_num_threads
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
@@ -23,6 +24,8 @@ from .._ops.sample import check_parameters, raise_without_mass
 from .._ops.sample import sample as sample_whole
 from .._ops.topk import topk as topk_whole
 from .agreement import describe
+from .devices import as_native_on
+from .finish import give_rows
 from .groups import Collectives, Header, Layout, Pending, as_group, check_status, enter
 from .merge import gather_rows, join_rows, order_of, ordered
 from .rows import give_result, known
@@ -371,6 +374,8 @@ def sample(
     uniforms: ArrayLike | None = None,
     replace: bool = True,
     return_log_prob: bool = False,
+    out: NDArray[np.int64] | None = None,
+    device: str | None = None,
     num_threads: SupportsIndex | None = None,
     **options: Any,
 ) -> Any:
@@ -380,12 +385,14 @@ def sample(
     ----------
     logits : array_like of shape (..., m)
         The classes of this rank along `axis`.
-    group, axis, n_classes, offset, num_threads
+    group, axis, n_classes, offset, device, num_threads
         As in `softmax`.
     temperature, top_k, top_p, min_p, where, size
         As in `csoftmax.sample`, the same on all ranks; `where` is that of this rank's classes.
     rng, uniforms
         As in `csoftmax.sample`. Those of rank 0 count, and only its generator advances.
+    out : ndarray of int64 of the shape of the result, optional
+        Array that receives the draws.
     replace, return_log_prob, **options
         Only the defaults are allowed; `typical_p`, `top_n_sigma` and `order` are not.
 
@@ -425,17 +432,19 @@ def sample(
         _refuse_options(unused)
         check_num_threads(num_threads)
         states.extend(save_states(rng))
-        rows, _, _ = rows_of_shard("logits", logits, axis, where)
+        rows, _, _ = rows_of_shard("logits", logits, axis, where, device)
         batch = rows.shape[:-1]
         given = size if isinstance(size, tuple) else () if size is None else (size,)
         shape = tuple(check_count("size", n, 0, "an int, a tuple of ints or None") for n in given)
-        numbers = {n: None if p is None else np.asarray(as_native(p, n)) for n, p in parameters.items()}
+        if out is not None:
+            check_out(as_native(out, "out"), (*batch, *shape), np.dtype(np.int64))
+        numbers = {n: None if p is None else np.asarray(as_native_on(device, n, p)) for n, p in parameters.items()}
         checked = {n: None if p is None else p.reshape(-1) for n, p in check_parameters(numbers, batch).items()}
         draws = np.zeros((*batch, math.prod(shape)))
         if uniforms is not None and rng is not None:
             raise ValueError("rng must be None where uniforms are given, because they take its place")
         if comm.rank == 0:
-            own = as_native(uniforms, "uniforms")
+            own = as_native_on(device, "uniforms", uniforms)
             draws = draw_uniforms(rng, batch, shape) if own is None else check_uniforms(own, batch, shape)
         agreed = ("size", shape), *((n, _as_value(p)) for n, p in numbers.items())
         header = header_of_rows("sample", rows, known("n_classes", n_classes), known("offset", offset), agreed)
@@ -444,7 +453,7 @@ def sample(
 
     try:
         layout, call = enter(comm, prepare)
-        return give_result(logits, None, _draw(comm, layout, call))
+        return give_result(logits, out, give_rows(_draw(comm, layout, call), as_native(out, "out")))
     except BaseException:
         restore_states(states)
         raise

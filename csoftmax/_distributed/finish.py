@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._arguments.foreign import accept_foreign
+from .._arguments.kinds import keep_labels
 from .._arguments.labels import check_upstream, raise_bad_label
-from .._arguments.layouts import apart_from, axis_last, check_out
+from .._arguments.layouts import apart_from, axis_last, check_out, normalize_axes
 from .._arguments.numbers import as_number
 from .._arguments.places import as_float
 from .._cpu import binding
@@ -54,7 +55,7 @@ def check_merged(part: Partial, merged: Any) -> Merged:
     if merged.second_round is not None:
         raise ValueError(
             "rows have maxima outside the range of the first round: call partial again with "
-            f"row_max=merged{'.with_sink(sink)' * part.terms.has_sink}.second_round and merge the results"
+            f"row_max=merged{'.with_sink(sink)' * part.terms.has_sink}.row_max and merge the results"
         )
     check_rounds(part, merged)
     return accept_merged(merged)
@@ -73,7 +74,7 @@ def accept_merged(merged: Partial) -> Merged:
     check_owners(merged)
     words = merged.weight_words
     total = float(merged.terms.n_classes) if words is None else float(total_sums(words))
-    return Merged(merged.records, merged.joined, merged.whole, merged.row_max, total)
+    return Merged(merged.records, merged.joined, merged.whole, merged.given_max, total)
 
 
 def total_sums(words: Any) -> NDArray[np.float64]:
@@ -100,7 +101,7 @@ def _from_records(part: Partial, records: Any) -> Partial:
             "classes or a sink in the last block, or losses have class weights"
         )
     records = np.array(records, order="C")
-    return Partial(records, None, {}, None, ((0, last),), part.row_max, None, terms)
+    return Partial(records, None, {}, None, ((0, last),), part.given_max, None, terms)
 
 
 def _join_sink(part: Partial, merged: Any, sink: Any) -> tuple[Partial, Any]:
@@ -124,7 +125,7 @@ def _check_classes(terms: Terms) -> None:
     """Raise for a label that is no class."""
     losses = terms.losses
     if losses is not None and has_bad_label(terms):
-        raise_bad_label(losses.target, terms.n_classes, losses.ignore_index)
+        raise_bad_label(losses.target, terms.n_classes, losses.ignore_index, terms.row_at)
 
 
 def check_owners(merged: Partial) -> None:
@@ -138,19 +139,32 @@ def check_owners(merged: Partial) -> None:
         _check_classes(merged.terms)
         at = np.unravel_index(row, losses.labels.shape)
         owners = merged.records[..., binding.LABEL_WORDS - 1]
-        where = f"[{', '.join(map(str, at))}]" if at else ""
+        where = f"[{', '.join(map(str, merged.terms.row_at(at)))}]" if at else ""
         raise ValueError(
             f"target{where} is {losses.labels[at]}: {owners[at]} shards have this class or this label, and exactly 1 "
             "is allowed; shards leave a gap or overlap, or have different labels"
         )
 
 
-def _rows(terms: Terms, x: Any, name: str = "x", axis: int = -1) -> Any:
-    """The shard with the class axis last, as the plan has it."""
+def _check_axis(part: Partial, axis: Any) -> int:
+    """The axis of the classes, which is that of the partial result."""
+    own = part.terms.axis
+    if axis is not None and normalize_axes(axis, len(part.terms.batch) + 1) != (own,):
+        raise ValueError(f"axis is {axis!r}; partial was called with axis {own}, which is the default")
+    return own
+
+
+def _rows(part: Partial, x: Any, name: str = "x") -> Any:
+    """The shard as it was given to `partial`, with the class axis last."""
+    terms = part.terms
     given, dtype = as_float(name, x)
     if dtype != terms.dtype:
         raise ValueError(f"{name} has dtype {given.dtype}; the partial result is of {terms.name}")
-    return as_buffer(axis_last(given, (axis % max(1, given.ndim),)))
+    first, stop = shard_of(part)
+    shape = (*terms.batch[: terms.axis], stop - first, *terms.batch[terms.axis :])
+    if given.shape != shape:
+        raise ValueError(f"{name} has shape {given.shape}; the partial result is of {shape}")
+    return as_buffer(axis_last(given, (terms.axis,)))
 
 
 def _pieces(part: Partial, merged: Merged, shard: Piece) -> list[tuple[Piece, Any]]:
@@ -167,15 +181,6 @@ def _pieces(part: Partial, merged: Merged, shard: Piece) -> list[tuple[Piece, An
 def shard_of(part: Partial) -> tuple[int, int]:
     """The classes of a partial result that is not merged."""
     return part.intervals[0] if part.intervals else (0, 0)
-
-
-def _check_shape(part: Partial, rows: Any, name: str) -> int:
-    """The first class of the shard, after checking that the rows are those of the partial result."""
-    first, stop = shard_of(part)
-    shape = (*part.terms.batch, stop - first)
-    if rows.shape != shape:
-        raise ValueError(f"{name} has shape {rows.shape} with the classes last; the partial result is of {shape}")
-    return first
 
 
 def _place_result(out: Any, like: Any, axis: int, own: Any = None) -> tuple[Any, Any]:
@@ -199,7 +204,7 @@ def write_rows(
 ) -> None:
     """Write the shard of a result, the class axis last."""
     terms = part.terms
-    first = _check_shape(part, x, "x")
+    first, _ = shard_of(part)
     kind = binding.SHARD_KINDS[name]
     if merged.whole is not None:  # at most 4096 classes: the ordinary function with the whole row
         whole, to = merged.whole, np.empty((*terms.batch, terms.n_classes), x.dtype)
@@ -227,13 +232,14 @@ def _apart(out: Any, axis: int, *arrays: Any) -> list[Any]:
     return [a if a is None or to is None else apart_from(a, to) for a in arrays]
 
 
+@keep_labels()
 @accept_foreign
-def _finish_rows(x: Any, name: str, given: Partial, merged: Any, axis: int, sink: Any, out: Any) -> Any:
+def _finish_rows(x: Any, name: str, given: Partial, merged: Any, axis: Any, sink: Any, out: Any) -> Any:
     check_kind(given, f"finish_{name}", KIND_OF[name])
+    axis = _check_axis(given, axis)
     part, merged = _join_sink(given, merged, sink)
     whole = check_merged(part, merged)
-    rows = _rows(part.terms, x, axis=axis)
-    _check_shape(part, rows, "x")
+    rows = _rows(part, x)
     own, powers = None, part.e
     if powers is not None and powers.shape == rows.shape and out is None and rows.ndim == np.ndim(x):
         own = np.moveaxis(powers, -1, axis)
@@ -252,7 +258,7 @@ def finish_softmax(
     partial: Partial,
     merged: Any,
     *,
-    axis: int = -1,
+    axis: SupportsIndex | None = None,
     sink: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
 ) -> Any:
@@ -266,8 +272,8 @@ def finish_softmax(
         The sums of this shard, of kind "softmax".
     merged : Partial, or ndarray of int64
         The merged sums of all shards; their records alone where all shards begin at multiples of 4096.
-    axis : int, default -1
-        Axis of the classes.
+    axis : int, optional
+        Axis of the classes: that of `partial`, which is the default; no other is allowed.
     sink : float or array_like, optional
         As in `csoftmax.softmax`, the same in every shard; merged results are without it. See `has_sink` of `partial`.
     out : ndarray of the shape and dtype of x, optional
@@ -281,7 +287,8 @@ def finish_softmax(
     Raises
     ------
     ValueError
-        If classes are missing, rows need a second round (`Partial.second_round`), or `sink` and `has_sink` do not fit.
+        If x is not the shard that `partial` has seen, classes are missing, rows need a second round
+        (`Partial.row_max`), or `sink` and `has_sink` do not fit.
 
     Examples
     --------
@@ -292,7 +299,7 @@ def finish_softmax(
     >>> float(finish_softmax(x[:, :4096], parts[0], merge(parts)).sum())
     0.5
     """
-    return _finish_rows(x, "softmax", partial, merged, axis, sink, out)
+    return _finish_rows(x, "softmax", partial, merged, axis, sink, out=out)
 
 
 def finish_log_softmax(
@@ -300,7 +307,7 @@ def finish_log_softmax(
     partial: Partial,
     merged: Any,
     *,
-    axis: int = -1,
+    axis: SupportsIndex | None = None,
     sink: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
 ) -> Any:
@@ -330,7 +337,7 @@ def finish_log_softmax(
     >>> float(finish_log_softmax(x[:, :4096], parts[0], merge(parts))[0, 0])
     -9.010913347279288
     """
-    return _finish_rows(x, "log_softmax", partial, merged, axis, sink, out)
+    return _finish_rows(x, "log_softmax", partial, merged, axis, sink, out=out)
 
 
 def sum_up_rows(part: Partial, merged: Merged) -> Any:
@@ -354,18 +361,22 @@ def as_scalar_or_rows(terms: Terms, result: Any) -> Any:
     return result.view(terms.storage)[()]
 
 
-def finish_logsumexp(partial: Partial, merged: Any, *, sink: ArrayLike | None = None) -> Any:
+def finish_logsumexp(
+    x: ArrayLike, partial: Partial, merged: Any, *, sink: ArrayLike | None = None, out: NDArray[Any] | None = None
+) -> Any:
     """The log-sum-exp of rows, from merged sums.
 
     Parameters
     ----------
-    partial, merged, sink
-        As in `finish_softmax`; the partial result is of kind "log".
+    x, partial, merged, sink
+        As in `finish_softmax`; the partial result is of kind "log". The elements of x are not read.
+    out : ndarray of the shape of the rows and the dtype of x, optional
+        Array that receives the result.
 
     Returns
     -------
     ndarray or scalar
-        ``csoftmax.logsumexp`` of the whole rows, equal in every bit.
+        ``csoftmax.logsumexp`` of the whole rows, equal in every bit; `out` if given.
 
     Raises
     ------
@@ -378,18 +389,35 @@ def finish_logsumexp(partial: Partial, merged: Any, *, sink: ArrayLike | None = 
     >>> from csoftmax.distributed import finish_logsumexp, merge, partial
     >>> x = np.zeros((1, 8192))
     >>> parts = [partial(x[:, i : i + 4096], offset=i, n_classes=8192, kind="log") for i in (0, 4096)]
-    >>> finish_logsumexp(parts[0], merge(parts))
+    >>> finish_logsumexp(x[:, :4096], parts[0], merge(parts))
     array([9.01091335])
     """
+    return _finish_logsumexp(x, partial, merged, sink=sink, out=out)
+
+
+@accept_foreign
+def _finish_logsumexp(x: Any, partial: Partial, merged: Any, *, sink: Any, out: Any) -> Any:
     check_kind(partial, "finish_logsumexp", "log")
     part, merged = _join_sink(partial, merged, sink)
-    return as_scalar_or_rows(part.terms, sum_up_rows(part, check_merged(part, merged)))
+    whole = check_merged(part, merged)
+    _rows(part, x)
+    if out is not None:
+        check_out(out, part.terms.batch, part.terms.storage)
+    return give_rows(as_scalar_or_rows(part.terms, sum_up_rows(part, whole)), out)
+
+
+def give_rows(result: Any, out: Any) -> Any:
+    """A result for each row; `out`, which receives it, if that is given."""
+    if out is None:
+        return result
+    as_buffer(out)[...] = as_buffer(np.asarray(result))
+    return out
 
 
 def write_vjp(part: Partial, merged: Merged, dy: Any, y: Any, result: Any, *, where: Any, num_threads: Any) -> None:
     """Write the shard of a gradient, the class axis last."""
     terms = part.terms
-    first = _check_shape(part, dy, "dy")
+    first, _ = shard_of(part)
     numbers = terms.temperature, terms.temperatures
     if merged.whole is not None:
         whole, to = merged.whole, np.empty((*terms.batch, terms.n_classes), dy.dtype)
@@ -407,7 +435,13 @@ def write_vjp(part: Partial, merged: Merged, dy: Any, y: Any, result: Any, *, wh
 
 
 def finish_vjp(
-    dy: ArrayLike, y: ArrayLike, partial: Partial, merged: Any, *, axis: int = -1, out: NDArray[Any] | None = None
+    dy: ArrayLike,
+    y: ArrayLike,
+    partial: Partial,
+    merged: Any,
+    *,
+    axis: SupportsIndex | None = None,
+    out: NDArray[Any] | None = None,
 ) -> Any:
     """The gradient of softmax or log_softmax of a shard, from merged sums.
 
@@ -440,15 +474,16 @@ def finish_vjp(
     >>> float(abs(finish_vjp(dy[:, :4096], y[:, :4096], parts[0], merge(parts))).max())
     0.0
     """
-    return _finish_vjp(dy, y, partial, merged, axis, out)
+    return _finish_vjp(dy, y, partial, merged, axis, out=out)
 
 
+@keep_labels()
 @accept_foreign
-def _finish_vjp(dy: Any, y: Any, partial: Partial, merged: Any, axis: int, out: Any) -> Any:
+def _finish_vjp(dy: Any, y: Any, partial: Partial, merged: Any, axis: Any, out: Any) -> Any:
     check_kind(partial, "finish_vjp", "softmax_vjp", "log_softmax_vjp")
+    axis = _check_axis(partial, axis)
     whole = check_merged(partial, merged)
-    rows, second = _rows(partial.terms, dy, "dy", axis), _rows(partial.terms, y, "y", axis)
-    _check_shape(partial, second, "y")
+    rows, second = _rows(partial, dy, "dy"), _rows(partial, y, "y")
     result, to = _place_result(out, as_float("dy", dy)[0], axis)
     rows, second, where = _apart(out, axis, rows, second, mask_of(partial, whole))
     write_vjp(partial, whole, rows, second, to, where=where, num_threads=None)
@@ -462,12 +497,26 @@ def add_losses(part: Partial, merged: Merged) -> NDArray[np.float64]:
     assert losses is not None
     loss = np.empty(terms.batch)
     if merged.whole is not None:
-        arguments = terms.loss_arguments(merged.whole, None, None, merged.weight_sum, 1.0)
-        binding.finish_shard_loss(terms.dtype, False, None, None, loss, None, None, *arguments)
+        _finish_whole(part, merged, loss, None, None, 1.0)
         return loss
     arguments = terms.loss_arguments(_no_classes(terms), merged.row_max, None, merged.weight_sum, 1.0)
     binding.finish_shard_loss(terms.dtype, False, merged.records, None, loss, None, None, *arguments)
     return loss
+
+
+def _finish_whole(
+    part: Partial, merged: Merged, loss: Any, to: Any, upstream: Any, divisor: float, num_threads: Any = None
+) -> None:
+    """Losses of rows that are there whole, and their gradients if there is an array for them."""
+    terms, whole = part.terms, merged.whole
+    assert whole is not None
+    arguments = terms.loss_arguments(whole, None, upstream, merged.weight_sum, divisor, num_threads)
+    try:
+        binding.finish_shard_loss(terms.dtype, False, None, None, loss, to, None, *arguments)
+    except ValueError:
+        if whole.soft is not None:
+            raise_bad_label(whole.soft, terms.n_classes, None, lambda at: terms.place_of(whole, at))
+        raise
 
 
 def round_losses(terms: Terms, loss: Any) -> Any:
@@ -476,18 +525,20 @@ def round_losses(terms: Terms, loss: Any) -> Any:
         return loss.astype(terms.compute, copy=False)[()]
 
 
-def finish_loss(partial: Partial, merged: Any) -> Any:
+def finish_loss(x: ArrayLike, partial: Partial, merged: Any, *, out: NDArray[Any] | None = None) -> Any:
     """The cross-entropy of each row, from merged sums.
 
     Parameters
     ----------
-    partial, merged
-        As in `finish_softmax`; the partial result is of kind "loss".
+    x, partial, merged
+        As in `finish_softmax`; the partial result is of kind "loss". The elements of x are not read.
+    out : ndarray of the shape of the rows and the dtype of the losses, optional
+        Array that receives the result.
 
     Returns
     -------
     ndarray or scalar
-        ``csoftmax.cross_entropy`` of the whole rows with reduction "none", equal in every bit.
+        ``csoftmax.cross_entropy`` of the whole rows with reduction "none", equal in every bit; `out` if given.
 
     Raises
     ------
@@ -503,11 +554,20 @@ def finish_loss(partial: Partial, merged: Any) -> Any:
     >>> x = np.zeros((1, 8192))
     >>> shards = [slice(0, 4096), slice(4096, 8192)]
     >>> parts = [partial(x[:, s], offset=s.start, n_classes=8192, kind="loss", target=[5000]) for s in shards]
-    >>> finish_loss(parts[0], merge(parts))
+    >>> finish_loss(x[:, :4096], parts[0], merge(parts))
     array([9.01091335])
     """
+    return _finish_loss(x, partial, merged, out=out)
+
+
+@accept_foreign
+def _finish_loss(x: Any, partial: Partial, merged: Any, *, out: Any) -> Any:
     check_kind(partial, "finish_loss", "loss")
-    return round_losses(partial.terms, add_losses(partial, check_merged(partial, merged)))
+    whole = check_merged(partial, merged)
+    _rows(partial, x)
+    if out is not None:
+        check_out(out, partial.terms.batch, partial.terms.compute)
+    return give_rows(round_losses(partial.terms, add_losses(partial, whole)), out)
 
 
 def add_squares(
@@ -574,8 +634,7 @@ def write_gradient(
     loss = np.zeros(terms.batch)
     if merged.whole is not None:
         whole, to = merged.whole, np.empty((*terms.batch, terms.n_classes), result.dtype)
-        arguments = terms.loss_arguments(whole, None, upstream, merged.weight_sum, divisor, num_threads)
-        binding.finish_shard_loss(terms.dtype, False, None, None, loss, to, None, *arguments)
+        _finish_whole(part, merged, loss, to, upstream, divisor, num_threads)
         result[...] = to[..., shard.first : shard.stop]
         return loss
     pieces = _pieces(part, merged, shard)
@@ -592,7 +651,7 @@ def finish_gradient(
     partial: Partial,
     merged: Any,
     *,
-    axis: int = -1,
+    axis: SupportsIndex | None = None,
     divisor: float = 1.0,
     upstream: ArrayLike = 1.0,
     out: NDArray[Any] | None = None,
@@ -631,24 +690,25 @@ def finish_gradient(
     >>> float(finish_gradient(x[:, :4096], parts[0], merge(parts))[0, 0])
     0.0001220703125
     """
-    return _finish_gradient(x, partial, merged, axis, divisor, upstream, out)
+    return _finish_gradient(x, partial, merged, axis, divisor, upstream, out=out)
 
 
+@keep_labels()
 @accept_foreign
-def _finish_gradient(x: Any, partial: Partial, merged: Any, axis: int, divisor: Any, upstream: Any, out: Any) -> Any:
+def _finish_gradient(x: Any, partial: Partial, merged: Any, axis: Any, divisor: Any, upstream: Any, out: Any) -> Any:
     check_kind(partial, "finish_gradient", "loss")
+    axis = _check_axis(partial, axis)
     terms = partial.terms
     if not (divisor := as_number("divisor", divisor)) >= 0:
         raise ValueError(f"divisor must be at least 0, got {divisor!r}")
     factor = check_upstream(upstream, "none", terms.batch)
     whole = check_merged(partial, merged)
-    rows = _rows(terms, x, axis=axis)
-    _check_shape(partial, rows, "x")
+    rows = _rows(partial, x)
     shard = loss_shard(partial, whole, rows)
     marks = find_lost(partial, whole, shard, factor, divisor)
     if marks is not None and (lost := marks == 1).any():
         raise NotImplementedError(
-            f"row {np.unravel_index(int(lost.argmax()), lost.shape)} has gradients that underflow before they are "
+            f"row {tuple(map(int, np.unravel_index(int(lost.argmax()), lost.shape)))} has gradients that underflow before they are "
             "multiplied by its weights, upstream or 1 / temperature; csoftmax.cross_entropy_with_grad with whole rows "
             "computes them"
         )

@@ -9,21 +9,23 @@ from typing import Any, Literal, NamedTuple, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._arguments.foreign import as_native
+from .._arguments.kinds import label_like
 from .._arguments.labels import as_label_bits, check_loss_options, check_target, raise_bad_label
 from .._arguments.layers import check_bias, check_layer, count_chunk_rows
-from .._arguments.numbers import check_count, check_non_negative, check_num_threads, check_reduction
+from .._arguments.numbers import check_count, check_flag, check_non_negative, check_num_threads, check_reduction
 from .._arguments.places import as_float
 from .._cpu import binding
 from .._cpu.apart import multiply
 from .._cpu.dtypes import compute_dtype
 from .._ops.linear_cross_entropy import LinearCrossEntropyResult
 from .agreement import as_name, describe
+from .devices import as_native_on, check_device
 from .groups import UNKNOWN, Collectives, Header, Layout, Pending, as_group, check_status, enter, fail_on_all
 from .losses import run_loss, scale_over, upstream_value
+from .merge import order_of
 from .row_sums import RowSums
 from .rows import give_result, known
-from .terms import BLOCK
+from .terms import BLOCK, shift
 
 __all__ = ["linear_cross_entropy", "linear_cross_entropy_with_grad"]
 
@@ -87,14 +89,20 @@ def _prepare(
     gradient: bool,
     chunk_bytes: Any,
     filter_eps: Any,
+    deterministic: Any,
+    device: Any,
     num_threads: Any,
     options: dict[str, Any],
 ) -> tuple[Header, tuple[Header, _Layer, _Call]]:
     check_reduction(reduction)
+    check_flag("deterministic", deterministic)
+    check_device(device)
     check_num_threads(num_threads)
     eps = check_non_negative("filter_eps", filter_eps)
     limit = None if chunk_bytes is None else check_count("chunk_bytes", chunk_bytes, 1, "an int or None")
-    x, w, target, bias = (as_native(a, n) for a, n in ((x, "x"), (w, "w"), (target, "target"), (bias, "bias")))
+    given = ("x", x), ("w", w), ("target", target), ("bias", bias)
+    x, w, target, bias = (as_native_on(device, name, a) for name, a in given)
+    options = {name: as_native_on(device, name, a) for name, a in options.items()}
     x, _ = as_float("x", x)
     w, _ = as_float("w", w)
     check_layer(x, w)
@@ -109,9 +117,9 @@ def _prepare(
     s, upstream = (
         None if a is None else np.ascontiguousarray(a).reshape(rows) for a in (checked.sample_weight, checked.upstream)
     )
-    given = soft.reshape(rows, len(w)) if labels is None else labels.reshape(rows)
+    target = soft.reshape(rows, len(w)) if labels is None else labels.reshape(rows)
     layer = _Layer(
-        x.reshape(rows, x.shape[-1]), w, bias, given, labels is None, batch, s, upstream, checked.weight, each, compute
+        x.reshape(rows, x.shape[-1]), w, bias, target, labels is None, batch, s, upstream, checked.weight, each, compute
     )
     agreed = (
         ("shape of the rows", batch),
@@ -154,17 +162,24 @@ def run_linear(
     num_threads: Any = None,
     upstream: Any = None,
     filter_eps: Any = 0.0,
+    deterministic: Any = True,
+    device: Any = None,
+    row_offsets: tuple[int, ...] = (),
     **options: Any,
 ) -> LinearCrossEntropyResult:
     """The loss and, with `gradient`, the gradients."""
     comm = as_group(group)
     checks = options | {"upstream": upstream if gradient else None}
-    arguments = x, w, target, bias, n_classes, offset, reduction, gradient, chunk_bytes, filter_eps, num_threads, checks
+    of_layer = x, w, target, bias, n_classes, offset
+    arguments = *of_layer, reduction, gradient, chunk_bytes, filter_eps, deterministic, device, num_threads, checks
     with RowSums(rows_group) as sums:
         layout, (header, layer, call) = enter(comm, lambda: _prepare(*arguments))
         sums.begin(header, layout.n_classes, layer.sample_weight)
+        offsets = row_offsets or sums.offsets_of(layer.batch)
         if not layer.is_soft:
-            raise_bad_label(layer.target.reshape(layer.batch), layout.n_classes, call.ignore_index)
+            labels = layer.target.reshape(layer.batch)
+            raise_bad_label(labels, layout.n_classes, call.ignore_index, lambda at: shift(at, offsets))
+        options |= {"row_offsets": offsets}
         return _finish(sums, x, layer, call, *_add_chunks(comm, sums, layout, layer, call, options))
 
 
@@ -214,7 +229,7 @@ def _add_chunks(
     if not call.gradient:
         return losses, divisor, None
     own = np.zeros(layer.x.shape, layer.compute) if pending.error else grad_x
-    return losses, divisor, (_add_over(comm, own, pending), grad_w, grad_bias)
+    return losses, divisor, (_add_over(comm, layout, own, pending), grad_w, grad_bias)
 
 
 def _scaled(comm: Collectives, sums: RowSums, layer: _Layer) -> _Layer:
@@ -223,14 +238,14 @@ def _scaled(comm: Collectives, sums: RowSums, layer: _Layer) -> _Layer:
     return layer._replace(weight=weight, sample_weight=s)
 
 
-def _add_over(comm: Any, own: Any, pending: Pending) -> Any:
-    """The sum of the gradients of x of all ranks, in their order; with the status of the products."""
+def _add_over(comm: Any, layout: Layout, own: Any, pending: Pending) -> Any:
+    """The sum of the gradients of x of all ranks, in the order of their classes; with the status of the products."""
     status = np.array([pending.error is not None], np.int64)
     gathered = comm.all_gather(np.concatenate([status.view(np.uint8), own.reshape(-1).view(np.uint8)]))
     check_status(comm, gathered[:, 0].astype(np.int64), pending.error)
     sum_ = np.zeros(own.shape, own.dtype)
-    for part in gathered:
-        sum_ += part[8:].copy().view(own.dtype).reshape(own.shape)
+    for rank in order_of(layout):
+        sum_ += gathered[rank, 8:].copy().view(own.dtype).reshape(own.shape)
     return sum_
 
 
@@ -273,7 +288,8 @@ def _finish(
     if layer.bias is None:
         arrays = *arrays[:2], None
     results = (None if a is None else give_result(like, None, a.astype(dtype, copy=False)) for a in arrays)
-    return LinearCrossEntropyResult(loss, *results)
+    grad_x, *others = results
+    return LinearCrossEntropyResult(loss, label_like(like, grad_x), *others)
 
 
 def linear_cross_entropy(
@@ -295,6 +311,8 @@ def linear_cross_entropy(
     temperature: ArrayLike = 1.0,
     softcap: float | None = None,
     reduction: Literal["none", "sum", "mean"] = "mean",
+    filter_eps: float = 0.0,
+    device: str | None = None,
     num_threads: SupportsIndex | None = None,
 ) -> Any:
     """Cross-entropy of the logits ``x @ w.T + bias``, with the rows of w divided among the ranks of a group.
@@ -309,12 +327,14 @@ def linear_cross_entropy(
         As in `cross_entropy`.
     bias : array_like of shape (k,), optional
         Added to the logits of this rank's classes.
-    group, n_classes, offset, num_threads
+    group, n_classes, offset, device, num_threads
         As in `softmax`.
     rows_group : as group, optional
         As in `cross_entropy`: the ranks that have the same classes of w, and other rows of x.
     chunk_bytes : int, optional
         As in `csoftmax.linear_cross_entropy`, for the logits of all ranks together.
+    filter_eps : float, default 0.0
+        As in `csoftmax.linear_cross_entropy`, where it has no effect.
 
     Returns
     -------
@@ -342,7 +362,7 @@ def linear_cross_entropy(
         group, rows_group, x, w, target, bias=bias, n_classes=n_classes, offset=offset, chunk_bytes=chunk_bytes,
         weight=weight, sample_weight=sample_weight, label_smoothing=label_smoothing, ignore_index=ignore_index,
         z_loss=z_loss, temperature=temperature, softcap=softcap, reduction=reduction, gradient=False,
-        num_threads=num_threads,
+        filter_eps=filter_eps, device=device, num_threads=num_threads,
     )  # fmt: skip
     return result.loss
 
@@ -370,6 +390,8 @@ def linear_cross_entropy_with_grad(
     clip_norm: float | None = None,
     clip_value: float | None = None,
     filter_eps: float = 0.0,
+    deterministic: bool = True,
+    device: str | None = None,
     num_threads: SupportsIndex | None = None,
 ) -> LinearCrossEntropyResult:
     """Cross-entropy of the logits ``x @ w.T + bias`` and its gradients, with w divided among the ranks of a group.
@@ -377,11 +399,14 @@ def linear_cross_entropy_with_grad(
     Parameters
     ----------
     x, w, target, group, rows_group, bias, n_classes, offset, chunk_bytes, weight, sample_weight, label_smoothing, \
-ignore_index, z_loss, temperature, softcap, reduction, num_threads
+ignore_index, z_loss, temperature, softcap, reduction, device, num_threads
         As in `linear_cross_entropy`.
     upstream, clip_norm, clip_value, filter_eps
         As in `csoftmax.linear_cross_entropy_with_grad`, the same on all ranks. `clip_norm` takes one more collective
         for each chunk of rows.
+    deterministic : bool, default True
+        The gradients of x are gathered from all ranks and added in the order of the shards, so that it has the same
+        bits for the same shards on any ranks. There is no other way: False is the same.
 
     Returns
     -------
@@ -409,5 +434,6 @@ ignore_index, z_loss, temperature, softcap, reduction, num_threads
         group, rows_group, x, w, target, bias=bias, n_classes=n_classes, offset=offset, chunk_bytes=chunk_bytes,
         weight=weight, sample_weight=sample_weight, label_smoothing=label_smoothing, ignore_index=ignore_index,
         z_loss=z_loss, temperature=temperature, softcap=softcap, reduction=reduction, gradient=True, upstream=upstream,
-        clip_norm=clip_norm, clip_value=clip_value, filter_eps=filter_eps, num_threads=num_threads,
+        clip_norm=clip_norm, clip_value=clip_value, filter_eps=filter_eps, deterministic=deterministic, device=device,
+        num_threads=num_threads,
     )  # fmt: skip

@@ -18,6 +18,7 @@ from .._cpu import binding
 from .._cpu.dtypes import as_buffer
 from .._ops.cross_entropy import CrossEntropyResult
 from .agreement import as_name, describe
+from .devices import as_native_on, check_device
 from .finish import (
     Merged,
     add_losses,
@@ -34,6 +35,7 @@ from .row_sums import RowSums
 from .rows import (
     check_result,
     chunks_of,
+    give_elements,
     give_result,
     header_of,
     known,
@@ -104,7 +106,8 @@ def prepare_loss(
     function: str, logits: Any, target: Any, num_threads: Any, **options: Any
 ) -> tuple[Header, tuple[Header, Loss]]:
     """Check a call on this rank; options: those of `_check_loss`. Those of a call like an earlier one are checked."""
-    logits, target = as_native(logits, "logits"), as_native(target, "target")
+    device = options.get("device")
+    logits, target = as_native_on(device, "logits", logits), as_native_on(device, "target", target)
     key = _signature(function, logits, target, options | {"num_threads": num_threads})
     known = None if key is None else _prepared.get(key)
     if known is not None:
@@ -134,16 +137,19 @@ def _check_loss(
     clip_norm: Any = None,
     clip_value: Any = None,
     out: Any = None,
+    device: Any = None,
     origin: tuple[int, tuple[int, ...]] | None = None,
+    row_offsets: tuple[int, ...] = (),
     **losses: Any,
 ) -> tuple[Header, tuple[Header, Loss]]:
-    """Check a call. origin: that of Terms."""
+    """Check a call. origin, row_offsets: those of Terms."""
     check_num_threads(num_threads)
+    check_device(device)
     n, first = known("n_classes", n_classes), known("offset", offset)
     check_reduction(reduction)
     given_out = out
-    upstream, out = as_native(upstream, "upstream"), as_native(out, "out")
-    losses = {name: as_native(a, name) for name, a in losses.items()}
+    upstream, out = as_native_on(device, "upstream", upstream), as_native(out, "out")
+    losses = {name: as_native_on(device, name, a) for name, a in losses.items()} | {"clip_value": clip_value}
     losses["first_class"] = None if first == UNKNOWN else first
     arguments = {"axis": axis, "target": target, "losses": losses, "name": "logits"}
     terms, piece = plan_partial(logits, offset=0, n_classes=None, kind="loss", **arguments)
@@ -151,8 +157,8 @@ def _check_loss(
     check_result(terms, piece, place, out)
     checked = terms.losses
     assert checked is not None
-    factors = *checked.factors[:3], check_positive("clip_norm", clip_norm), check_positive("clip_value", clip_value)
-    terms = terms._replace(losses=checked._replace(factors=factors), origin=origin)
+    factors = *checked.factors[:3], check_positive("clip_norm", clip_norm), checked.factors[4]
+    terms = terms._replace(losses=checked._replace(factors=factors), origin=origin, row_offsets=row_offsets)
     factor = check_upstream(upstream, reduction, terms.batch) if gradient else None
     if out is not None:
         x, soft = (
@@ -162,7 +168,6 @@ def _check_loss(
     options = (
         ("reduction", as_name(reduction)),
         ("clip_norm", factors[3]),
-        ("clip_value", factors[4]),
         upstream_value(reduction, upstream if gradient else None, factor),
     )
     header = header_of(function, terms, piece, n, first, options)
@@ -426,6 +431,8 @@ def _run_loss(
     )
     sums.begin(header, layout.n_classes, None if call.terms.losses is None else call.terms.losses.sample_weight)
     terms, piece, slices, keep = _Plan.of(comm, layout, call) if ahead is None else ahead.plan
+    if sums.first and not terms.row_offsets:
+        terms = terms._replace(row_offsets=sums.offsets_of(terms.batch))
     if call.reduction == "mean":
         terms, piece = _scaled(comm, sums, terms, piece)
     chunks, pending = [], Pending()
@@ -451,7 +458,7 @@ def _run_loss(
         each = [add_losses(c.part, c.merged) for c in chunks]
     pending.raise_error()
     losses = each[0] if len(each) == 1 else np.concatenate(each)
-    gradient = None if gradient is None else give_result(logits, call.given_out, gradient)
+    gradient = None if gradient is None else give_elements(logits, call.given_out, gradient)
     if call.reduction == "none":
         sums.finish()
         return give_result(logits, None, round_losses(terms, losses.reshape(terms.batch))), gradient
@@ -478,6 +485,7 @@ def cross_entropy(
     temperature: ArrayLike = 1.0,
     softcap: float | None = None,
     reduction: Literal["none", "sum", "mean"] = "mean",
+    device: str | None = None,
     num_threads: SupportsIndex | None = None,
 ) -> Any:
     """Cross-entropy of rows whose classes are divided among the ranks of a group.
@@ -488,7 +496,7 @@ def cross_entropy(
         The classes of this rank along `axis`.
     target : array_like
         Labels as numbers from 0 to n_classes - 1, the same on all ranks; or soft labels of this rank's classes.
-    group, axis, n_classes, offset, num_threads
+    group, axis, n_classes, offset, device, num_threads
         As in `softmax`.
     rows_group : as group, optional
         The ranks that have the same classes of other rows, as in a two-dimensional arrangement: a mean or sum is that
@@ -523,7 +531,7 @@ def cross_entropy(
     loss, _ = run_loss(
         group, rows_group, "cross_entropy", logits, target, num_threads, axis=axis, n_classes=n_classes, offset=offset,
         weight=weight, sample_weight=sample_weight, label_smoothing=label_smoothing, ignore_index=ignore_index,
-        z_loss=z_loss, temperature=temperature, softcap=softcap, reduction=reduction, gradient=False,
+        z_loss=z_loss, temperature=temperature, softcap=softcap, reduction=reduction, gradient=False, device=device,
     )  # fmt: skip
     return loss
 
@@ -549,6 +557,7 @@ def cross_entropy_with_grad(
     clip_norm: float | None = None,
     clip_value: float | None = None,
     out: NDArray[Any] | None = None,
+    device: str | None = None,
     num_threads: SupportsIndex | None = None,
 ) -> CrossEntropyResult:
     """Cross-entropy, and its gradient with respect to this rank's logits, over the ranks of a group.
@@ -556,7 +565,7 @@ def cross_entropy_with_grad(
     Parameters
     ----------
     logits, target, group, rows_group, axis, n_classes, offset, weight, sample_weight, label_smoothing, ignore_index, \
-z_loss, temperature, softcap, reduction, num_threads
+z_loss, temperature, softcap, reduction, device, num_threads
         As in `cross_entropy`.
     upstream, clip_norm, clip_value
         As in `csoftmax.cross_entropy_with_grad`, the same on all ranks. `clip_norm` takes one more collective; with
@@ -585,5 +594,5 @@ z_loss, temperature, softcap, reduction, num_threads
         group, rows_group, "cross_entropy_with_grad", logits, target, num_threads, axis=axis, n_classes=n_classes,
         offset=offset, weight=weight, sample_weight=sample_weight, label_smoothing=label_smoothing,
         ignore_index=ignore_index, z_loss=z_loss, temperature=temperature, softcap=softcap, reduction=reduction,
-        gradient=True, upstream=upstream, clip_norm=clip_norm, clip_value=clip_value, out=out,
+        gradient=True, upstream=upstream, clip_norm=clip_norm, clip_value=clip_value, out=out, device=device,
     ))  # fmt: skip

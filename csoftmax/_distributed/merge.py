@@ -55,7 +55,7 @@ def exchange(
     error : it has failed, and all ranks raise
     gathered : what `pack` has made on all ranks, if it is there already
     """
-    row_max = None if part is None else part.row_max
+    given_max = None if part is None else part.given_max
     first = 1 + binding.SUM_WORDS
     reduces = group.size > GATHERED_RANKS
     if gathered is None:
@@ -72,7 +72,7 @@ def exchange(
         merged = gathered[0, first:].reshape(*terms.batch, terms.words)
     sum_ = _merge_words(gathered) if terms.losses is not None and terms.losses.has_weight else None
     n = terms.n_classes
-    result = Partial(merged, None, {}, None, ((0, n),) if n else (), row_max, sum_, terms)
+    result = Partial(merged, None, {}, None, ((0, n),) if n else (), given_max, sum_, terms)
     if n == 0:
         result.whole = piece
     if any(layout.cut_lengths):

@@ -6,6 +6,7 @@ whose call has failed, for any reason and at any point, can tell the others in w
 
 from __future__ import annotations
 
+import math
 from typing import Any, NoReturn
 
 import numpy as np
@@ -66,6 +67,13 @@ class RowSums:
             self._is_over = True
             raise_disagreement(self.group, common)
         self.first, self.rows = int(counts[: self.group.rank].sum()), int(counts.sum())
+
+    def offsets_of(self, batch: tuple[int, ...]) -> tuple[int, ...]:
+        """Of this rank's rows among all of them, along each axis; () where they do not begin at one of the first."""
+        in_each = math.prod(batch[1:])
+        if not batch or not in_each or self.first % in_each:
+            return ()
+        return self.first // in_each, *(0,) * (len(batch) - 1)
 
     def add(self, values: Any) -> float:
         """The sum of one number for each row, in the tree of the core."""

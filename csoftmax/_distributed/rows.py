@@ -9,18 +9,21 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._arguments.foreign import as_native, give_like, is_foreign, tell_written
+from .._arguments.kinds import label_like
 from .._arguments.layouts import apart_from, axis_last, check_out, normalize_axes
 from .._arguments.numbers import check_count, check_flag, check_num_threads
-from .._arguments.places import CPU
+from .._arguments.places import CPU, to_host
 from .._arguments.sinks import check_sink
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
 from .agreement import describe
+from .devices import as_native_on, check_device
 from .finish import (
     KIND_OF,
     Merged,
     accept_merged,
     as_scalar_or_rows,
+    give_rows,
     sum_up_rows,
     write_rows,
     write_vjp,
@@ -42,10 +45,10 @@ def rows_of(terms: Terms, piece: Piece, rows: slice | None) -> tuple[Terms, Piec
         return terms, piece
     batch = (len(range(terms.batch[0])[rows]), *terms.batch[1:])
     losses = terms.losses
-    if losses is not None:  # the target remains that of the call, which names its rows in errors
-        each = losses.labels, losses.sample_weight
-        labels, s = (None if a is None else np.ascontiguousarray(a[rows]) for a in each)
-        losses = losses._replace(labels=labels, sample_weight=s)
+    if losses is not None:
+        each = losses.labels, losses.target, losses.sample_weight
+        labels, target, s = (None if a is None else np.ascontiguousarray(a[rows]) for a in each)
+        losses = losses._replace(labels=labels, target=target, sample_weight=s)
     temperatures = None if terms.temperatures is None else terms.temperatures[rows]
     arrays: dict[str, Any] = {
         n: None if getattr(piece, n) is None else getattr(piece, n)[rows] for n in ("x", "y", "where", "soft")
@@ -93,7 +96,7 @@ def merge_over(
         row_max = merged.second_round
         if row_max is None:
             part.joined, part.blocks = merged.joined, merged.blocks
-            part.whole = merged.whole
+            part.whole, part.terms = merged.whole, terms
             return part, accept_merged(merged)
         part = gathered = None
 
@@ -163,28 +166,33 @@ def check_result(terms: Terms, piece: Piece, axis: int, out: Any) -> None:
 
 def _prepare(
     name: str, x: Any, y: Any, axis: Any, n_classes: Any, offset: Any, temperature: Any, where: Any, out: Any,
-    keepdims: Any, sink: Any, num_threads: Any, unused: dict[str, Any] | None,
+    keepdims: Any, sink: Any, device: Any, num_threads: Any, unused: dict[str, Any] | None,
 ) -> tuple[Header, _Rows]:  # fmt: skip
     if unused is not None and (unused["b"] is not None or unused["return_sign"] is not False):
         raise NotImplementedError("logsumexp over shards has no b and no return_sign; csoftmax.logsumexp has")
     keeps = check_flag("keepdims", keepdims)
+    check_device(device)
     check_num_threads(num_threads)
     n, first = known("n_classes", n_classes), known("offset", offset)
     gives = "dy" if y is not None else "x"
-    x, y, where, out = (as_native(a, i) for a, i in ((x, gives), (y, "y"), (where, "where"), (out, "out")))
+    x, y, where = (as_native_on(device, name, a) for name, a in ((gives, x), ("y", y), ("where", where)))
+    out = as_native(out, "out")
     kind = KIND_OF.get(name, name)
+    (temperature,) = to_host(temperature)
     terms, piece = plan_partial(
         x, offset=0, n_classes=None, kind=kind, axis=axis, temperature=temperature, where=where, y=y
     )
     place = normalize_axes(axis, len(terms.batch) + 1)[0]
-    check_result(terms, piece, place, out)
-    if out is not None:
+    if name == "logsumexp" and out is not None:
+        check_out(out, (*terms.batch[:place], *(1,) * keeps, *terms.batch[place:]), terms.storage)
+    elif out is not None:
+        check_result(terms, piece, place, out)
         apart = (None if a is None else apart_from(a, as_buffer(axis_last(out, (place,)))) for a in piece[1:4])
         piece = Piece(piece.first, *apart)
     if sink is None:
         return header_of(name, terms, piece, n, first), _Rows(terms, piece, place, out, keeps, None)
     row_shape = (*terms.batch[:place], 1, *terms.batch[place:])
-    of_rows = check_sink(as_native(sink, "sink"), row_shape, terms.storage, CPU).reshape(terms.batch)
+    of_rows = check_sink(as_native_on(device, "sink", sink), row_shape, terms.storage, CPU).reshape(terms.batch)
     options = (("sink", describe(of_rows)),)
     return header_of(name, terms, piece, n, first, options), _Rows(terms, piece, place, out, keeps, of_rows)
 
@@ -217,7 +225,7 @@ def _sum_ahead(name: str, comm: Collectives, layout: Layout, call: _Rows, num_th
     """
     plan = _Plan.of(name, comm, layout, call)
     terms, piece, keep = plan.terms, plan.piece, plan.keep
-    if plan.chunks != [None] or (call.out is not None and call.sink is None):
+    if plan.chunks != [None] or (call.out is not None and call.sink is None and name != "logsumexp"):
         return None
     placed = None if name == "logsumexp" or keep else place_result(terms, piece, call.axis, None)
     part = sum_piece(terms, piece, keep=keep, num_threads=num_threads)
@@ -238,11 +246,12 @@ def _run(
     out: Any = None,
     keepdims: Any = False,
     sink: Any = None,
+    device: Any,
     num_threads: Any,
     unused: dict[str, Any] | None = None,
 ) -> Any:
     comm = as_group(group)
-    arguments = x, y, axis, n_classes, offset, temperature, where, out, keepdims, sink, num_threads, unused
+    arguments = x, y, axis, n_classes, offset, temperature, where, out, keepdims, sink, device, num_threads, unused
     layout, call, ahead = enter_ahead(
         comm, lambda: _prepare(name, *arguments), lambda layout, call: _sum_ahead(name, comm, layout, call, num_threads)
     )
@@ -279,10 +288,11 @@ def _run(
     if name == "logsumexp":
         result = as_scalar_or_rows(terms, sums[0] if len(sums) == 1 else np.concatenate(sums))
         result = np.expand_dims(result, call.axis) if call.keepdims else result
-    elif call.sink is not None:
+        return give_result(x, out, give_rows(result, as_native(out, "out")))
+    if call.sink is not None:
         native = None if out is None else as_native(out, "out")
         result = drop_sink(result, call.axis, call.piece.x.shape[-1], native)
-    return give_result(x, out, result)
+    return give_elements(x, out, result)
 
 
 def give_result(like: Any, out: Any, result: Any) -> Any:
@@ -291,6 +301,12 @@ def give_result(like: Any, out: Any, result: Any) -> Any:
         tell_written(out)
         return out
     return give_like(like, np.asarray(result)) if is_foreign(like) else result
+
+
+def give_elements(like: Any, out: Any, result: Any) -> Any:
+    """The same for a result whose elements are those of `like`, which then has its labels."""
+    given = give_result(like, out, result)
+    return given if out is not None else label_like(like, given)
 
 
 def softmax(
@@ -304,6 +320,7 @@ def softmax(
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
+    device: str | None = None,
     num_threads: SupportsIndex | None = None,
 ) -> Any:
     """Softmax of rows whose classes are divided among the ranks of a group.
@@ -328,6 +345,8 @@ def softmax(
     out : ndarray of the shape and dtype of x, optional
         Array that receives the result. It may be `x`. After an error that comes from another rank, or from a lack of
         memory, it holds any numbers.
+    device : {"cpu"}, optional
+        Functions over a group compute on the CPU: arrays on a GPU are refused by default, and copied for "cpu".
 
     Returns
     -------
@@ -337,7 +356,7 @@ def softmax(
 
     Raises
     ------
-    TypeError, ValueError, MemoryError
+    TypeError, ValueError, DeviceError, MemoryError
         As in `csoftmax.softmax`, on all ranks at once if all have the same error; and if ranks disagree on an argument,
         or their shards do not tile the classes.
     DistributedError
@@ -361,7 +380,7 @@ def softmax(
     """
     return _run(
         "softmax", group, x, axis=axis, n_classes=n_classes, offset=offset, temperature=temperature, where=where,
-        sink=sink, out=out, num_threads=num_threads,
+        sink=sink, out=out, device=device, num_threads=num_threads,
     )  # fmt: skip
 
 
@@ -376,13 +395,14 @@ def log_softmax(
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
+    device: str | None = None,
     num_threads: SupportsIndex | None = None,
 ) -> Any:
     """Log-softmax of rows whose classes are divided among the ranks of a group.
 
     Parameters
     ----------
-    x, axis, group, n_classes, offset, sink, temperature, where, out, num_threads
+    x, axis, group, n_classes, offset, sink, temperature, where, out, device, num_threads
         As in `softmax`.
 
     Returns
@@ -404,7 +424,7 @@ def log_softmax(
     """
     return _run(
         "log_softmax", group, x, axis=axis, n_classes=n_classes, offset=offset, temperature=temperature, where=where,
-        sink=sink, out=out, num_threads=num_threads,
+        sink=sink, out=out, device=device, num_threads=num_threads,
     )  # fmt: skip
 
 
@@ -421,18 +441,22 @@ def logsumexp(
     keepdims: bool = False,
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
+    out: NDArray[Any] | None = None,
+    device: str | None = None,
     num_threads: SupportsIndex | None = None,
 ) -> Any:
     """Log-sum-exp of rows whose classes are divided among the ranks of a group.
 
     Parameters
     ----------
-    x, axis, group, n_classes, offset, sink, temperature, where, num_threads
+    x, axis, group, n_classes, offset, sink, temperature, where, device, num_threads
         As in `softmax`.
     b, return_sign
         Not over shards: only the defaults are allowed.
     keepdims : bool, default False
         If True, the axis stays in the result with length 1.
+    out : ndarray of the shape and dtype of the result, optional
+        Array that receives the result.
 
     Returns
     -------
@@ -454,7 +478,8 @@ def logsumexp(
     """
     return _run(
         "logsumexp", group, x, axis=axis, n_classes=n_classes, offset=offset, temperature=temperature, where=where,
-        sink=sink, keepdims=keepdims, num_threads=num_threads, unused={"b": b, "return_sign": return_sign},
+        sink=sink, out=out, keepdims=keepdims, device=device, num_threads=num_threads,
+        unused={"b": b, "return_sign": return_sign},
     )  # fmt: skip
 
 
@@ -469,6 +494,7 @@ def softmax_vjp(
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
+    device: str | None = None,
     num_threads: SupportsIndex | None = None,
 ) -> Any:
     """Gradient of softmax, of rows whose classes are divided among the ranks of a group.
@@ -477,7 +503,7 @@ def softmax_vjp(
     ----------
     dy, y : array_like of shape (..., k)
         The shards of the derivative of the result, and of the result.
-    axis, group, n_classes, offset, temperature, where, out, num_threads
+    axis, group, n_classes, offset, temperature, where, out, device, num_threads
         As in `softmax`.
 
     Returns
@@ -498,7 +524,7 @@ def softmax_vjp(
     """
     return _run(
         "softmax_vjp", group, dy, y, axis=axis, n_classes=n_classes, offset=offset, temperature=temperature,
-        where=where, out=out, num_threads=num_threads,
+        where=where, out=out, device=device, num_threads=num_threads,
     )  # fmt: skip
 
 
@@ -513,6 +539,7 @@ def log_softmax_vjp(
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
+    device: str | None = None,
     num_threads: SupportsIndex | None = None,
 ) -> Any:
     """Gradient of log_softmax, of rows whose classes are divided among the ranks of a group.
@@ -521,7 +548,7 @@ def log_softmax_vjp(
     ----------
     dy, y : array_like of shape (..., k)
         The shards of the derivative of the result, and of the result.
-    axis, group, n_classes, offset, temperature, where, out, num_threads
+    axis, group, n_classes, offset, temperature, where, out, device, num_threads
         As in `softmax`.
 
     Returns
@@ -542,5 +569,5 @@ def log_softmax_vjp(
     """
     return _run(
         "log_softmax_vjp", group, dy, y, axis=axis, n_classes=n_classes, offset=offset, temperature=temperature,
-        where=where, out=out, num_threads=num_threads,
+        where=where, out=out, device=device, num_threads=num_threads,
     )  # fmt: skip

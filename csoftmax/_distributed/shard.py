@@ -45,8 +45,8 @@ class Partial:
         The powers of the complete blocks that ``keep=True`` keeps for `finish_softmax`, which overwrites them.
     intervals : tuple of pairs of int
         The classes that are summed: begin and end of each run.
-    row_max : ndarray of float64 of the shape of the rows, or None
-        In a second round, the maxima of the rows that need one, NaN for all others.
+    given_max : ndarray of float64 of the shape of the rows, or None
+        The `row_max` that a second round was given.
     weight_words : ndarray of int64, or None
         The sum of the class weights.
 
@@ -57,7 +57,7 @@ class Partial:
     >>> parts = [partial(np.full((2, 4096), 1e300), offset=i, n_classes=8192) for i in (0, 4096)]
     >>> merge(parts).intervals
     ((0, 8192),)
-    >>> merge(parts).second_round
+    >>> merge(parts).row_max
     array([1.e+300, 1.e+300])
     """
 
@@ -66,7 +66,7 @@ class Partial:
     fragments: dict[int, list[Piece]]
     e: Any | None
     intervals: tuple[tuple[int, int], ...]
-    row_max: Any
+    given_max: Any
     weight_words: Any
     terms: Terms = dataclasses.field(repr=False)
     local: Piece | None = dataclasses.field(repr=False, default=None)  # the shard; None once merged or pickled
@@ -77,9 +77,17 @@ class Partial:
     byte_order: str = dataclasses.field(repr=False, default=sys.byteorder)
 
     @property
+    def row_max(self) -> NDArray[np.float64] | None:
+        """The maxima of the rows that need a second round, NaN for all others; None if no row needs one.
+
+        Of a merged result, what ``partial(..., row_max=merged.row_max)`` takes; of a second round, what it was given.
+        """
+        return self.second_round if self.given_max is None else self.given_max
+
+    @property
     def second_round(self) -> NDArray[np.float64] | None:
-        """`row_max` for a second round of `partial`, or None if no row of this merged result needs one."""
-        if self.records is None or self.row_max is not None:
+        """`row_max` of a merged first round; None if no row needs a second one, and of that itself."""
+        if self.records is None or self.given_max is not None:
             return None
         terms = self.terms
         row_max = np.empty(terms.batch)
@@ -188,6 +196,8 @@ def partial(
     ignore_index: SupportsIndex = -100,
     z_loss: float = 0.0,
     softcap: float | None = None,
+    clip_norm: None = None,
+    clip_value: float | None = None,
     row_max: ArrayLike | None = None,
     num_threads: SupportsIndex | None = None,
 ) -> Partial:
@@ -222,8 +232,13 @@ def partial(
         Class weights of the shard.
     sample_weight, label_smoothing, ignore_index, z_loss, softcap
         As in `csoftmax.cross_entropy`, the same in every shard.
+    clip_value : float, optional
+        As in `csoftmax.cross_entropy_with_grad`, for `finish_gradient`; the same in every shard.
+    clip_norm
+        Not allowed: the norm of a row's gradient is a sum over all shards that only the merged sums make possible, one
+        more exchange. `csoftmax.distributed.cross_entropy_with_grad` has it.
     row_max : array_like of the shape of the rows, optional
-        The second round: `Partial.second_round` of the merged first one.
+        The second round: `Partial.row_max` of the merged first one.
 
     Returns
     -------
@@ -235,6 +250,8 @@ def partial(
     TypeError, ValueError, MemoryError
         As in `csoftmax.softmax` and `csoftmax.cross_entropy`. A label that is no class is reported when the merged
         result is finished.
+    NotImplementedError
+        If `clip_norm` is given.
 
     Examples
     --------
@@ -256,8 +273,14 @@ def partial(
         "ignore_index": ignore_index,
         "z_loss": z_loss,
         "softcap": softcap,
+        "clip_value": clip_value,
         "temperature": temperature,
     }
+    if clip_norm is not None:
+        raise NotImplementedError(
+            "partial has no clip_norm: the norm of a gradient is a sum over all shards, which takes one more exchange. "
+            "Call csoftmax.distributed.cross_entropy_with_grad with a group, or scale the rows of finish_gradient"
+        )
     if kind != "loss" and kind in KINDS:
         _refuse_options(kind, losses)
     shard: dict[str, Any] = {"offset": offset, "n_classes": n_classes, "kind": kind, "axis": axis}
@@ -284,7 +307,7 @@ def partial(
 def _refuse_options(kind: str, losses: dict[str, Any]) -> None:
     """Refuse options that only losses have."""
     unused: dict[str, Any] = {"label_smoothing": 0.0, "ignore_index": -100, "z_loss": 0.0}
-    unused |= dict.fromkeys(("weight", "sample_weight", "softcap"))
+    unused |= dict.fromkeys(("weight", "sample_weight", "softcap", "clip_value"))
     for name, default in unused.items():
         given = losses[name]
         if given is not default and (default is None or np.ndim(given) or given != default):
@@ -330,7 +353,7 @@ def join_fragments(to: Partial) -> None:
         if terms.n_classes <= BLOCK:
             to.whole = piece
             continue
-        records, block_max, _ = terms.sums(piece, to.row_max)
+        records, block_max, _ = terms.sums(piece, to.given_max)
         binding.merge_records(to.records, records)
         to.joined[block] = block_max
         if terms.losses is not None and terms.losses.factors[3]:
@@ -349,9 +372,9 @@ def merge(*partials: Any) -> Any:
     Parameters
     ----------
     *partials : Partial, or one iterable of them
-        Shards, or results of merges. One whose classes are all there already, as after a repeated delivery, changes
-        nothing. Arrays of records of one shape are merged as well, without these checks; one array alone is an
-        iterable along its first axis.
+        Shards, or results of merges. One whose classes are all there, in any other argument, changes nothing, so that
+        parts may be delivered twice, and before or after a merge of them. Arrays of records of one shape are merged as
+        well, without these checks; one array alone is an iterable along its first axis.
 
     Returns
     -------
@@ -361,7 +384,8 @@ def merge(*partials: Any) -> Any:
     Raises
     ------
     ValueError
-        If shards overlap without being the same, or differ in version, byte order, dtype, kind, rows or round.
+        If some but not all classes of one are in another, or if they differ in version, byte order, dtype, kind, rows
+        or round.
 
     Examples
     --------
@@ -381,10 +405,10 @@ def merge(*partials: Any) -> Any:
         raise ValueError("merge needs at least one partial result")
     if not isinstance(parts[0], Partial):
         return _merge_arrays(parts)
-    result = _copy(parts[0])
+    check_origin(parts[0])
     for part in parts[1:]:
-        _merge_into(result, part)
-    return result
+        _check_same_call(parts[0], part)
+    return _merge_all(parts)
 
 
 def make_room(a: Partial) -> Partial:
@@ -419,7 +443,7 @@ def join_sink(merged: Partial, sink: Any) -> Partial:
     terms = result.terms
     where = np.ones(rows.shape, np.bool_) if terms.has_where else None
     last = Piece(terms.n_classes - 1, as_buffer(np.ascontiguousarray(rows)), None, where)
-    _merge_into(result, sum_piece(terms, last, merged.row_max))
+    _merge_into(result, sum_piece(terms, last, merged.given_max))
     return result
 
 
@@ -444,7 +468,6 @@ def _merge_arrays(parts: list[Any]) -> NDArray[np.int64]:
 
 
 def _copy(a: Partial) -> Partial:
-    check_origin(a)
     return dataclasses.replace(
         a,
         records=None if a.records is None else a.records.copy(),
@@ -477,25 +500,60 @@ def check_terms(a: Partial, b: Partial, message: str) -> None:
 
 def check_rounds(a: Partial, b: Partial) -> None:
     """Refuse sums of different rounds."""
-    rounds = [None if p.row_max is None else p.row_max.tobytes() for p in (a, b)]
+    rounds = [None if p.given_max is None else p.given_max.tobytes() for p in (a, b)]
     if rounds[0] != rounds[1]:
         raise ValueError(
             "partial results of the first and of the second round, or of different ones, do not belong together"
         )
 
 
-def _merge_into(a: Partial, b: Partial) -> None:
+def _check_same_call(a: Partial, b: Any) -> None:
+    """Refuse what cannot be merged with a checked partial result."""
     if not isinstance(b, Partial):
         raise TypeError(f"merge takes Partials or arrays of records, got {type(b).__name__} beside a Partial")
     check_terms(a, b, "partial results differ in")
     check_rounds(a, b)
     check_origin(b)
-    if all(any(first <= f and s <= stop for first, stop in a.intervals) for f, s in b.intervals):
-        return  # delivered before, or without classes
+
+
+def _merge_all(parts: list[Partial]) -> Partial:
+    """Merge sums of one call, of which some may have classes of others.
+
+    The longest come first, so that all that any order has to leave out is there when it is looked at; those that still
+    overlap wait for what may complete the rest of their classes.
+    """
+    first, *later = sorted(parts, key=lambda p: (sum(a - b for a, b in p.intervals), p.intervals))
+    result = _copy(first)
+    while later:
+        waiting = []
+        for part in later:
+            if not _is_covered(part, result):
+                if _describe_overlap(result, part):
+                    waiting.append(part)
+                else:
+                    _merge_into(result, part)
+        if waiting and len(waiting) == len(later):
+            raise ValueError(f"shards overlap: classes {_describe_overlap(result, waiting[0])}")
+        later = waiting
+    return result
+
+
+def _is_covered(b: Partial, a: Partial) -> bool:
+    """Whether a has all classes of b: b was delivered before, or has none."""
+    return all(any(first <= f and s <= stop for first, stop in a.intervals) for f, s in b.intervals)
+
+
+def _describe_overlap(a: Partial, b: Partial) -> str:
+    """The first runs of classes of b and a that overlap; empty if none do."""
     for f, s in b.intervals:
         for first, stop in a.intervals:
             if max(f, first) < min(s, stop):
-                raise ValueError(f"shards overlap: classes {f} to {s - 1} and {first} to {stop - 1}")
+                return f"{f} to {s - 1} and {first} to {stop - 1}"
+    return ""
+
+
+def _merge_into(a: Partial, b: Partial) -> None:
+    """Add the sums of other classes."""
     if a.records is not None and a.records.size:
         binding.merge_records(a.records, np.asarray(b.records, order="C"))
     if a.weight_words is not None:

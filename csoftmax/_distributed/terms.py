@@ -85,6 +85,7 @@ class Terms(NamedTuple):
     origin: tuple[int, tuple[int, ...]] | None = None  # of some rows: their first, and the shape of those of the call
     axis: int = -1  # of the classes, as the caller has them
     has_sink: bool = False  # the last class is the sink, which no shard has
+    row_offsets: tuple[int, ...] = ()  # along each axis of the rows, of those of this rank among all; (): 0
 
     @property
     def words(self) -> int:
@@ -161,16 +162,24 @@ class Terms(NamedTuple):
 
     def place_of(self, piece: Piece, at: tuple[int, ...]) -> tuple[int, ...]:
         """The indices in the call of an element of a piece, the class axis last."""
-        *row, j = map(int, at)
+        *row, j = at
+        return *self.row_at(tuple(row)), piece.first + int(j)
+
+    def row_at(self, row: tuple[int, ...]) -> tuple[int, ...]:
+        """The indices of a row in the call, among the rows of all ranks."""
         if self.origin is not None:
             first, shape = self.origin
-            number = int(np.ravel_multi_index(row, self.batch)) if row else 0
-            row = [int(i) for i in np.unravel_index(first + number, shape)]
-        return *row, piece.first + j
+            row = np.unravel_index(first + (int(np.ravel_multi_index(row, self.batch)) if row else 0), shape)
+        return shift(tuple(map(int, row)), self.row_offsets)
 
     def weight_words(self, weight: Any) -> NDArray[np.int64]:
         """The sum of class weights of whole blocks."""
         return np.array(binding.shard_weights(self.dtype, weight))
+
+
+def shift(row: tuple[int, ...], offsets: tuple[int, ...]) -> tuple[int, ...]:
+    """The indices of a row among those of all ranks; offsets: () for 0."""
+    return tuple(int(i) + first for i, first in zip(row, offsets, strict=True)) if offsets else row
 
 
 def whole_blocks(first: int, stop: int, n_classes: int) -> tuple[int, int]:
@@ -321,6 +330,7 @@ def _agree(
         ("label_smoothing", losses.factors[1] + 0.0),
         ("z_loss", losses.factors[2] + 0.0),
         ("softcap", losses.softcap),
+        ("clip_value", losses.factors[4]),
         ("ignore_index", losses.ignore_index),
         ("soft labels", losses.labels is None),
         ("class weights", weight is not None),

@@ -7,16 +7,17 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, NoReturn, SupportsIndex
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from .._arguments.foreign import as_native
 from .._arguments.layouts import check_where, masked, normalize_axes
-from .._arguments.numbers import check_choice, check_count, check_flag, check_temperature
-from .._arguments.places import CPU, as_float
+from .._arguments.numbers import check_choice, check_count, check_flag, check_temperatures, number_and_rows
+from .._arguments.places import CPU, as_float, to_host
 from .._cpu.dtypes import as_buffer
 from .._ops import topk as whole_topk
 from .._ops.topk import TopK
-from .agreement import Agreed, as_name
+from .agreement import Agreed, as_name, describe
+from .devices import as_native_on, check_device
 from .groups import Header, Layout, as_group, enter
 from .rows import give_result, known, softmax
 
@@ -39,9 +40,12 @@ def header_of_rows(function: str, x: Any, n_classes: int, offset: int, options: 
     return Header(function, x.dtype.name, 0, math.prod(batch), n_classes, offset, x.shape[-1], 1.0, agreed)
 
 
-def rows_of_shard(name: str, x: Any, axis: Any, where: Any, keeps_integers: bool = False) -> tuple[Any, int, Any]:
+def rows_of_shard(
+    name: str, x: Any, axis: Any, where: Any, device: Any, keeps_integers: bool = False
+) -> tuple[Any, int, Any]:
     """The shard with the class axis last, the axis, and whether rows have a class that takes part."""
-    native = as_native(x, name)
+    check_device(device)
+    native = as_native_on(device, name, x)
     given = CPU.array(name, native)
     if not (keeps_integers and given.dtype.kind in "iu"):
         given, _ = as_float(name, native)
@@ -52,7 +56,7 @@ def rows_of_shard(name: str, x: Any, axis: Any, where: Any, keeps_integers: bool
         raise ValueError(f"axis must be one axis for a shard, got {axis!r}")
     rows, is_kept = np.moveaxis(given, axes[0], -1), None
     if where is not None:
-        mask = np.moveaxis(check_where(as_native(where, "where"), given.shape), axes[0], -1)
+        mask = np.moveaxis(check_where(as_native_on(device, "where", where), given.shape), axes[0], -1)
         rows, is_kept = masked(np, mask, rows), mask.any(-1)
     return rows, axes[0], is_kept
 
@@ -76,19 +80,23 @@ def _run(
     n_classes: Any,
     offset: Any,
     where: Any,
-    options: Callable[[], dict[str, Any]],
+    device: Any,
+    num_threads: Any,
+    options: Callable[[Any, int, int], dict[str, Any]],
 ) -> tuple[Any, Any, Any, _Local, Any]:
     """The candidates of all ranks in the order of their indices, these, and what this rank has prepared.
 
-    options : checks the options, and returns them as values that are compared between ranks.
+    options : checks the options, and returns them as values that are compared between ranks; called with the rows, the
+        axis of the classes and k.
     """
     comm = as_group(group)
 
     def prepare() -> tuple[Header, _Local]:
-        count, checked = check_count("k", k), options()
-        largest = checked.get("largest", True)
-        rows, place, is_kept = rows_of_shard("x", x, axis, where, function == "topk")
-        best = whole_topk.topk(rows, min(count, rows.shape[-1]), largest=largest)
+        count = check_count("k", k)
+        rows, place, is_kept = rows_of_shard("x", x, axis, where, device, function == "topk")
+        checked = options(rows, place, count)
+        numbers = {"largest": checked.get("largest", True), "num_threads": num_threads}
+        best = whole_topk.topk(rows, min(count, rows.shape[-1]), **numbers)
         agreed = ("k", count), ("where", where is not None), *checked.items()
         header = header_of_rows(function, rows, known("n_classes", n_classes), known("offset", offset), agreed)
         return header, _Local(rows, place, *best, is_kept)
@@ -113,9 +121,15 @@ def _candidates(comm: Any, layout: Layout, values: Any, indices: Any, count: int
     return np.take_along_axis(values, order, -1), np.take_along_axis(indices, order, -1), order, counts
 
 
-def _finish(like: Any, local: _Local, values: Any, indices: Any) -> TopK:
-    results = (np.moveaxis(a, -1, local.axis) for a in (values, indices))
-    return TopK(*(give_result(like, None, np.ascontiguousarray(a)) for a in results))
+def _finish(like: Any, local: _Local, values: Any, indices: Any, out: Any = None) -> TopK:
+    """The result; out: the caller's arrays for it."""
+    found = []
+    for given, a in zip(out or (None, None), (values, indices), strict=True):
+        result = np.ascontiguousarray(np.moveaxis(a, -1, local.axis))
+        if given is not None:
+            as_buffer(as_native(given, "out"))[...] = as_buffer(result)
+        found.append(give_result(like, given, result))
+    return TopK(*found)
 
 
 def topk(
@@ -128,6 +142,8 @@ def topk(
     offset: SupportsIndex | None = None,
     largest: bool = True,
     sorted: bool = True,
+    device: str | None = None,
+    num_threads: SupportsIndex | None = None,
 ) -> TopK:
     """The k largest (or smallest) elements of rows whose classes are divided among the ranks of a group.
 
@@ -137,7 +153,7 @@ def topk(
         The classes of this rank along `axis`, in a dtype of `csoftmax.topk`.
     k : int
         Number of elements, at most the number of classes of the whole row.
-    axis, group, n_classes, offset
+    axis, group, n_classes, offset, device, num_threads
         As in `softmax`.
     largest, sorted
         As in `csoftmax.topk`.
@@ -160,13 +176,13 @@ def topk(
     array([4, 2])
     """
 
-    def options() -> dict[str, Any]:
+    def options(_rows: Any, _axis: int, _k: int) -> dict[str, Any]:
         return {"largest": check_flag("largest", largest), "sorted": check_flag("sorted", sorted)}
 
     _comm, _layout, (values, indices, *_), local, count = _run(
-        "topk", group, x, k, axis, n_classes, offset, None, options
+        "topk", group, x, k, axis, n_classes, offset, None, device, num_threads, options
     )
-    best = whole_topk.topk(values, count, largest=largest)
+    best = whole_topk.topk(values, count, largest=largest, num_threads=num_threads)
     return _finish(x, local, best.values, np.take_along_axis(indices, best.indices, -1))
 
 
@@ -178,18 +194,23 @@ def topk_softmax(
     group: Any,
     n_classes: SupportsIndex | None = None,
     offset: SupportsIndex | None = None,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     normalize: Literal["topk", "full"] = "topk",
+    sorted: bool = True,
     where: ArrayLike | None = None,
+    out: tuple[NDArray[Any], NDArray[np.int64]] | None = None,
+    device: str | None = None,
+    num_threads: SupportsIndex | None = None,
 ) -> TopK:
     """Softmax of the k largest elements of rows whose classes are divided among the ranks of a group.
 
     Parameters
     ----------
-    x, k, axis, group, n_classes, offset
+    x, k, axis, group, n_classes, offset, sorted, device, num_threads
         As in `topk`.
-    temperature, normalize, where
-        As in `csoftmax.topk_softmax`.
+    temperature, normalize, where, out
+        As in `csoftmax.topk_softmax`. After an error that comes from another rank, or from a lack of memory, `out`
+        holds any numbers.
 
     Returns
     -------
@@ -208,25 +229,37 @@ def topk_softmax(
     array([0.5, 0.5])
     """
 
-    def options() -> dict[str, Any]:
+    temperatures: list[Any] = []
+
+    def options(rows: Any, place: int, count: int) -> dict[str, Any]:
         check_choice("normalize", normalize, ("topk", "full"))
-        return {"temperature": check_temperature(temperature, False) + 0.0, "normalize": as_name(normalize)}
+        batch = rows.shape[:-1]
+        if out is not None:
+            native = tuple(as_native(a, "out") for a in out) if isinstance(out, tuple) else out
+            shape = *batch[:place], count, *batch[place:]
+            whole_topk.check_pair(native, (shape, rows.dtype), (shape, np.dtype(np.int64)))
+        t = check_temperatures(to_host(temperature)[0], (*batch[:place], 1, *batch[place:]), False)
+        number, each = number_and_rows(t, batch, 1.0)
+        temperatures.append(number if each is None else each[..., None])
+        checked = {"temperature": describe(each) or number + 0.0, "normalize": as_name(normalize)}
+        return checked | {"sorted": check_flag("sorted", sorted)}
 
     comm, layout, (values, indices, order, counts), local, count = _run(
-        "topk_softmax", group, x, k, axis, n_classes, offset, where, options
+        "topk_softmax", group, x, k, axis, n_classes, offset, where, device, num_threads, options
     )
-    scaled = whole_topk.topk_softmax(values, count, temperature=temperature)
+    numbers = {"temperature": temperatures[0], "num_threads": num_threads}
+    scaled = whole_topk.topk_softmax(values, count, **numbers)
     best = scaled.values
     if normalize == "full":
         first = layout.offsets[comm.rank]
-        arguments = {"group": comm, "n_classes": layout.n_classes, "offset": first, "temperature": temperature}
+        arguments = {"group": comm, "n_classes": layout.n_classes, "offset": first, **numbers}
         probabilities = np.take_along_axis(softmax(local.x, **arguments), local.indices, -1)
         gathered = np.concatenate(_gather(comm, layout, probabilities, counts), axis=-1)
         best = np.take_along_axis(np.take_along_axis(gathered, order, -1), scaled.indices, -1)
     if local.is_kept is not None:
         is_kept = comm.all_reduce(local.is_kept.astype(np.int64), "max") != 0
         best = np.where(is_kept[..., None], best, best.dtype.type(0))
-    return _finish(x, local, best, np.take_along_axis(indices, scaled.indices, -1))
+    return _finish(x, local, best, np.take_along_axis(indices, scaled.indices, -1), out)
 
 
 def _refuse(name: str) -> NoReturn:

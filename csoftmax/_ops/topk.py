@@ -12,7 +12,7 @@ from .. import _cuda
 from .._arguments.foreign import accept_foreign, as_native
 from .._arguments.layouts import axis_last, check_out, check_where, masked, normalize_axes, shares_memory
 from .._arguments.numbers import check_choice, check_count, check_flag, check_temperatures, number_and_rows
-from .._arguments.places import DeviceError, Place, as_array, as_float, is_cupy, place_of, to_host
+from .._arguments.places import CPU, DeviceError, Place, as_array, as_float, is_cupy, place_of, to_host
 from .._arguments.recorded import hand_over_recorded
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
@@ -126,7 +126,7 @@ def _lay_out_topk(
     shape = (*rows.shape[:-1][:at], k, *rows.shape[:-1][at:])
     result = xp.empty(shape, x.dtype), xp.empty(shape, np.int64)
     if out is not None:
-        _check_pair(out, result, place)
+        check_pair(out, *((a.shape, a.dtype) for a in result), place=place)
     values, indices = (np.moveaxis(a, at, -1) for a in result)
     flags = smallest, unsorted, normalize
     return TopKPlan(dtype, rows, values, indices, *flags, temperature, num_threads, result, out, empty, place)
@@ -140,12 +140,12 @@ def _as_comparable(x: Any, place: Place) -> tuple[Any, int]:
     return (x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))), binding.INTEGER
 
 
-def _check_pair(out: Any, result: tuple[Any, Any], place: Place) -> None:
-    """Refuse an `out` that is not a pair of arrays like those of the result."""
+def check_pair(out: Any, *of_results: tuple[tuple[int, ...], Any], place: Place = CPU) -> None:
+    """Refuse an `out` that is not a pair of arrays of the shapes and dtypes of the results."""
     if not isinstance(out, tuple) or len(out) != 2:
         raise TypeError(f"out must be a pair of arrays, for values and indices, got {type(out).__name__}")
-    for to, a in zip(out, result, strict=True):
-        check_out(to, a.shape, a.dtype, place)
+    for to, (shape, dtype) in zip(out, of_results, strict=True):
+        check_out(to, shape, dtype, place)
     if shares_memory(*out):
         raise ValueError("out: values and indices share memory")
 

@@ -90,6 +90,7 @@ class Division(NamedTuple):
     of_rows: Any = None  # of an array with an element for each row
     of_kept: Any = None  # the same where the axis of the classes has length 1
     of_classes: Any = None  # of an array with an element for each class
+    row_offsets: tuple[int, ...] = ()  # of this rank's rows along each of their axes, if a mesh divides them
 
     def check(self, function: Callable[[], _Result]) -> _Result:
         """The result of checks on this rank; their error is raised on all ranks."""
@@ -168,7 +169,9 @@ def divide(name: str, x: Any, dim: Any, group: Any, n_classes: Any = None, offse
     for inner in groups:
         rows_group = inner if rows_group is None else _Product(rows_group, inner)
     classes = as_group(mesh.get_group(by_class[0]) if by_class else SingleProcess())
-    return Division(classes, rows_group, x.shape[dim], None, mesh, x.placements, of_rows, of_kept, of_classes)
+    _, begins = module._utils.compute_local_shape_and_global_offset(x.shape, mesh, x.placements)
+    offsets = *begins[:axis], *begins[axis + 1 :]
+    return Division(classes, rows_group, x.shape[dim], None, mesh, x.placements, of_rows, of_kept, of_classes, offsets)
 
 
 def check_here(name: str, x: Any, dim: Any = -1) -> None:
@@ -253,6 +256,7 @@ def cross_entropy(logits: Any, target: Any, dim: int, group: Any, n_classes: Any
 
     def run(x: Tensor, gradient: bool) -> tuple[Any, Any]:
         more = {"axis": dim, "n_classes": division.n_classes, "offset": division.offset, "gradient": gradient}
+        more["row_offsets"] = division.row_offsets
         name = "cross_entropy_with_grad" if gradient else "cross_entropy"
         return run_loss(division.group, division.rows_group, name, x, given, None, **more, **weights, **options)
 
@@ -319,6 +323,7 @@ def linear_cross_entropy(
 
     def run(x: Tensor, w: Tensor, bias: Any, needs_gradient: bool) -> Any:
         more = options | weights | {"n_classes": division.n_classes, "offset": division.offset}
+        more["row_offsets"] = features.row_offsets
         return run_linear(features.group, features.rows_group, x, w, given, bias=bias, gradient=needs_gradient, **more)
 
     loss = _LinearLoss.apply(*tensors, run)

@@ -71,7 +71,7 @@ def test_selftest():
     page = command("selftest")
     assert "none failed" in page
     assert "FAIL" not in page
-    for section in ("accuracy, ULP", "threads", "layouts", "masks"):
+    for section in ("accuracy, ULP", "threads", "layouts", "masks", "shards"):
         assert f"\n{section}  " in page
 
 
@@ -118,6 +118,7 @@ def raising(*args, **kwargs):
         ("layouts", wrong_for_fortran),
         ("masks", masked_is_tiny),
         ("special values", raising),
+        ("shards", three_ulp_off),
     ],
 )
 def test_selftest_finds_what_is_broken(section, broken, monkeypatch, capsys):

@@ -7,6 +7,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 import csoftmax.torch as ct
+from csoftmax.distributed import DistributedError
 
 
 def same(a, b, what=""):
@@ -121,6 +122,23 @@ def check_refusals(mesh):
             ct.cross_entropy(given, torch.zeros(4, dtype=torch.int64), dim=axis)
 
 
+def check_bad_labels(mesh, placements, shape):
+    """The row of a label that is no class is that among the rows of all ranks, along whichever axis they are divided."""
+    x = torch.zeros(*shape, 5000)
+    target = torch.zeros(shape, dtype=torch.int64)
+    target.view(-1)[-1] = 5000
+    place = ", ".join(str(n - 1) for n in shape)
+    with pytest.raises((IndexError, DistributedError), match=rf"target\[{place}\] is 5000: the classes are 0 to 4999"):
+        ct.cross_entropy(distribute_tensor(x, mesh, placements), target)
+    if len(shape) == 1 and placements[0] == Shard(0):
+        w, of_w = torch.zeros(5000, 2), [Shard(0) if p == Shard(1) else Replicate() for p in placements]
+        of_x = [p if p == Shard(0) else Replicate() for p in placements]
+        with pytest.raises((IndexError, DistributedError), match=rf"target\[{place}\] is 5000"):
+            ct.linear_cross_entropy(
+                distribute_tensor(torch.zeros(*shape, 2), mesh, of_x), distribute_tensor(w, mesh, of_w), target
+            )
+
+
 def check_compiled_calls(mesh):
     """torch.compile leaves functions over ranks to Python, and compiles what is around them."""
     x, target, _ = make_problem(4, 3, 9000)
@@ -155,6 +173,8 @@ def check_meshes(size):
     check_dtensor_layers(line, [Replicate()], [Shard(0)], 6, 9000)
     check_dtensor_layers(line, [Shard(0)], [Replicate()], 7, 40)
     check_refusals(line)
+    check_bad_labels(line, [Shard(0)], (7,))
+    check_bad_labels(line, [Shard(1)], (3, 7))
     if size == 2:
         check_compiled_calls(line)
     if size == 4:
@@ -165,4 +185,7 @@ def check_meshes(size):
         check_dtensor_losses(square, [Shard(1), Replicate()], 4, 9001)
         check_dtensor_rows(square, [Shard(0), Shard(1)], 5, 9001)
         check_dtensor_layers(square, [Shard(0), Replicate()], [Replicate(), Shard(0)], 9, 9000)
+        check_bad_labels(square, [Shard(0), Shard(1)], (11,))
+        check_bad_labels(square, [Shard(1), Shard(2)], (2, 7))
+        check_bad_labels(square, [Shard(0), Shard(0)], (11,))
         check_refusals(square)

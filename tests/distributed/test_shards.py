@@ -102,7 +102,7 @@ def test_rows_beyond_the_range_ask_for_a_second_round():
     parts = halves(x)
     merged = merge(parts)
     assert merged.second_round.tolist() == [1e300, 1e300]
-    with pytest.raises(ValueError, match=r"row_max=merged\.second_round"):
+    with pytest.raises(ValueError, match=r"row_max=merged\.row_max"):
         distributed.finish_softmax(x[:, :4096], parts[0], merged)
     with pytest.raises(ValueError, match="first and of the second round"):
         merge(parts[0], halves(x, row_max=merged.second_round)[1])
@@ -141,9 +141,9 @@ def test_a_label_that_is_no_class_is_an_error_in_every_shard(target, error, mess
     x = np.zeros((1, 8192))
     parts = halves(x, kind="loss", target=target)
     merged = merge(parts)
-    for part in parts:
+    for shard, part in zip((x[:, :4096], x[:, 4096:]), parts, strict=True):
         with pytest.raises(error, match=message):
-            distributed.finish_loss(part, merged)
+            distributed.finish_loss(shard, part, merged)
 
 
 def test_shards_with_different_labels_are_an_error_in_every_shard():
@@ -157,14 +157,14 @@ def test_shards_with_different_labels_are_an_error_in_every_shard():
     records = merge([p.records for p in parts])  # without what they are of
     for part in parts:
         with pytest.raises(ValueError, match="0 shards have this class or this label"):
-            distributed.finish_loss(part, records)
+            distributed.finish_loss(x[:, :4096], part, records)
 
 
 def test_other_axes_and_out():
     x = np.random.default_rng(3).normal(size=(5000, 3)).astype(np.float32)
     parts = [partial(p, offset=at, n_classes=5000, axis=0) for at, p in ((0, x[:4096]), (4096, x[4096:]))]
     out = x[4096:].copy()
-    result = distributed.finish_softmax(out, parts[1], merge(parts), axis=0, out=out)
+    result = distributed.finish_softmax(out, parts[1], merge(parts), out=out)
     assert result is out
     assert_same_bits(out, csoftmax.softmax(x, axis=0)[4096:])
 

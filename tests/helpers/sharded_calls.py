@@ -239,9 +239,9 @@ class Call:
 
     def _finish(self, x, y, part, merged):
         if self.operation == "logsumexp":
-            return distributed.finish_logsumexp(part, merged)
+            return distributed.finish_logsumexp(x, part, merged)
         if self.operation == "loss":
-            return distributed.finish_loss(part, merged)
+            return distributed.finish_loss(x, part, merged)
         if self.operation == "gradient":
             return distributed.finish_gradient(x, part, merged, upstream=self.upstream)
         if y is not None:

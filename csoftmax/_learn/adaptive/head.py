@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..._arguments.generators import as_generator
 from ..._arguments.layers import check_float_dtype
 from ..._arguments.numbers import check_count, check_flag, check_num_threads
-from ..._arguments.places import DeviceError, place_of
+from ..._arguments.places import DeviceError, as_array, place_of
 from ..._ops.row_optimizer import RowOptimizer
 from ..._ops.topk import TopK
 from ..head_loss import check_features, plan_loss, reduce, spread
@@ -416,7 +416,7 @@ class AdaptiveSoftmax(LayerState, StoredLayer):
         if classes is None:
             self._frozen = np.ones(self.n_classes, bool)
             return self
-        given = np.atleast_1d(np.asarray(classes))
+        given = np.atleast_1d(as_array("classes", classes))
         if given.size and given.dtype.kind not in "iu":
             raise TypeError(f"classes must be integers, got dtype {given.dtype}")
         bad = given[(given < 0) | (given >= self.n_classes)] if given.size else given

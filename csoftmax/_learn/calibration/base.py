@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..._arguments.foreign import accept_foreign, as_native, is_foreign
 from ..parts.lazy import is_lazy, open_parts
-from ..parts.predictions import predict_lazily
+from ..parts.predictions import ScoresLazily, predict_lazily
 from . import files
 from .parts import PartsRows, read_parts
 from .rows import Array, Rows, check_values, read_logits, read_rows
@@ -37,7 +37,9 @@ class _Outputs(TransformerMixin):
         return accept_foreign(self._compute)(X)  # type: ignore[attr-defined]
 
 
-class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator, ABC, auto_wrap_output_keys=None):  # type: ignore[call-arg]
+class Calibrator(
+    OneToOneFeatureMixin, ScoresLazily, ClassifierMixin, _Outputs, BaseEstimator, ABC, auto_wrap_output_keys=None
+):  # type: ignore[call-arg]
     """Base class of calibrators."""
 
     n_classes_: int
@@ -57,10 +59,10 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
 
         def get_params(self, deep: bool = True) -> dict[str, Any]: ...
         def set_params(self, **params: Any) -> Self: ...
-        def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float: ...
 
     # Shapes of the fitted attributes: () is a number, "K" the columns, "S" the same but 1 for two, "B" any length.
     _SHAPES: ClassVar[dict[str, tuple[str, ...]]]
+    _SCORES_FEATURES = False
     _TAKES_PARTS: ClassVar[bool] = False  # whether sums over rows are all that `_fit` needs
 
     def __sklearn_tags__(self) -> Any:

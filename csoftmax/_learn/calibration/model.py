@@ -19,6 +19,8 @@ from sklearn.utils.validation import _check_method_params, check_is_fitted
 from ..._arguments.foreign import accept_foreign, as_native, is_foreign
 from ..labels import indices_of
 from ..parameters import as_plain, check_sample_weight
+from ..parts.lazy import is_lazy
+from ..parts.predictions import ScoresLazily, predict_lazily
 from ..probabilities import predict_logarithms
 from .affine import DirichletCalibration, MatrixScaling, VectorScaling
 from .base import Calibrator, learn
@@ -91,7 +93,7 @@ def compute_scores(estimator: Any, X: Any, n_classes: int, *, is_pairwise: bool 
     return predict_logarithms(estimator, X)
 
 
-class CalibratedModel(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
+class CalibratedModel(ScoresLazily, ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
     """A classifier with a calibrator, fitted to the same rows.
 
     With ``cv=k`` the classifier is fitted k times, each time to the other k - 1 parts; the calibrator learns from the
@@ -153,7 +155,8 @@ class CalibratedModel(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
 
         def get_params(self, deep: bool = True) -> dict[str, Any]: ...
         def set_params(self, **params: Any) -> Self: ...
-        def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float: ...
+
+    _SCORES_FEATURES = False
 
     def __init__(
         self,
@@ -199,7 +202,7 @@ class CalibratedModel(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like, sparse matrix, DataFrame or list of shape (N, D)
-            Whatever the estimator accepts.
+            Whatever the estimator accepts, but no collection of Dask.
         y : array-like of shape (N,)
             Labels.
         sample_weight : array-like of shape (N,), optional
@@ -236,6 +239,13 @@ class CalibratedModel(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
             raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, got {self.method!r}")
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
+        if is_lazy(X):
+            raise TypeError(
+                f"X is a {type(X).__module__.partition('.')[0]} {type(X).__name__}, and CalibratedModel divides rows in "
+                "memory for cross-validation: pass X.compute(), or fit estimator and then TemperatureScaling, "
+                "VectorScaling, MatrixScaling or DirichletCalibration, which take parts, to its decision_function of "
+                "held-out rows"
+            )
         X, labels = indexable(as_native(X, "X"), as_plain(y, "y"))
         labels = column_or_1d(labels, warn=True)
         refuse_missing("y", labels)
@@ -364,7 +374,8 @@ class CalibratedModel(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         Returns
         -------
         array of float64, shape (N, K)
-            A column for each element of `classes_`: a tensor for a tensor, else an ndarray.
+            A column for each element of `classes_`: a tensor for a tensor, a lazy array or DataFrame for one of Dask,
+            else an ndarray.
 
         Raises
         ------
@@ -384,6 +395,8 @@ class CalibratedModel(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         (1, 3)
         """
         check_is_fitted(self, "calibrator_")
+        if is_lazy(X):
+            return predict_lazily(_compute_of, X, self)
         return accept_foreign(self._compute)(X) if is_foreign(X) else self._compute(X)
 
     def predict(self, X: Any) -> Any:
@@ -397,7 +410,8 @@ class CalibratedModel(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         Returns
         -------
         array of shape (N,)
-            Elements of `classes_`: a tensor for a tensor unless they are text, else an ndarray.
+            Elements of `classes_`: a tensor for a tensor unless they are text, a lazy array or Series for a collection
+            of Dask, else an ndarray.
 
         Raises
         ------
@@ -418,9 +432,19 @@ class CalibratedModel(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         """
 
         def choose(X: Any) -> NDArray[Any]:
-            return self.classes_[self._compute(X).argmax(axis=1)]
+            return _choose_of(X, self)
 
         check_is_fitted(self, "calibrator_")
+        if is_lazy(X):
+            return predict_lazily(_choose_of, X, self)
         if not is_foreign(X):
             return choose(X)
         return accept_foreign(choose)(X) if self.classes_.dtype.kind in "biuf" else choose(as_native(X, "X"))
+
+
+def _compute_of(X: Any, model: CalibratedModel) -> Array:
+    return model._compute(X)
+
+
+def _choose_of(X: Any, model: CalibratedModel) -> NDArray[Any]:
+    return np.asarray(model.classes_[model._compute(X).argmax(axis=1)])

@@ -19,6 +19,7 @@ from ..fit import forget, iterate, restore_on_error
 from ..labels import merge_classes
 from ..monitor import WRAPPER_FRAMES, SupportsCallbacks, with_callbacks
 from ..parameters import as_plain, check_classes, check_known_labels, check_same_classes, mark_classes
+from ..scores import ScoresInMemory
 from . import files
 from .choice import continue_head, make_serving
 from .counts import check_added_counts, spread
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 PREDICTED_ROWS = 1024  # of features that are made of embeddings at a time
 
 
-class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
+class ManyClassRegression(ScoresInMemory, SupportsCallbacks, ClassifierMixin, BaseEstimator):
     """Softmax regression for very many classes, trained by stochastic steps that visit few of them.
 
     Logits are ``x @ w.T + bias``, of the features themselves, or of the mean of embeddings that are trained along. A
@@ -175,7 +176,6 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
 
         def get_params(self, deep: bool = True) -> dict[str, Any]: ...
         def set_params(self, **params: Any) -> Self: ...
-        def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float: ...
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -92,17 +92,29 @@ class _Hits(NamedTuple):
 
 
 def _count_hits(held: Held, number: int, *given: Any) -> _Hits:
-    """The hits of a model in a part: (X, y) or (X, y, sample_weight), checked as those of a fit."""
-    model = held.content
-    part = rows.load(given, None, number)
+    """The hits of a model in a part: (X, y) or (X, y, sample_weight), checked as those of a fit.
+
+    Where X is not a table of features, the model checks it.
+    """
+    model, x = held.content, align(given[0])
+    is_table = model._SCORES_FEATURES
+    part = rows.load(given if is_table else (np.zeros((int(x.shape[0]), 1)), *given[1:]), None, number)
     if part.problem is None and len(part.classes) and is_text(part.classes) != is_text(model.classes_):
         kinds = f"of another kind than the classes: {show(model.classes_)}"
         text = f"y has the label {show(part.classes[0])}, {kinds}"
         part = part._replace(problem=rows.Problem(ValueError, text, "", None, ""))
+    predicted = None
+    if part.problem is None and len(part.codes):
+        try:
+            predicted = np.asarray(model.predict(x))
+        except (TypeError, ValueError) as error:
+            if is_table:
+                raise
+            part = part._replace(problem=rows.Problem(type(error), str(error), "", None, ""))
     summary = rows.summarize(part, None, number)
-    if part.problem is not None or not len(part.codes):
+    if predicted is None:
         return _Hits(summary, np.zeros(2))
-    right = model.predict(align(given[0])) == part.classes[part.codes]
+    right = predicted == part.classes[part.codes]
     w = np.ones(len(right)) if part.weights is None else part.weights
     return _Hits(summary, np.array([w[right].sum(), w.sum()]))
 
@@ -121,6 +133,8 @@ def _divide(*found: _Hits) -> NDArray[np.float64]:
 
 class ScoresLazily:
     """The method `score` of a classifier, lazy for collections of Dask."""
+
+    _SCORES_FEATURES: ClassVar[bool] = True  # whether X is a table of features as `SoftmaxRegression` takes it
 
     def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Any:
         """Accuracy on the given rows.
