@@ -144,6 +144,11 @@ def _has_labels(x: Any) -> bool:
     return _pandas(x) is not None and hasattr(x, "index")
 
 
+def give_labels(like: Any, a: Any) -> Any:
+    """An array of the shape of `like` with the labels of that; anything else unchanged."""
+    return _label(like, a) if type(a) is np.ndarray and _has_labels(like) and a.shape == like.shape else a
+
+
 def keep_labels(at: int = 0) -> Callable[[_Function], _Function]:
     """Give a result of the shape of the first argument its labels; at: which one, of several.
 
@@ -158,8 +163,7 @@ def keep_labels(at: int = 0) -> Callable[[_Function], _Function]:
                 return result
 
             def label(a: Any) -> Any:
-                is_like_first = type(a) is np.ndarray and a.shape == first.shape and a is not options.get("out")
-                return _label(first, a) if is_like_first else a
+                return a if a is options.get("out") else give_labels(first, a)
 
             if isinstance(result, tuple):
                 return (*result[:at], label(result[at]), *result[at + 1 :])

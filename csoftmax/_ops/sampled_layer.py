@@ -9,7 +9,14 @@ import numpy as np
 
 from .._arguments.foreign import accept_foreign
 from .._arguments.kinds import keep_labels
-from .._arguments.labels import LossOptions, check_loss_options, check_target, is_representable, raise_bad_label, refuse_smoothing
+from .._arguments.labels import (
+    LossOptions,
+    check_loss_options,
+    check_target,
+    is_representable,
+    raise_bad_label,
+    refuse_smoothing,
+)
 from .._arguments.layers import add_up, check_bias, check_layer, count_chunk_rows, scale_weights, weigh
 from .._arguments.negatives import CheckedNegatives, Negatives, check_correction, check_negatives
 from .._arguments.numbers import check_choice, check_count, check_num_threads
