@@ -13,6 +13,7 @@ from ._ops import divergence as _divergence
 from ._ops import entmax as _entmax
 from ._ops import entmax_loss as _entmax_loss
 from ._ops import in_batch as _in_batch
+from ._ops import int8_topk as _int8_topk
 from ._ops import linear_cross_entropy as _linear_cross_entropy
 from ._ops import margins as _margins
 from ._ops import merge_states as _merge_states
@@ -35,6 +36,7 @@ from ._ops.divergence import *
 from ._ops.entmax import *
 from ._ops.entmax_loss import *
 from ._ops.in_batch import *
+from ._ops.int8_topk import *
 from ._ops.linear_cross_entropy import *
 from ._ops.margins import *
 from ._ops.merge_states import *
@@ -72,6 +74,7 @@ __all__ += _divergence.__all__
 __all__ += _entmax.__all__
 __all__ += _entmax_loss.__all__
 __all__ += _in_batch.__all__
+__all__ += _int8_topk.__all__
 __all__ += _linear_cross_entropy.__all__
 __all__ += _margins.__all__
 __all__ += _merge_states.__all__

@@ -35,6 +35,7 @@ PIECE_DRAWS = 1 << 20  # draws that are made at a time: some ms, so that Ctrl-C 
 ONE_BY_ONE = 64  # Poisson rate for each class from which on classes are included one by one
 MIN_REMAINING = 1 / 16  # share of the mass that exclude leaves, below which draws are not repeated until they suit
 KEPT_RATES = 64  # sizes whose Poisson rate is kept
+MAX_SIZE = 2**40  # of a sample, whose classes take 8 bytes each
 MAX_KEY = 8192  # bytes of the excluded classes with which a rate is kept
 
 _Random = int | np.random.SeedSequence | np.random.Generator | None
@@ -214,6 +215,7 @@ class _Sampler:
         array([0, 2, 0, 0, 2, 2])
         """
         count = check_count("size", size)
+        _check_size(size, count)
         states = save_states(rng)
         try:
             return self._draw(as_generator(rng), count)
@@ -292,6 +294,7 @@ class _Sampler:
             raise ValueError(
                 f'size must be an int, or a pair (N, m) with scheme="iid", got {size} with scheme={scheme!r}'
             )
+        _check_size(size, math.prod(shape) if scheme == "iid" else min(shape[0], self._with_mass))
         excluded = self._check_exclude(exclude)
         if self._excluded_mass(excluded) == self._total:
             raise ValueError("exclude leaves no class to draw from")
@@ -427,6 +430,12 @@ def _check_n_classes(n_classes: Any, maximum: int) -> int:
     if n > maximum:
         raise ValueError(f"n_classes must be at most {maximum}, got {n_classes}")
     return n
+
+
+def _check_size(size: Any, n: int) -> None:
+    """Refuse samples of more classes than any memory holds, before the first draw."""
+    if n > MAX_SIZE:
+        raise ValueError(f"size is {size}: a sample of {n} classes does not fit in memory, 2**40 is the limit")
 
 
 class UniformSampler(_Sampler):

@@ -281,3 +281,9 @@ def check_loss_options(
         each,
         check_softcap(softcap),
     )
+
+
+def refuse_smoothing(label_smoothing: Any) -> None:
+    """Refuse label smoothing in a loss that does not compute the logits of all classes."""
+    if check_non_negative("label_smoothing", label_smoothing, 1):
+        raise ValueError("label_smoothing needs all classes: it must be 0")

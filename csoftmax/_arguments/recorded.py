@@ -68,7 +68,7 @@ def _hand_over_lazy(function: Any, arguments: tuple[Any, ...], options: dict[str
     return getattr(functions, name)(**bound)
 
 
-def _describe(name: str, x: Any, library: str) -> tuple[str, str]:
+def describe_recorded(name: str, x: Any, library: str) -> tuple[str, str]:
     """Say which argument is recorded, and how to call the function without a record."""
     if library == "jax":
         return f"{name} is a tracer of JAX", OUTSIDE_OF_TRACES
@@ -84,7 +84,7 @@ def _hand_over(function: Any, library: str, arguments: tuple[Any, ...], options:
     name, module = function.__name__, f"csoftmax.{library}"
     bound = _bind(function, arguments, options)
     first = next(key for key, x in bound.items() if is_recorded(x))
-    what, remedy = _describe(first, bound[first], library)
+    what, remedy = describe_recorded(first, bound[first], library)
     functions = importlib.import_module(module)
     if name not in functions.__all__:
         raise ValueError(f"{what}, and {module} has no {name}: {remedy}")

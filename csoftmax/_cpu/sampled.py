@@ -77,8 +77,9 @@ class SampledLayer:
         # the distinct classes, and the terms of the gradient of each: the sampled part first
         self.rows, self.offsets, self.order, self.source = binding.group_rows(keys, m, not self.is_shared)
         self.at_ids, self.at_labels = ids, labels  # in w
-        if w.strides[1] != w.itemsize or w.strides[0] % w.itemsize or not w.flags.aligned or w.size == 0:
-            self.w = np.ascontiguousarray(w[self.rows])  # the kernels need contiguous rows
+        is_ready = w.dtype == x.dtype and w.flags.aligned and w.size > 0
+        if not (is_ready and w.strides[1] == w.itemsize and w.strides[0] % w.itemsize == 0):
+            self.w = np.ascontiguousarray(w[self.rows], x.dtype)  # the kernels need contiguous rows, native byte order
             self.at_ids = np.searchsorted(self.rows, ids)
             self.at_labels = np.searchsorted(self.rows, labels)
         self.as_rows = as_buffer(self.w)
@@ -92,7 +93,7 @@ class SampledLayer:
         self.scratch = Scratch(bytes_of(padded, compute) + 3 * bytes_of((m, d), compute))
         self.logits = self.scratch.take(padded, compute)[:, : m + 1]
         self.w_ids, self.grad_ids, self.grad_chunk = (self.scratch.take((m, d), compute) for _ in range(3))
-        if self.w.dtype == compute:
+        if self.w.dtype == compute and self.w.flags.c_contiguous:  # of anything else np.take makes a copy
             np.take(self.w, self.at_ids, axis=0, out=self.w_ids, mode="clip")
         else:
             self.w_ids[...] = self.w[self.at_ids]

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._arguments.foreign import as_native
 from .._arguments.generators import as_generator, restore_states, save_states
+from .._arguments.methods import accept_foreign_features
 from .._arguments.numbers import as_number, check_count, check_flag, check_num_threads
 from .._arguments.places import DeviceError
 from .._cpu.dtypes import as_buffer
@@ -178,6 +179,7 @@ class ClusteredHead:
         """Return the shape of the layer."""
         return f"ClusteredHead({self.n_classes} classes, {self.n_features} features, {self.n_clusters} clusters)"
 
+    @accept_foreign_features
     def topk(
         self,
         x: ArrayLike,
@@ -236,6 +238,7 @@ class ClusteredHead:
         }
         return found, batch
 
+    @accept_foreign_features
     def predict(self, x: ArrayLike, *, n_probe: SupportsIndex = 16, exact: bool = False) -> Any:
         """Return the class with the largest score of each row among the classes of some lists, of equal ones the first.
 
@@ -254,6 +257,7 @@ class ClusteredHead:
         found, batch = self._find(x, 1, n_probe, exact)
         return found.indices.reshape(batch)[()]
 
+    @accept_foreign_features
     def logits(self, x: ArrayLike, ids: ArrayLike) -> NDArray[Any]:
         """Return the exact scores of given classes.
 
@@ -279,6 +283,7 @@ class ClusteredHead:
         scores = int8.compute_logits(self._lists.layer.plain, x, ids, self.num_threads)
         return int8.round_scores(scores, self._w.dtype)
 
+    @accept_foreign_features
     def log_partition(
         self,
         x: ArrayLike,

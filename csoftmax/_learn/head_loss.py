@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._arguments.foreign import as_native
-from .._arguments.labels import check_loss_options, check_target, is_representable, raise_bad_label
+from .._arguments.labels import check_loss_options, check_target, is_representable, raise_bad_label, refuse_smoothing
 from .._arguments.layers import add_up, scale_weights, weigh
 from .._arguments.numbers import check_num_threads
 from .._arguments.places import as_array, as_float
@@ -88,8 +88,7 @@ def plan_loss(
         n or 0, batch, layer.dtype, reduction, upstream=as_native(upstream, "upstream"),
         label_smoothing=label_smoothing, z_loss=0.0, ignore_index=-1 if ignored is None else ignored, **options,
     )  # fmt: skip
-    if checked.label_smoothing:
-        raise ValueError("label_smoothing needs all classes: it must be 0")
+    refuse_smoothing(checked.label_smoothing)
     num_threads = check_num_threads(layer.num_threads if num_threads is None else num_threads)
     labels = labels.copy()  # so that no other thread can change labels that have been checked
     if n is not None:

@@ -1,4 +1,4 @@
-"""The class of `csoftmax.heads.Int8Head`, and `int8_topk`."""
+"""The class of `csoftmax.heads.Int8Head`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._arguments.foreign import as_native
 from .._arguments.generators import as_generator, restore_states, save_states
+from .._arguments.methods import accept_foreign_features
 from .._arguments.negatives import as_ids, check_classes
 from .._arguments.numbers import check_count, check_flag, check_non_negative, check_num_threads, check_temperature
 from .._arguments.places import DeviceError, as_float
@@ -145,6 +146,7 @@ class Int8Head:
         limbs = 1 if self._layer.second is None else 2
         return f"Int8Head({self.n_classes} classes, {self.n_features} features, limbs={limbs})"
 
+    @accept_foreign_features
     def topk(self, x: ArrayLike, k: SupportsIndex, *, where: ArrayLike | None = None, exclude: Any = None) -> TopK:
         """Return the k largest scores of each row, exactly.
 
@@ -187,6 +189,7 @@ class Int8Head:
         }
         return found, batch
 
+    @accept_foreign_features
     def predict(self, x: ArrayLike) -> Any:
         """Return the class with the largest score of each row, of equal ones the first.
 
@@ -203,6 +206,7 @@ class Int8Head:
         found, batch = self._find(x, 1)
         return found.indices.reshape(batch)[()]
 
+    @accept_foreign_features
     def logits(self, x: ArrayLike, ids: ArrayLike) -> NDArray[Any]:
         """Return the exact scores of given classes.
 
@@ -228,6 +232,7 @@ class Int8Head:
         scores = int8.compute_logits(self._layer, x, ids, self.num_threads)
         return int8.round_scores(scores, self._w.dtype)
 
+    @accept_foreign_features
     def log_partition(self, x: ArrayLike, *, rtol: float = 1e-2, max_exact: SupportsIndex = 4096) -> Interval:
         """Return certain bounds of the logarithm of the partition function, ``log(sum(exp(scores)))``.
 
@@ -254,6 +259,7 @@ class Int8Head:
         found = bound_log_partition(self._layer, rows, *_check_widths(rtol, max_exact), self.num_threads)
         return Interval(*(a.reshape(batch) for a in found))
 
+    @accept_foreign_features
     def topk_softmax(
         self, x: ArrayLike, k: SupportsIndex, *, rtol: float = 1e-2, max_exact: SupportsIndex = 4096
     ) -> TopKInterval:
@@ -280,6 +286,7 @@ class Int8Head:
         shape = (*batch, best.shape[1])
         return TopKInterval(found.lower.reshape(shape), found.upper.reshape(shape), best.reshape(shape))
 
+    @accept_foreign_features
     def log_proba(
         self, x: ArrayLike, target: ArrayLike, *, rtol: float = 1e-2, max_exact: SupportsIndex = 4096
     ) -> Interval:
@@ -313,6 +320,7 @@ class Int8Head:
         found = bound_log_proba(self._layer, rows, labels.reshape(-1), *widths, self.num_threads)
         return Interval(*(a.reshape(batch) for a in found))
 
+    @accept_foreign_features
     def sample(
         self,
         x: ArrayLike,
@@ -572,50 +580,3 @@ def _write_rows(layer: int8.Layer, ids: Any, part: int8.Layer) -> None:
     if layer.second_residual is not None and part.second_residual is not None:
         layer.second_residual[ids] = part.second_residual[: len(ids)]
     layer.residual[ids] = part.residual[: len(ids)]
-
-
-def int8_topk(
-    x: ArrayLike,
-    w: ArrayLike,
-    k: SupportsIndex,
-    *,
-    bias: ArrayLike | None = None,
-    where: ArrayLike | None = None,
-    exclude: Any = None,
-    device: str | None = None,
-    num_threads: SupportsIndex | None = None,
-) -> TopK:
-    """Return the k largest scores ``x @ w.T + bias`` of each row, exactly, through codes that are made for this call.
-
-    Making codes takes longer than one query does: keep an `Int8Head` for more.
-
-    Parameters
-    ----------
-    x : array_like of shape (..., D)
-        Features.
-    w : array_like of shape (K, D)
-        Weights.
-    k : int
-        Number of classes, 0 to K.
-    bias, where, exclude, device, num_threads
-        As in `Int8Head` and its `topk`.
-
-    Returns
-    -------
-    TopK
-        values and indices (..., k), as from `Int8Head.topk`.
-
-    Raises
-    ------
-    TypeError, ValueError, IndexError, DeviceError
-        As from `Int8Head` and its `topk`.
-
-    Examples
-    --------
-    >>> from csoftmax.heads import int8_topk
-    >>> int8_topk([[2.0, 1.0]], [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], 2)
-    TopK(values=array([[3., 2.]]), indices=array([[2, 0]]))
-    """
-    head = Int8Head(w, bias, copy=False, device=device, num_threads=num_threads)
-    head._layer = head._layer._replace(leading=None)  # which would be made for a single query
-    return head.topk(x, k, where=where, exclude=exclude)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._arguments.foreign import as_native
+from .._arguments.foreign import accept_foreign, as_native
 from .._arguments.generators import as_generator, draw_integers
 from .._arguments.numbers import check_count, check_num_threads
 from .._arguments.places import as_array
@@ -26,6 +26,7 @@ class Rule(NamedTuple):
     prior: NDArray[np.float32] | None = None  # added to the score of each class
 
 
+@accept_foreign
 def hash_buckets(
     ids: ArrayLike,
     n_buckets: SupportsIndex,

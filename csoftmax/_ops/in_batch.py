@@ -10,10 +10,17 @@ from numpy.typing import ArrayLike
 
 from .._arguments.foreign import accept_foreign
 from .._arguments.kinds import keep_labels
-from .._arguments.labels import check_upstream, check_weight
+from .._arguments.labels import check_upstream, check_weight, refuse_smoothing
 from .._arguments.layers import count_chunk_rows, scale_weights
 from .._arguments.negatives import as_ids, check_correction, check_log_q
-from .._arguments.numbers import check_count, check_flag, check_num_threads, check_reduction, check_temperature
+from .._arguments.numbers import (
+    check_count,
+    check_flag,
+    check_num_threads,
+    check_reduction,
+    check_temperatures,
+    number_and_rows,
+)
 from .._arguments.places import as_array, as_float, check_kernels, place_of, to_host
 from .._arguments.recorded import hand_over_recorded
 from .._cpu import binding
@@ -52,11 +59,12 @@ class InBatchPlan(NamedTuple):
     target: Any  # int64 (N,)
     ids: Any | None
     mask: Any | None  # bool (N, M)
-    shift: Any | None  # of the logits of each candidate, times the temperature
+    log_q: Any | None  # of each candidate, subtracted from its logits after the division by the temperature
     corrects_target: bool
     scale: Any | None
     upstream: Any | None
     temperature: float
+    temperatures: Any | None  # (N,), which replace temperature
     kept: Any
     divisor: float
     batch: tuple[int, ...]
@@ -76,6 +84,7 @@ def plan_in_batch(
     symmetric: Any,
     sample_weight: Any,
     temperature: Any,
+    label_smoothing: Any,
     reduction: Any,
     upstream: Any,
     chunk_bytes: Any,
@@ -86,8 +95,8 @@ def plan_in_batch(
     if place.on_cuda:
         check_kernels("in_batch_softmax_loss")
     if device is not None:
-        x, y, target, ids, log_q, mask, sample_weight, upstream = to_host(
-            x, y, target, ids, log_q, mask, sample_weight, upstream
+        x, y, target, ids, log_q, mask, sample_weight, upstream, temperature = to_host(
+            x, y, target, ids, log_q, mask, sample_weight, upstream, temperature
         )
     x, _ = as_float("x", x)
     y, _ = as_float("y", y)
@@ -103,7 +112,10 @@ def plan_in_batch(
     check_correction(correction)
     check_reduction(reduction)
     chunk_bytes = None if chunk_bytes is None else check_count("chunk_bytes", chunk_bytes, 1, "an int or None")
-    t = check_temperature(temperature, True)
+    refuse_smoothing(label_smoothing)
+    t, each = number_and_rows(check_temperatures(temperature, (*batch, 1), True), batch, 1.0)
+    if each is not None and symmetric:
+        raise ValueError("symmetric needs one temperature: those of rows are none of candidates")
     labels = _check_target(target, batch, m)
     s = None if sample_weight is None else check_weight("sample_weight", sample_weight, batch, float)
     factor = None if upstream is None else check_upstream(upstream, reduction, batch)
@@ -115,7 +127,7 @@ def plan_in_batch(
     shift = None
     if log_q is not None and correction != "none":
         needed = f"one value for each of {m} candidates"
-        shift = check_log_q("log_q", log_q, (m,), lambda at: f"candidate {at[0]}", needed) * t
+        shift = check_log_q("log_q", log_q, (m,), lambda at: f"candidate {at[0]}", needed)
     return InBatchPlan(
         x,
         y,
@@ -127,6 +139,7 @@ def plan_in_batch(
         s,
         factor,
         t,
+        None if each is None else each.reshape(n),
         kept,
         divisor,
         batch,
@@ -176,7 +189,8 @@ def _run_direction(plan: InBatchPlan, gradient: bool, num_threads: int | None) -
     """Row losses, and the gradients of x and y in the compute type, of the softmax of each row over the candidates."""
     compute, (n, d), m = plan.compute, plan.x.shape, len(plan.y)
     y = plan.y.astype(compute, copy=False)
-    shift = None if plan.shift is None else plan.shift.astype(compute)
+    is_finite = np.isfinite(y).all(axis=1)
+    others = None if is_finite.all() else np.flatnonzero(~is_finite)
     losses = np.zeros(n)
     grad_x = np.zeros((n, d), compute) if gradient else None
     grad_y = np.zeros((m, d), compute) if gradient else None
@@ -188,8 +202,9 @@ def _run_direction(plan: InBatchPlan, gradient: bool, num_threads: int | None) -
         logits, target = buffer[: len(rows)], plan.target[rows]
         x = plan.x[rows].astype(compute, copy=False)
         multiply(x, y.T, logits)
+        t: Any = plan.temperature if plan.temperatures is None else plan.temperatures[rows, None]
         at = np.arange(len(rows)), target
-        _correct(plan, logits, rows, at, shift)
+        _correct(plan, logits, rows, at, None if plan.log_q is None else (plan.log_q * t).astype(compute))
         row_losses = np.empty(len(rows))
         binding.run_cross_entropy(
             dtype_code(compute),
@@ -203,15 +218,27 @@ def _run_direction(plan: InBatchPlan, gradient: bool, num_threads: int | None) -
             *(plan.temperature, 0.0, 0.0, 0.0, 0.0),
             binding.REDUCTIONS["none"],
             kernel_threads(logits.size, num_threads),
+            None if plan.temperatures is None else plan.temperatures[rows],
         )
         losses[rows] = row_losses
         if grad_x is not None and grad_y is not None:
-            grad_x[rows] = multiply(logits, y)
+            grad_x[rows] = multiply(logits, y) if others is None else _multiply_parts(logits, y, others)
             if begin == 0:
                 multiply(logits.T, x, grad_y)
             else:
                 grad_y += multiply(logits.T, x, of_chunk)
     return losses, grad_x, grad_y
+
+
+def _multiply_parts(factors: Any, y: Any, others: Any) -> Any:
+    """The product of factors and candidates, of which `others` are not finite: where their factor is 0 they add 0."""
+    finite = y.copy()
+    finite[others] = 0
+    product = multiply(factors, finite)
+    for j in others:
+        rows = np.flatnonzero(factors[:, j])
+        product[rows] += factors[rows, j, None] * y[j]
+    return product
 
 
 def _correct(plan: InBatchPlan, logits: Any, rows: Any, at: Any, shift: Any) -> None:
@@ -228,6 +255,18 @@ def _correct(plan: InBatchPlan, logits: Any, rows: Any, at: Any, shift: Any) -> 
     logits[at] = own
 
 
+def _mirror(plan: InBatchPlan) -> InBatchPlan:
+    """The plan of each candidate's own row among the rows; those of weight 0 are no candidates either."""
+    kept = plan.kept
+    mask = None if plan.mask is None else plan.mask[np.ix_(kept, kept)].T
+    ids, scale, upstream = (None if v is None else v[kept] for v in (plan.ids, plan.scale, plan.upstream))
+    each = np.arange(len(kept))
+    return plan._replace(
+        x=plan.y[kept], y=plan.x[kept], target=each, ids=ids, mask=mask, log_q=None, scale=scale, upstream=upstream,
+        kept=each,
+    )  # fmt: skip
+
+
 @accept_foreign
 @keep_labels(1)
 def _run_in_batch(x: Any, y: Any, *, gradient: bool, num_threads: Any, **options: Any) -> tuple[Any, Any, Any]:
@@ -235,11 +274,13 @@ def _run_in_batch(x: Any, y: Any, *, gradient: bool, num_threads: Any, **options
     num_threads = check_num_threads(num_threads)
     losses, grad_x, grad_y = _run_direction(plan, gradient, num_threads)
     if options["symmetric"]:
-        mirrored = plan._replace(x=plan.y, y=plan.x, shift=None, mask=None if plan.mask is None else plan.mask.T)
-        others, other_y, other_x = _run_direction(mirrored, gradient, num_threads)
-        losses = (losses + others) / 2
+        others, other_y, other_x = _run_direction(_mirror(plan), gradient, num_threads)
+        losses[plan.kept] += others
+        losses /= 2
         if gradient:
-            grad_x, grad_y = (grad_x + other_x) / 2, (grad_y + other_y) / 2
+            grad_x[plan.kept] += other_x
+            grad_y[plan.kept] += other_y
+            grad_x, grad_y = grad_x / 2, grad_y / 2
     loss: Any = losses.reshape(plan.batch)
     if options["reduction"] != "none":
         loss = math.nan if plan.divisor == 0 else np.sum(losses) / plan.divisor
@@ -263,7 +304,8 @@ def in_batch_softmax_loss(
     correction: Literal["ranking", "partition", "none"] = "ranking",
     symmetric: bool = False,
     sample_weight: ArrayLike | None = None,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
+    label_smoothing: float = 0.0,
     reduction: Literal["none", "sum", "mean"] = "mean",
     chunk_bytes: SupportsIndex | None = None,
     device: str | None = None,
@@ -292,8 +334,13 @@ def in_batch_softmax_loss(
     symmetric : bool, default False
         The mean of this loss and of that of each candidate's own row among the rows (Radford et al. 2021), which log_q,
         a property of the candidates, does not correct. Needs M = N and no target.
-    sample_weight, temperature, reduction, device, num_threads
-        As in `cross_entropy`. There are no kernels for CUDA: CuPy arrays need device="cpu".
+    sample_weight, reduction, device, num_threads
+        As in `cross_entropy`. With symmetric, a row of weight 0 is no candidate
+        either. There are no kernels for CUDA: CuPy arrays need device="cpu".
+    temperature : float, or array_like that broadcasts to (..., 1), default 1.0
+        As in `cross_entropy`, also a number for each row, but with symmetric.
+    label_smoothing : float, default 0.0
+        Must be 0: smoothing needs the logits of all classes, of which a batch has few.
     chunk_bytes : int, optional
         Upper bound on the bytes of the logits that exist at a time, which are those of 1 to 1024 rows; the default is
         8 MiB.
@@ -337,6 +384,7 @@ def in_batch_softmax_loss(
         symmetric=symmetric,
         sample_weight=sample_weight,
         temperature=temperature,
+        label_smoothing=label_smoothing,
         reduction=reduction,
         upstream=None,
         chunk_bytes=chunk_bytes,
@@ -357,7 +405,8 @@ def in_batch_softmax_loss_with_grad(
     correction: Literal["ranking", "partition", "none"] = "ranking",
     symmetric: bool = False,
     sample_weight: ArrayLike | None = None,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
+    label_smoothing: float = 0.0,
     reduction: Literal["none", "sum", "mean"] = "mean",
     upstream: ArrayLike = 1.0,
     chunk_bytes: SupportsIndex | None = None,
@@ -370,8 +419,8 @@ def in_batch_softmax_loss_with_grad(
     ----------
     x, y, target, ids, log_q, mask, correction, symmetric, chunk_bytes
         As in `in_batch_softmax_loss`.
-    sample_weight, temperature, reduction, device, num_threads
-        As in `cross_entropy`.
+    sample_weight, temperature, label_smoothing, reduction, device, num_threads
+        As in `in_batch_softmax_loss`.
     upstream : float or array_like, default 1.0
         As in `cross_entropy_with_grad`.
 
@@ -410,6 +459,7 @@ def in_batch_softmax_loss_with_grad(
         symmetric=symmetric,
         sample_weight=sample_weight,
         temperature=temperature,
+        label_smoothing=label_smoothing,
         reduction=reduction,
         upstream=upstream,
         chunk_bytes=chunk_bytes,

@@ -58,6 +58,7 @@ def negative_sampling_loss(
     sample_weight: ArrayLike | None = None,
     ignore_index: SupportsIndex = -100,
     temperature: float = 1.0,
+    label_smoothing: float = 0.0,
     reduction: Literal["none", "sum", "mean"] = "mean",
     chunk_bytes: SupportsIndex | None = None,
     device: str | None = None,
@@ -83,8 +84,12 @@ def negative_sampling_loss(
         Added to the logits.
     accidental_hits : {"mask", "keep"}, default "mask"
         Whether negatives that are the row's label are left out.
-    weight, sample_weight, ignore_index, temperature, reduction, device, num_threads
+    weight, sample_weight, ignore_index, reduction, device, num_threads
         As in `cross_entropy`. There are no kernels for CUDA: CuPy arrays need device="cpu".
+    temperature : float, default 1.0
+        Divides the logits of all rows: one number, not one for each row.
+    label_smoothing : float, default 0.0
+        Must be 0: smoothing needs the logits of all classes.
     chunk_bytes : int, optional
         Upper bound on the bytes of the logits that exist at a time, which are those of 1 to 1024 rows; the default is
         4 MiB. Classes of each row are not chunked.
@@ -131,6 +136,7 @@ def negative_sampling_loss(
         sample_weight=sample_weight,
         ignore_index=ignore_index,
         temperature=temperature,
+        label_smoothing=label_smoothing,
         reduction=reduction,
         chunk_bytes=chunk_bytes,
         device=device,
@@ -151,6 +157,7 @@ def negative_sampling_loss_with_grad(
     sample_weight: ArrayLike | None = None,
     ignore_index: SupportsIndex = -100,
     temperature: float = 1.0,
+    label_smoothing: float = 0.0,
     reduction: Literal["none", "sum", "mean"] = "mean",
     upstream: ArrayLike = 1.0,
     clip_norm: float | None = None,
@@ -165,8 +172,12 @@ def negative_sampling_loss_with_grad(
     ----------
     x, w, target, negatives, bias, accidental_hits, chunk_bytes
         As in `negative_sampling_loss`.
-    weight, sample_weight, ignore_index, temperature, reduction, device, num_threads
+    weight, sample_weight, ignore_index, reduction, device, num_threads
         As in `cross_entropy`.
+    temperature : float, default 1.0
+        Divides the logits of all rows: one number, not one for each row.
+    label_smoothing : float, default 0.0
+        Must be 0: smoothing needs the logits of all classes.
     upstream, clip_norm, clip_value
         As in `cross_entropy_with_grad`; clipping applies to the gradient of a row's logits.
 
@@ -215,6 +226,7 @@ def negative_sampling_loss_with_grad(
         sample_weight=sample_weight,
         ignore_index=ignore_index,
         temperature=temperature,
+        label_smoothing=label_smoothing,
         reduction=reduction,
         chunk_bytes=chunk_bytes,
         device=device,
@@ -240,6 +252,7 @@ def nce_loss(
     sample_weight: ArrayLike | None = None,
     ignore_index: SupportsIndex = -100,
     temperature: float = 1.0,
+    label_smoothing: float = 0.0,
     reduction: Literal["none", "sum", "mean"] = "mean",
     chunk_bytes: SupportsIndex | None = None,
     device: str | None = None,
@@ -263,8 +276,12 @@ def nce_loss(
         Logarithm of the partition function, which is subtracted from the logits.
     accidental_hits : {"mask", "keep"}, default "keep"
         Whether negatives that are the row's label are left out.
-    weight, sample_weight, ignore_index, temperature, reduction, device, num_threads
+    weight, sample_weight, ignore_index, reduction, device, num_threads
         As in `cross_entropy`. There are no kernels for CUDA: CuPy arrays need device="cpu".
+    temperature : float, default 1.0
+        Divides the logits of all rows: one number, not one for each row.
+    label_smoothing : float, default 0.0
+        Must be 0: smoothing needs the logits of all classes.
     chunk_bytes : int, optional
         Upper bound on the bytes of the logits that exist at a time, which are those of 1 to 1024 rows; the default is
         4 MiB. Classes of each row are not chunked.
@@ -313,6 +330,7 @@ def nce_loss(
         sample_weight=sample_weight,
         ignore_index=ignore_index,
         temperature=temperature,
+        label_smoothing=label_smoothing,
         reduction=reduction,
         chunk_bytes=chunk_bytes,
         device=device,
@@ -334,6 +352,7 @@ def nce_loss_with_grad(
     sample_weight: ArrayLike | None = None,
     ignore_index: SupportsIndex = -100,
     temperature: float = 1.0,
+    label_smoothing: float = 0.0,
     reduction: Literal["none", "sum", "mean"] = "mean",
     upstream: ArrayLike = 1.0,
     clip_norm: float | None = None,
@@ -348,8 +367,12 @@ def nce_loss_with_grad(
     ----------
     x, w, target, negatives, bias, log_z, accidental_hits, chunk_bytes
         As in `nce_loss`.
-    weight, sample_weight, ignore_index, temperature, reduction, device, num_threads
+    weight, sample_weight, ignore_index, reduction, device, num_threads
         As in `cross_entropy`.
+    temperature : float, default 1.0
+        Divides the logits of all rows: one number, not one for each row.
+    label_smoothing : float, default 0.0
+        Must be 0: smoothing needs the logits of all classes.
     upstream, clip_norm, clip_value
         As in `cross_entropy_with_grad`; clipping applies to the gradient of a row's logits.
 
@@ -396,6 +419,7 @@ def nce_loss_with_grad(
         sample_weight=sample_weight,
         ignore_index=ignore_index,
         temperature=temperature,
+        label_smoothing=label_smoothing,
         reduction=reduction,
         chunk_bytes=chunk_bytes,
         device=device,

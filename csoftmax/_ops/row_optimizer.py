@@ -12,7 +12,7 @@ from .._arguments.numbers import check_non_negative, check_num_threads, check_po
 from .._arguments.places import DeviceError, is_cupy
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer, compute_dtype, dtype_code, is_bfloat16
-from .rows import RowGradient
+from .rows import RowGradient, apart_from
 
 __all__ = ["RowOptimizer"]
 
@@ -272,7 +272,7 @@ def read_gradient(g: Any, w: Any) -> tuple[Any, Any]:
     if values.dtype.kind not in "iuf" and not is_bfloat16(values.dtype):
         raise TypeError(f"g must hold real numbers, got dtype {values.dtype}")
     with np.errstate(over="ignore", under="ignore"):
-        values = np.ascontiguousarray(values, compute_dtype(w.dtype))
+        values = np.ascontiguousarray(apart_from(values, w), compute_dtype(w.dtype))
     return rows, values.reshape(len(values), -1 if values.size else (w.shape[1] if w.ndim == 2 else 1))
 
 

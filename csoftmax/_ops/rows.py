@@ -185,7 +185,7 @@ def _add_rows(w: Any, rows: Any, values: Any, scale: Any) -> None:
     _check_rows(w, rows, values)
     matrix = w if w.ndim == 2 else w[:, None]
     rows = np.ascontiguousarray(rows, np.int64)
-    values = np.ascontiguousarray(values).reshape(len(rows), matrix.shape[1])
+    values = np.ascontiguousarray(apart_from(values, w)).reshape(len(rows), matrix.shape[1])
     is_ordinary = matrix.flags.aligned and (matrix.shape[1] <= 1 or matrix.strides[1] == matrix.itemsize)
     to = matrix if is_ordinary else matrix[rows]
     at = rows if is_ordinary else np.arange(len(rows))
@@ -193,6 +193,11 @@ def _add_rows(w: Any, rows: Any, values: Any, scale: Any) -> None:
         binding.run_row_add(dtype_code(w.dtype), at, as_buffer(values), scale, as_buffer(to), None)
     if not is_ordinary:
         matrix[rows] = to
+
+
+def apart_from(values: Any, w: Any) -> Any:
+    """Values that changes of w do not reach: a copy, if they may share its memory."""
+    return values.copy() if np.may_share_memory(values, w) else values
 
 
 def _check_rows(w: Any, rows: Any, values: Any) -> None:

@@ -53,6 +53,7 @@ def sampled_softmax_loss(
     sample_weight: ArrayLike | None = None,
     ignore_index: SupportsIndex = -100,
     temperature: float = 1.0,
+    label_smoothing: float = 0.0,
     reduction: Literal["none", "sum", "mean"] = "mean",
     chunk_bytes: SupportsIndex | None = None,
     device: str | None = None,
@@ -78,8 +79,12 @@ def sampled_softmax_loss(
     accidental_hits : {"mask", "keep"}, default "mask"
         Whether negatives that are the row's label are left out. "keep" is right for draws with replacement ("iid") with
         "ranking".
-    weight, sample_weight, ignore_index, temperature, reduction, device, num_threads
+    weight, sample_weight, ignore_index, reduction, device, num_threads
         As in `cross_entropy`. There are no kernels for CUDA: CuPy arrays need device="cpu".
+    temperature : float, default 1.0
+        Divides the logits of all rows: one number, not one for each row.
+    label_smoothing : float, default 0.0
+        Must be 0: smoothing needs the logits of all classes.
     chunk_bytes : int, optional
         Upper bound on the bytes of the logits that exist at a time, which are those of 1 to 1024 rows; the default is
         4 MiB. Classes of each row are not chunked.
@@ -144,6 +149,7 @@ def sampled_softmax_loss(
         sample_weight=sample_weight,
         ignore_index=ignore_index,
         temperature=temperature,
+        label_smoothing=label_smoothing,
         reduction=reduction,
         chunk_bytes=chunk_bytes,
         device=device,
@@ -165,6 +171,7 @@ def sampled_softmax_loss_with_grad(
     sample_weight: ArrayLike | None = None,
     ignore_index: SupportsIndex = -100,
     temperature: float = 1.0,
+    label_smoothing: float = 0.0,
     reduction: Literal["none", "sum", "mean"] = "mean",
     upstream: ArrayLike = 1.0,
     clip_norm: float | None = None,
@@ -179,8 +186,12 @@ def sampled_softmax_loss_with_grad(
     ----------
     x, w, target, negatives, bias, correction, accidental_hits, chunk_bytes
         As in `sampled_softmax_loss`.
-    weight, sample_weight, ignore_index, temperature, reduction, device, num_threads
+    weight, sample_weight, ignore_index, reduction, device, num_threads
         As in `cross_entropy`.
+    temperature : float, default 1.0
+        Divides the logits of all rows: one number, not one for each row.
+    label_smoothing : float, default 0.0
+        Must be 0: smoothing needs the logits of all classes.
     upstream, clip_norm, clip_value
         As in `cross_entropy_with_grad`; clipping applies to the gradient of a row's logits.
 
@@ -231,6 +242,7 @@ def sampled_softmax_loss_with_grad(
         sample_weight=sample_weight,
         ignore_index=ignore_index,
         temperature=temperature,
+        label_smoothing=label_smoothing,
         reduction=reduction,
         chunk_bytes=chunk_bytes,
         device=device,

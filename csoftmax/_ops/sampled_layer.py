@@ -9,7 +9,14 @@ import numpy as np
 
 from .._arguments.foreign import accept_foreign
 from .._arguments.kinds import keep_labels
-from .._arguments.labels import LossOptions, check_loss_options, check_target, is_representable, raise_bad_label
+from .._arguments.labels import (
+    LossOptions,
+    check_loss_options,
+    check_target,
+    is_representable,
+    raise_bad_label,
+    refuse_smoothing,
+)
 from .._arguments.layers import add_up, check_bias, check_layer, count_chunk_rows, scale_weights, weigh
 from .._arguments.negatives import CheckedNegatives, Negatives, check_correction, check_negatives
 from .._arguments.numbers import check_choice, check_count, check_num_threads
@@ -26,7 +33,7 @@ class SampledPlan(NamedTuple):
     """A checked call: the rows that take part."""
 
     x: Any  # (n, D)
-    w: Any  # (K, D)
+    w: Any  # (K, D), which may be in foreign byte order, or integers
     bias: Any | None  # (K,), of any real dtype
     labels: Any  # int64
     negatives: CheckedNegatives
@@ -73,8 +80,9 @@ def plan_sampled(
     check_correction(correction)
     check_choice("accidental_hits", accidental_hits, ("mask", "keep"))
     x, _ = as_float("x", x)
-    w, _ = as_float("w", w)
-    check_layer(x, w)
+    w = as_array("w", w)  # of which few rows are read: these are converted later
+    like, _ = as_float("w", w if w.dtype == object else np.empty(0, w.dtype))
+    check_layer(x, np.broadcast_to(np.empty((), like.dtype), w.shape))
     n, compute, batch = len(w), compute_dtype(x.dtype), x.shape[:-1]
     bias = None if bias is None else check_bias(as_array("bias", bias), n)
     labels, soft = check_target(target, (*batch, n), batch, compute)
@@ -87,7 +95,8 @@ def plan_sampled(
         )
         raise ValueError(f"negatives are plain classes, whose expected counts are unknown: {remedy}")
     log_z = None if log_z is None else _check_log_z(log_z, batch)
-    found = check_loss_options(n, batch, compute, reduction, label_smoothing=0.0, z_loss=0.0, **options)
+    found = check_loss_options(n, batch, compute, reduction, z_loss=0.0, **options)
+    refuse_smoothing(found.label_smoothing)
     plan = _keep_rows(x, w, bias, labels, checked, log_z, found, batch, reduction)
     plan = _with_shifts(plan, kind, correction, log_z)
     width = checked.ids.shape[-1] + 1

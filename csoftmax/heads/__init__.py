@@ -8,9 +8,10 @@ from .._learn.hashed.head import HashedSoftmax
 from .._learn.head_result import HeadResult
 from .._learn.hierarchical.head import HierarchicalSoftmax
 from .._learn.hierarchical.tree import Tree
-from .._learn.int8_head import Int8Head, int8_topk
+from .._learn.int8_head import Int8Head
 from .._learn.int8_intervals import Interval, TopKInterval
 from .._ops.hashed import hash_buckets
+from .._ops.int8_topk import int8_topk
 from .._ops.row_optimizer import RowOptimizer
 
 __all__ = [
@@ -31,5 +32,5 @@ __all__ = [
     "int8_topk",
 ]
 
-for _name in __all__:
+for _name in set(__all__) - {"int8_topk"}:  # which is a function of the package itself
     globals()[_name].__module__ = __name__

@@ -30,8 +30,9 @@ SETTINGS = {
     "threads",
 }
 # Public functions that serve others: tests/ops/test_sampled.py compares add_rows with the assignment that it is,
-# tests/ops/test_streams.py merge_states with the attention that it is.
-HELPERS = {"add_rows", "merge_states"}
+# tests/ops/test_streams.py merge_states with the attention that it is, tests/ops/test_int8.py int8_topk with Int8Head,
+# whose tests are those of its answers.
+HELPERS = {"add_rows", "int8_topk", "merge_states"}
 
 
 def decorators(path):

@@ -142,7 +142,7 @@ def use_many_classes(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
     likely: heads.TopKInterval = served.topk_softmax(x, 2)
     assert (bounds.lower <= bounds.upper).all()
     assert (likely.lower <= likely.upper).all()
-    assert (served.predict(x) == heads.int8_topk(x, w[:3], 1).indices[:, 0]).shape == served.sample(x).shape
+    assert (served.predict(x) == csoftmax.int8_topk(x, w[:3], 1).indices[:, 0]).shape == served.sample(x).shape
     assert sampler.log_q([0, 1], 20).shape == sampler.probability([0, 1]).shape
     assert loss > 0
 

@@ -92,7 +92,11 @@ def test_what_needs_rows_in_memory_refuses_collections():
     many = ManyClassRegression(max_epochs=1).fit(X, Y)
     layer = AdaptiveSoftmax(4, 10, cutoffs=[3])
     cases = [
-        (calibration.CalibratedModel(SoftmaxRegression()).fit, (lazily(X), Y), "X is a dask Array, and CalibratedModel"),
+        (
+            calibration.CalibratedModel(SoftmaxRegression()).fit,
+            (lazily(X), Y),
+            "X is a dask Array, and CalibratedModel",
+        ),
         (calibration.CalibratedModel(SoftmaxRegression()).fit, (X, lazily(Y)), "y is a dask Array"),
         (many.score, (lazily(X), Y), "X is a dask Array"),
         (many.score, (X, lazily(Y)), "y is a dask Array"),

@@ -534,7 +534,7 @@ def test_copies(pairs):
     [
         (
             ValueError,
-            "head must be one of 'sampled', 'full', 'hierarchical', 'adaptive', 'hashed', got 'clustered'",
+            "head must be one of 'sampled', 'full', 'hierarchical', 'adaptive', 'hashed' or a .*, got 'clustered'",
             {"head": "clustered"},
         ),
         (ValueError, "sampler must be one of .* or a sampler of csoftmax.samplers, got 'zipf'", {"sampler": "zipf"}),

@@ -5,8 +5,9 @@ import warnings
 
 import numpy as np
 import pytest
+from sklearn.base import clone
 
-from csoftmax.heads import AdaptiveSoftmax, RowOptimizer, Tree
+from csoftmax.heads import AdaptiveSoftmax, BloomSoftmax, HashedSoftmax, HierarchicalSoftmax, RowOptimizer, Tree
 from csoftmax.linear_model import ManyClassRegression
 
 HEADS = ("sampled", "full", "hierarchical", "adaptive", "hashed")
@@ -135,3 +136,71 @@ def test_an_adaptive_layer_is_changed_whole_or_not_at_all():
     ):
         with pytest.raises(ValueError, match=match):
             AdaptiveSoftmax.from_torch({key: np.ones(s) for key, s in (state | {name: shape}).items()})
+
+
+LAYERS = {
+    "hierarchical": lambda: HierarchicalSoftmax(5, Tree.huffman(np.arange(1, 21)), dtype=np.float64),
+    "adaptive": lambda: AdaptiveSoftmax(5, 20, cutoffs=[8], rng=0),
+    "hashed": lambda: HashedSoftmax(5, 20, n_buckets=8, n_hashes=6, rng=0),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_may_be_the_head(name, tmp_path):
+    X, y = make_rows()
+    layer = LAYERS[name]()
+    layer.parameters[next(iter(layer.parameters))][...] += 0.01
+    before = copy.deepcopy(layer.parameters)
+    model = ManyClassRegression(head=layer, max_epochs=30, random_state=0).fit(X, y)
+    for key, parameter in layer.parameters.items():
+        assert np.array_equal(parameter, before[key])
+    assert type(model.head_.layer) is type(layer)
+    assert model.head_.layer is not layer
+    assert model.history_["loss"][-1] < 0.9 * model.history_["loss"][0]
+    assert model.score(X, y) > 0.15  # 0.05 by chance
+    np.testing.assert_allclose(model.predict_proba(X).sum(axis=1), 1, 1e-5)
+    copied = clone(model)
+    assert copied.head is not layer
+    assert np.array_equal(copied.fit(X, y).predict_proba(X), model.predict_proba(X))
+    path = tmp_path / "model.safetensors"
+    model.save(path)
+    loaded = ManyClassRegression.load(path)
+    assert loaded.head == name
+    assert np.array_equal(loaded.predict_proba(X), model.predict_proba(X))
+    loaded.partial_fit(X, y)
+    for train in (model.partial_fit, model.set_params(warm_start=True).fit):
+        train(X, y)
+    assert len(model.history_["loss"]) == 30
+    assert type(model.head_.layer) is type(layer)
+
+
+def test_the_first_step_starts_at_the_layer_that_is_the_head():
+    X, y = make_rows()
+    layer = LAYERS["hierarchical"]()
+    layer.parameters["theta"][...] = np.random.default_rng(1).normal(size=(19, 5))
+    model = ManyClassRegression(head=layer).partial_fit(X, y, classes=np.arange(20))
+    assert model.history_["loss"][0] == pytest.approx(layer.loss(X, y), rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (
+            lambda: HierarchicalSoftmax(4, Tree.balanced(20)),
+            "head .* has 4 features and 20 classes, but",
+        ),
+        (lambda: AdaptiveSoftmax(5, 21, rng=0), "head .* has 5 features and 21 classes, but the data have 5 and 20"),
+        (lambda: HashedSoftmax(5, n_buckets=8, rng=0), "head .* has 5 features and None classes"),
+        (lambda: LAYERS["adaptive"]().freeze([3]), "head has frozen classes"),
+        (lambda: BloomSoftmax(5, 20, n_buckets=8, rng=0), "head must be one of .* or a layer of csoftmax.heads"),
+        (lambda: HashedSoftmax, "head must be one of"),
+    ],
+)
+def test_layers_that_do_not_fit(layer, message):
+    X, y = make_rows()
+    model = ManyClassRegression(random_state=0).fit(X, y)
+    expected, model.head = model.predict_proba(X), layer()
+    for train in (lambda: model.fit(X, y), lambda: ManyClassRegression(head=model.head).partial_fit(X, y, range(20))):
+        with pytest.raises(ValueError, match=message):
+            train()
+    assert np.array_equal(model.predict_proba(X), expected)

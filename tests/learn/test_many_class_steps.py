@@ -1,12 +1,14 @@
 """ManyClassRegression: samplers that do not fit, rows of weight 0, steps that fail, draws that hit labels."""
 
+import copy
+
 import numpy as np
 import pytest
 from sklearn.base import clone
 
 from csoftmax.adversarial import TreeSampler
 from csoftmax.linear_model import ManyClassRegression
-from csoftmax.samplers import ClusterSampler, UniformSampler
+from csoftmax.samplers import ClusterSampler, UniformSampler, UnigramSampler
 
 
 def make_classes(classes=30, rows=600):
@@ -128,6 +130,104 @@ def test_a_step_that_fails_counts_no_rows(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         model.partial_fit(X, y)
     assert model.class_count_.sum() == 600
+
+
+def state_of(model):
+    """What a model has learnt."""
+    learned = {name: a.copy() for name, a in model.head_.parameters.items()}
+    return learned, model.class_count_.tolist(), copy.deepcopy(model.history_), model.n_iter_
+
+
+def assert_same_state(a, b):
+    assert a[1:] == b[1:]
+    for name, parameter in a[0].items():
+        assert np.array_equal(parameter, b[0][name])
+
+
+@pytest.mark.parametrize("sampler", ["unigram", "uniform", "in_batch"])
+def test_a_sampler_without_a_label_leaves_the_earlier_fit(sampler):
+    X, y = make_classes()
+    model = ManyClassRegression(sampler=sampler, n_sampled=8, max_epochs=2, random_state=0).fit(X, y)
+    before = state_of(model)
+    model.set_params(sampler=UnigramSampler(np.arange(30)))
+    weights = np.linspace(0.1, 1, len(y))
+    for fit in (
+        lambda: model.fit(X, y),
+        lambda: model.partial_fit(X, y, sample_weight=weights),
+        lambda: model.fit_batches([(X, y, weights)], np.arange(30)),
+        lambda: model.set_params(warm_start=True).fit_batches([(X, y, weights)], np.arange(30)),
+    ):
+        with pytest.raises(ValueError, match=r"the class 0, a label, has negatives\.target_log_q -inf"):
+            fit()
+        assert_same_state(state_of(model), before)
+    unfitted = clone(model)
+    with pytest.raises(ValueError, match="the class 0, a label"):
+        unfitted.fit(X, y)
+    assert not hasattr(unfitted, "history_")
+    model.set_params(sampler=sampler).partial_fit(X, y)
+    assert model.n_iter_ == before[3] + 1
+
+
+@pytest.mark.parametrize("options", [{"head": "full"}, {"sampler": "uniform"}, {"init_bias": "zero"}])
+def test_a_step_that_fails_changes_no_counts_even_where_rows_are_not_counted(monkeypatch, options):
+    X, y = make_classes()
+    model = ManyClassRegression(random_state=0, **options).fit(X, y, sample_weight=np.linspace(0, 1, len(y)))
+    before = model.class_count_.copy() if hasattr(model, "class_count_") else None
+    monkeypatch.setattr(type(model.head_), "step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    for train in (lambda: model.partial_fit(X, y), lambda: model.fit_batches([(X, y)], np.arange(30))):
+        with pytest.raises(KeyboardInterrupt):
+            train()
+        assert np.array_equal(model.class_count_, before)
+
+
+def test_a_later_minibatch_that_fails_is_not_counted(monkeypatch):
+    X, y = make_classes()
+    model = ManyClassRegression(random_state=0)
+    with pytest.raises(ValueError, match="y has"):
+        model.fit_batches([(X, y), (X, y, np.full(600, 0.1)), (X, np.full(600, 99))], np.arange(30), epochs=1)
+    assert model.class_count_.sum() == pytest.approx(660)
+    before, step, calls = model.class_count_.copy(), type(model.head_).step, []
+
+    def fail_later(*arguments):
+        calls.append(0)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    monkeypatch.setattr(type(model.head_), "step", fail_later)
+    model.warm_start = True
+    with pytest.raises(KeyboardInterrupt):
+        model.fit_batches([(X, y), (X[:100], y[:100])], np.arange(30), epochs=1)
+    assert np.array_equal(model.class_count_, before + np.bincount(y))
+
+
+def test_steps_follow_a_sampler_that_is_set():
+    X, y = make_classes()
+    model = ManyClassRegression(sampler="uniform", n_sampled=4, random_state=0).partial_fit(X, y, np.arange(30))
+    counts = model.class_count_.copy()
+
+    class Counted(UniformSampler):
+        sizes = ()
+
+        def sample(self, size, **options):
+            self.sizes = (*self.sizes, size)
+            return super().sample(size, **options)
+
+    sampler = Counted(30)
+    model.set_params(sampler=sampler).partial_fit(X, y)
+    model.set_params(n_sampled=7).partial_fit(X, y)
+    assert sampler.sizes == (4, 7)
+    assert np.array_equal(model.class_count_, counts)
+    model.set_params(sampler="unigram").partial_fit(X, y)
+    assert np.array_equal(model.class_count_, counts + np.bincount(y))
+    for sampler, error, message in (
+        (UniformSampler(29), ValueError, "sampler has 29 classes, but the model has 30"),
+        ("zipf", ValueError, "sampler must be one of"),
+    ):
+        before = state_of(model)
+        with pytest.raises(error, match=message):
+            model.set_params(sampler=sampler).partial_fit(X, y)
+        assert_same_state(state_of(model), before)
 
 
 def test_labels_without_rows():

@@ -18,7 +18,7 @@ def expected_of(x, y, target=None, ids=None, log_q=None, mask=None, correction="
     target = np.arange(n) if target is None else target
     s = np.ones(n) if sample_weight is None else np.asarray(sample_weight, np.float64)
 
-    def direction(z, ids, mask, log_q):
+    def direction(z, ids, mask, log_q, left_out=False):
         losses, g = np.zeros(n), np.zeros((n, z.shape[1]))
         for i in range(n):
             u = z[i].copy()
@@ -31,6 +31,7 @@ def expected_of(x, y, target=None, ids=None, log_q=None, mask=None, correction="
                 takes_part &= ids != ids[target[i]]
             if mask is not None:
                 takes_part &= ~mask[i]
+            takes_part &= ~np.broadcast_to(left_out, len(u))
             takes_part[target[i]] = True
             u[~takes_part] = -np.inf
             e = np.exp(u - u.max())
@@ -42,7 +43,7 @@ def expected_of(x, y, target=None, ids=None, log_q=None, mask=None, correction="
     z = x @ y.T / temperature
     losses, g = direction(z, ids, mask, log_q)
     if symmetric:
-        others, h = direction(z.T, ids, None if mask is None else mask.T, None)
+        others, h = direction(z.T, ids, None if mask is None else mask.T, None, s == 0)
         losses, g = (losses + others) / 2, (g + h.T) / 2
         assert np.ndim(upstream) == 0
     factor = 1 / s.sum() if reduction == "mean" else 1.0
@@ -176,3 +177,57 @@ def test_wrong_arguments():
     ):
         with pytest.raises(error, match=message):
             csoftmax.in_batch_softmax_loss(**{"x": x, "y": y, **changes})
+
+
+def test_a_row_of_weight_0_contributes_nothing_whatever_it_holds():
+    rng = np.random.default_rng(0)
+    x, y, mask = rng.normal(size=(5, 3)), rng.normal(size=(5, 3)), rng.random((5, 5)) < 0.2
+    options = {"sample_weight": [0.0, 1.0, 2.0, 0.5, 3.0], "ids": [4, 4, 1, 2, 3], "mask": mask, "symmetric": True}
+    right = csoftmax.in_batch_softmax_loss_with_grad(x, y, **options)
+    x[0] = np.nan, np.inf, 1e300
+    got = csoftmax.in_batch_softmax_loss_with_grad(x, y, **options)
+    assert np.isfinite(got.loss)
+    for a, b in zip(got, right, strict=True):
+        assert np.array_equal(a, b)
+    assert not got.grad_x[0].any()
+
+
+@pytest.mark.parametrize("chunk_bytes", [None, 40])
+def test_a_candidate_that_is_not_finite_reaches_only_rows_that_it_is_a_negative_of(chunk_bytes):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(4, 3)), np.concatenate([rng.normal(size=(4, 3)), [[np.nan] * 3, [np.inf] * 3]])
+    mask = np.zeros((4, 6), bool)
+    mask[:, 4] = mask[:3, 5] = True
+    got = csoftmax.in_batch_softmax_loss_with_grad(x, y, mask=mask, reduction="none", chunk_bytes=chunk_bytes)
+    right = csoftmax.in_batch_softmax_loss_with_grad(x[:3], y[:4], reduction="none")
+    np.testing.assert_allclose(got.loss[:3], right.loss, 1e-14)
+    np.testing.assert_allclose(got.grad_x[:3], right.grad_x, 1e-13)
+    assert np.isnan(got.loss[3])
+    mask[3, 5] = True
+    got = csoftmax.in_batch_softmax_loss_with_grad(x, y, mask=mask)
+    assert all(np.isfinite(a).all() for a in got)
+    assert not got.grad_y[4:].any()
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("correction", ["ranking", "partition"])
+def test_each_row_may_have_its_own_temperature(dtype, correction):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 3, 4)).astype(dtype), rng.normal(size=(8, 4)).astype(dtype)
+    t, options = rng.random((2, 3, 1)) + 0.5, {"log_q": np.log(rng.random(8)), "correction": correction}
+    upstream = rng.normal(size=(2, 3))
+    got = csoftmax.in_batch_softmax_loss_with_grad(
+        x, y, temperature=t, reduction="none", upstream=upstream, chunk_bytes=200, **options
+    )
+    grad_y, error = 0, {np.float64: 1e-13, np.float32: 2e-6}[dtype]
+    for i, at in enumerate(np.ndindex(2, 3)):
+        alone = {"target": [i], "temperature": float(t[at][0]), "reduction": "none", "upstream": upstream[at]}
+        row = csoftmax.in_batch_softmax_loss_with_grad(x[at][None], y, **alone, **options)
+        np.testing.assert_allclose(got.loss[at], row.loss[0], error)
+        np.testing.assert_allclose(got.grad_x[at], row.grad_x[0], error, error)
+        grad_y = grad_y + row.grad_y
+    np.testing.assert_allclose(got.grad_y, grad_y, 4 * error, 4 * error)
+    with pytest.raises(ValueError, match="symmetric needs one temperature"):
+        csoftmax.in_batch_softmax_loss(x, y[:6], temperature=t, symmetric=True)
+    with pytest.raises(ValueError, match=r"temperature has shape \(2, 3\)"):
+        csoftmax.in_batch_softmax_loss(x, y, temperature=t[..., 0])

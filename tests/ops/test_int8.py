@@ -25,7 +25,7 @@ from oracles.int8 import constructed, order, score
 import csoftmax
 from csoftmax._cpu import binding
 from csoftmax._ops import int8
-from csoftmax.heads import Int8Head, int8_topk
+from csoftmax.heads import Int8Head
 
 DTYPES = (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)
 
@@ -412,6 +412,8 @@ def test_refusals():
         (ValueError, "limbs must be 1 or 2, got 3", lambda: Int8Head(x, limbs=3)),
         (TypeError, "copy must be a bool", lambda: Int8Head(x, copy=1)),
         (csoftmax.DeviceError, "no kernels for CUDA", lambda: Int8Head(x, device="cuda")),
+        (csoftmax.DeviceError, "CUDA", lambda: csoftmax.int8_topk(x, x, 1, device="cuda")),
+        (ValueError, "num_threads", lambda: csoftmax.int8_topk(x, x, 1, num_threads=0)),
         (ValueError, r"x has shape \(2, 4\); allowed is \(\.\.\., 3\)", lambda: head.topk(np.ones((2, 4)), 1)),
         (ValueError, "k must be at most the number of classes, 5, got 6", lambda: head.topk(x, 6)),
         (ValueError, "k must be at least 0", lambda: head.topk(x, -1)),
@@ -431,6 +433,23 @@ def test_refusals():
             call()
 
 
+@pytest.mark.parametrize("dtype", [*DTYPES, np.int16, np.dtype(">f4")])
+@pytest.mark.parametrize("batch", [(), (1,), (2, 3), (0,)])
+def test_the_function_has_the_answers_of_the_head(dtype, batch):
+    rng = np.random.default_rng(6)
+    w, x = (rng.integers(-9, 9, s).astype(dtype) for s in ((50, 9), (*batch, 9)))
+    w, n = w[::-1, ::-1], int(np.prod(batch))
+    exclude = np.arange(n + 1), np.full(n, 7)
+    for options in ({}, {"where": rng.random((*batch, 50)) < 0.5, "exclude": exclude}):
+        for bias, k in itertools.product((None, rng.normal(size=50)), (0, 3, 50)):
+            found = csoftmax.int8_topk(x, w, k, bias=bias, device="cpu", num_threads=2, **options)
+            expected = Int8Head(w, bias).topk(x, k, **options)
+            assert found.values.dtype == expected.values.dtype
+            for a, b in zip(found, expected, strict=True):
+                assert a.tobytes() == b.tobytes()
+                assert a.shape == (*batch, k)
+
+
 def test_logits_and_the_function():
     rng = np.random.default_rng(6)
     w, x, bias = (rng.standard_normal(s).astype(np.float32) for s in ((50, 9), (3, 9), 50))
@@ -440,7 +459,7 @@ def test_logits_and_the_function():
     ids = rng.integers(0, 50, (3, 2))
     np.testing.assert_array_equal(head.logits(x, ids), np.take_along_axis(z, ids, 1).astype(np.float32))
     np.testing.assert_array_equal(head.predict(x), z.argmax(axis=1))
-    assert int8_topk(x, w, 4, bias=bias).indices.tolist() == order(z, 4).tolist()
+    assert csoftmax.int8_topk(x, w, 4, bias=bias).indices.tolist() == order(z, 4).tolist()
     disabled = bias.copy()
     disabled[order(z, 4)[0]] = -np.inf
     found = Int8Head(w, disabled).topk(x, 50)

@@ -214,13 +214,13 @@ for dtype in (np.float16, np.float32, np.float64):
                 results = []
                 for guarded in (False, True):
                     optimizer, w = RowOptimizer(kind, 0.1, penalty_l2=0.1), start.copy()
-                    optimizer.update("w", w, csoftmax.RowGradient(rows, g))
+                    optimizer.update("w", w, csoftmax.csoftmax.RowGradient(rows, g))
                     values = g
                     if guarded:
                         w = Guarded(w.nbytes).copy(w, at_end)
                         values = Guarded(g.nbytes).copy(g, at_end)
                         optimizer._states["w"] = guard(optimizer._states["w"], at_end)
-                    optimizer.update("w", w, csoftmax.RowGradient(rows, values))
+                    optimizer.update("w", w, csoftmax.csoftmax.RowGradient(rows, values))
                     optimizer.apply_decay("w", w)
                     results.append(w.tobytes())
                 assert results[0] == results[1], (dtype, kind, width, at_end)
@@ -340,3 +340,19 @@ def test_refusals(error, match, change):
 def test_refused_parameters(error, match, arguments):
     with pytest.raises(error, match=match):
         RowOptimizer(**arguments)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("is_of_rows", [True, False])
+def test_gradients_in_w_are_read_before_it_changes(kind, is_of_rows):
+    w = np.random.default_rng(0).normal(size=(9, 5))
+    expected, rows = w.copy(), np.arange(1, 8)
+    optimizer, other = RowOptimizer(kind), RowOptimizer(kind)
+    for _ in range(2):
+        if is_of_rows:
+            other.update("w", expected, csoftmax.RowGradient(rows, expected[:7].copy()))
+            optimizer.update("w", w, csoftmax.RowGradient(rows, w[:7]))
+        else:
+            other.update("w", expected[1:], expected[:-1].copy())
+            optimizer.update("w", w[1:], w[:-1])
+        assert np.array_equal(w, expected)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
@@ -340,6 +341,37 @@ def test_classes_that_are_given_twice():
             np.testing.assert_allclose(got.grad_w.to_dense(5), expected[2], 1e-12, 1e-14)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_of_weights_in_any_layout_and_byte_order_few_rows_are_copied(kind, is_shared):
+    k, d, target = 100_000, 8, [1, 2, 99_999]
+    wide = np.zeros((k, d + 1), np.float32)
+    wide[:, :d] = np.random.default_rng(0).normal(size=(k, d))
+    w, x = wide[:, :d], wide[:3, 1:]
+    negatives = UniformSampler(k).sample(5 if is_shared else (3, 5), target=target, rng=0, scheme="iid")
+    right = FUNCTIONS[kind][1](x, np.ascontiguousarray(w), target, negatives)
+    every_second = np.repeat(w, 2, axis=1)[:, ::2]
+    for given in (w, w[::-1].copy()[::-1], np.asfortranarray(w), every_second, w.astype(">f4")):
+        tracemalloc.start()
+        got = FUNCTIONS[kind][1](x, given, target, negatives)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < w.nbytes / 8
+        assert_same_results((got.loss, got.grad_x, *got.grad_w), (right.loss, right.grad_x, *right.grad_w))
+    if kind == "softmax":
+        endless = np.broadcast_to(np.ones(d, np.float32), (10**9, d))
+        loss = csoftmax.sampled_softmax_loss(x, endless, target, [5, 6], correction="none")
+        assert loss == pytest.approx(math.log(3))
+
+
+def test_integer_weights_are_those_of_float64():
+    rng = np.random.default_rng(0)
+    x, w = rng.integers(-3, 4, (2, 4)), rng.integers(-3, 4, (9, 4))
+    negatives = UniformSampler(9).sample(4, target=[1, 2], rng=0)
+    expected = csoftmax.sampled_softmax_loss(x.astype(float), w.astype(float), [1, 2], negatives)
+    assert csoftmax.sampled_softmax_loss(x, w, [1, 2], negatives) == expected
+
+
 def test_batch_axes():
     rng = np.random.default_rng(0)
     x, w, target = rng.normal(size=(2, 3, 4)), rng.normal(size=(6, 4)), rng.integers(0, 6, (2, 3))
@@ -498,6 +530,15 @@ def test_add_rows_is_the_assignment(dtype, layout, isa):
         assert_same_results([w], [expected])
 
 
+@pytest.mark.parametrize("shape", [(10, 2), (10,)])
+def test_add_rows_reads_values_in_w_before_it_changes_them(shape):
+    w = np.arange(np.prod(shape), dtype=float).reshape(shape)
+    expected = w.copy()
+    expected[[1, 2]] += 2.0 * expected[:2]
+    csoftmax.add_rows(w, RowGradient(np.array([1, 2]), w[:2]), 2.0)
+    assert np.array_equal(w, expected)
+
+
 def test_row_gradient():
     gradient = RowGradient(np.array([1, 4]), np.array([[1.0, 2.0], [0.0, 3.0]], np.float32))
     dense = gradient.to_dense(6)
@@ -566,6 +607,10 @@ def test_wrong_arguments():
         ({"w": w.astype(np.float32)}, TypeError, "they must be the same"),
         ({"bias": [0.0]}, ValueError, "bias has shape"),
         ({"temperature": 0}, ValueError, "temperature must be positive"),
+        ({"temperature": [1.0, 2.0]}, TypeError, "temperature must be a real number"),
+        ({"label_smoothing": 0.1}, ValueError, "label_smoothing needs all classes: it must be 0"),
+        ({"w": w.astype(complex)}, TypeError, "w has dtype complex128"),
+        ({"w": w.astype(object)}, TypeError, "w has dtype object; allowed are .*: numpy.asarray"),
         ({"chunk_bytes": 0}, ValueError, "chunk_bytes must be at least 1"),
         ({"num_threads": 0}, ValueError, "num_threads must be at least 1"),
         ({"device": "gpu"}, ValueError, "device must be None"),
@@ -573,6 +618,10 @@ def test_wrong_arguments():
         arguments = {"x": x, "w": w, "target": target, "negatives": negatives} | changes
         with pytest.raises(error, match=message):
             csoftmax.sampled_softmax_loss(**arguments)
+    for kind in KINDS:
+        for function in FUNCTIONS[kind]:
+            with pytest.raises(ValueError, match="label_smoothing needs all classes"):
+                function(x, w, target, negatives, label_smoothing=0.1)
     for log_z, message in (
         ([0.0], "log_z has shape"),
         (math.nan, "log_z must be finite, got nan"),

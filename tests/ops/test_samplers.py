@@ -336,6 +336,11 @@ def test_wrong_arguments():
         (lambda: sampler.sample(1, scheme="both"), ValueError, 'scheme must be "poisson" or "iid"'),
         (lambda: sampler.sample((2, 2)), ValueError, r"or a pair .*, got \(2, 2\) with scheme='poisson'"),
         (lambda: UniformSampler(2**62).probability(), ValueError, "ids must be given"),
+        (lambda: UniformSampler(2**62).sample(2**61), ValueError, "size is .*: a sample of .* does not fit in memory"),
+        (lambda: UniformSampler(2**62).sample(2**63), ValueError, "a sample of 4611686018427387904 classes does not"),
+        (lambda: sampler.sample(2**61, scheme="iid"), ValueError, "size is .* does not fit in memory"),
+        (lambda: sampler.sample((2**30, 2**30), scheme="iid"), ValueError, "size is .* does not fit in memory"),
+        (lambda: sampler.draw(2**61), ValueError, "size is .* does not fit in memory"),
         (lambda: sampler.sample(1, target=[3]), IndexError, r"target\[0\] is 3: the classes are 0 to 2"),
         (lambda: sampler.sample(1, exclude=[-1]), IndexError, r"exclude\[0\] is -1"),
         (lambda: sampler.sample(1, rng="a"), TypeError, "rng must be"),
@@ -345,6 +350,10 @@ def test_wrong_arguments():
     ):
         with pytest.raises(error, match=message):
             call()
+
+
+def test_all_of_few_classes_are_a_sample_of_any_size():
+    assert UnigramSampler([1, 2, 3]).sample(2**61).ids.tolist() == [0, 1, 2]
 
 
 def test_negatives_of_another_source():

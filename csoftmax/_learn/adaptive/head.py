@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..._arguments.generators import as_generator
 from ..._arguments.layers import check_float_dtype
+from ..._arguments.methods import accept_foreign_features
 from ..._arguments.numbers import check_count, check_flag, check_num_threads
 from ..._arguments.places import DeviceError, as_array, place_of
 from ..._ops.row_optimizer import RowOptimizer
@@ -241,6 +242,7 @@ class AdaptiveSoftmax(LayerState, StoredLayer):
 
     # Training
 
+    @accept_foreign_features
     def loss(
         self,
         x: ArrayLike,
@@ -295,6 +297,7 @@ class AdaptiveSoftmax(LayerState, StoredLayer):
         )  # fmt: skip
         return reduce(plan, compute(self, plan, False)[0], self.dtype)
 
+    @accept_foreign_features
     def loss_with_grad(
         self,
         x: ArrayLike,
@@ -352,6 +355,7 @@ class AdaptiveSoftmax(LayerState, StoredLayer):
                 gradients[name] = np.zeros(a.shape, a.dtype)
         return HeadResult(reduce(plan, losses, self.dtype), spread(plan, grad_x), gradients)
 
+    @accept_foreign_features
     def step(
         self, x: ArrayLike, target: ArrayLike, optimizer: RowOptimizer, *, sample_weight: ArrayLike | None = None
     ) -> tuple[Any, Any]:
@@ -469,6 +473,7 @@ class AdaptiveSoftmax(LayerState, StoredLayer):
 
     # Predictions
 
+    @accept_foreign_features
     def log_proba(
         self, x: ArrayLike, target: ArrayLike | None = None, *, num_threads: SupportsIndex | None = None
     ) -> NDArray[np.float64]:
@@ -512,6 +517,7 @@ class AdaptiveSoftmax(LayerState, StoredLayer):
         result: NDArray[np.float64] = 0.0 - compute(self, plan, False)[0].reshape(batch)
         return result[()]
 
+    @accept_foreign_features
     def predict(self, x: ArrayLike, *, num_threads: SupportsIndex | None = None) -> Any:
         """The most probable class of each row; of equal ones the lowest.
 
@@ -541,6 +547,7 @@ class AdaptiveSoftmax(LayerState, StoredLayer):
         _, ids = find_best(self, flat, 1, threads, needs_values=False)
         return ids.reshape(batch)[()]
 
+    @accept_foreign_features
     def topk(self, x: ArrayLike, k: SupportsIndex, *, num_threads: SupportsIndex | None = None) -> TopK:
         """The k most probable classes of each row; of equal ones the lowest first.
 
@@ -579,6 +586,7 @@ class AdaptiveSoftmax(LayerState, StoredLayer):
         assert values is not None
         return TopK(values.reshape(*batch, many), ids.reshape(*batch, many))
 
+    @accept_foreign_features
     def sample(
         self,
         x: ArrayLike,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..._arguments.methods import accept_foreign_features
 from ..._arguments.numbers import check_choice, check_count
 from ..._ops.hashed import Rule
 from ..._ops.softmax import log_softmax, softmax
@@ -201,6 +202,7 @@ class HashedSoftmax(HashedLayer):
 
     # Probabilities
 
+    @accept_foreign_features
     def log_proba(
         self, x: ArrayLike, classes: ArrayLike | None = None, *, num_threads: SupportsIndex | None = None
     ) -> NDArray[np.float64]:
@@ -239,6 +241,7 @@ class HashedSoftmax(HashedLayer):
             result = score(layer, query) - normalise(layer, query)[:, None]
         return result.reshape(*query.batch, query.width)
 
+    @accept_foreign_features
     def unbiased(
         self, x: ArrayLike, classes: ArrayLike | None = None, *, num_threads: SupportsIndex | None = None
     ) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..._arguments.methods import accept_foreign_features
 from ..._ops.row_optimizer import RowOptimizer
 from ..._ops.topk import TopK
 from ..head_result import HeadResult
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 class HashedLayer(BucketLayer, StoredLayer):
     """The methods of a layer over buckets."""
 
+    @accept_foreign_features
     def loss(
         self,
         x: ArrayLike,
@@ -78,6 +80,7 @@ class HashedLayer(BucketLayer, StoredLayer):
             temperature=temperature, reduction=reduction, label_smoothing=label_smoothing, num_threads=num_threads,
         )  # fmt: skip
 
+    @accept_foreign_features
     def loss_with_grad(
         self,
         x: ArrayLike,
@@ -118,6 +121,7 @@ class HashedLayer(BucketLayer, StoredLayer):
             num_threads=num_threads,
         )  # fmt: skip
 
+    @accept_foreign_features
     def step(
         self, x: ArrayLike, target: ArrayLike, optimizer: RowOptimizer, *, sample_weight: ArrayLike | None = None
     ) -> tuple[Any, Any]:
@@ -148,6 +152,7 @@ class HashedLayer(BucketLayer, StoredLayer):
 
     # Predictions
 
+    @accept_foreign_features
     def scores(
         self, x: ArrayLike, classes: ArrayLike | None = None, *, num_threads: SupportsIndex | None = None
     ) -> NDArray[np.float32]:
@@ -182,6 +187,7 @@ class HashedLayer(BucketLayer, StoredLayer):
         query = read_query(self, x, classes, num_threads)
         return score(self, query).reshape(*query.batch, query.width)
 
+    @accept_foreign_features
     def predict(
         self, x: ArrayLike, classes: ArrayLike | None = None, *, num_threads: SupportsIndex | None = None
     ) -> Any:
@@ -207,6 +213,7 @@ class HashedLayer(BucketLayer, StoredLayer):
             raise ValueError("classes is empty; at least one class is needed")
         return name_places(query, search(self, query, 1)[1]).reshape(query.batch)[()]
 
+    @accept_foreign_features
     def topk(
         self,
         x: ArrayLike,

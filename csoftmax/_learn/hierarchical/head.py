@@ -12,6 +12,7 @@ from ..._arguments.foreign import as_native
 from ..._arguments.generators import as_generator, restore_states, save_states
 from ..._arguments.labels import check_target, raise_bad_label
 from ..._arguments.layers import check_float_dtype
+from ..._arguments.methods import accept_foreign_features
 from ..._arguments.numbers import check_count, check_flag, check_num_threads
 from ..._arguments.places import DeviceError, place_of
 from ..._ops.row_optimizer import RowOptimizer
@@ -193,6 +194,7 @@ class HierarchicalSoftmax(StoredLayer):
 
     # Training
 
+    @accept_foreign_features
     def loss(
         self,
         x: ArrayLike,
@@ -244,6 +246,7 @@ class HierarchicalSoftmax(StoredLayer):
         )  # fmt: skip
         return losses.compute_loss(parts, plan)
 
+    @accept_foreign_features
     def loss_with_grad(
         self,
         x: ArrayLike,
@@ -296,6 +299,7 @@ class HierarchicalSoftmax(StoredLayer):
         )  # fmt: skip
         return HeadResult(*losses.compute_gradients(parts, plan))
 
+    @accept_foreign_features
     def step(
         self, x: ArrayLike, target: ArrayLike, optimizer: RowOptimizer, *, sample_weight: ArrayLike | None = None
     ) -> tuple[Any, Any]:
@@ -465,6 +469,7 @@ class HierarchicalSoftmax(StoredLayer):
 
     # Predictions
 
+    @accept_foreign_features
     def log_proba(
         self, x: ArrayLike, target: ArrayLike | None = None, *, num_threads: SupportsIndex | None = None
     ) -> NDArray[np.float64]:
@@ -505,6 +510,7 @@ class HierarchicalSoftmax(StoredLayer):
         of_labels = losses.compute_log_proba_of(parts, rows, labels.reshape(len(rows)).astype(np.int64), threads)
         return of_labels.reshape(batch)[()]  # type: ignore[no-any-return]
 
+    @accept_foreign_features
     def predict(self, x: ArrayLike, *, num_threads: SupportsIndex | None = None) -> NDArray[np.int64]:
         """The most probable class of each row; of equally probable ones the lowest.
 
@@ -526,6 +532,7 @@ class HierarchicalSoftmax(StoredLayer):
         """
         return self.topk(x, 1, num_threads=num_threads).indices[..., 0]  # type: ignore[no-any-return]
 
+    @accept_foreign_features
     def topk(self, x: ArrayLike, k: SupportsIndex, *, num_threads: SupportsIndex | None = None) -> TopK:
         """The k most probable classes of each row, exactly, by a best-first search.
 
@@ -564,6 +571,7 @@ class HierarchicalSoftmax(StoredLayer):
         self.stats = {"nodes_mean": float(evaluated.mean()) if len(evaluated) else 0.0}
         return TopK(values.reshape(*batch, k), indices.reshape(*batch, k))
 
+    @accept_foreign_features
     def sample(
         self,
         x: ArrayLike,

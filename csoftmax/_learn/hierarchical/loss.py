@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..._arguments.foreign import as_native
-from ..._arguments.labels import check_loss_options, check_target, is_representable, raise_bad_label
+from ..._arguments.labels import check_loss_options, check_target, is_representable, raise_bad_label, refuse_smoothing
 from ..._arguments.layers import add_up, scale_weights, weigh
 from ..._arguments.numbers import check_num_threads
 from ..._arguments.places import as_float
@@ -89,8 +89,7 @@ def plan_loss(
     checked = check_loss_options(
         n, batch, layer.dtype, reduction, label_smoothing=label_smoothing, z_loss=0.0, **options
     )
-    if checked.label_smoothing:
-        raise ValueError("label_smoothing needs all classes: it must be 0")
+    refuse_smoothing(checked.label_smoothing)
     num_threads = check_num_threads(layer.num_threads if num_threads is None else num_threads)
     labels = labels.reshape(rows).copy()  # so that no other thread can change labels that have been checked
     raise_bad_label(labels.reshape(batch), n, checked.ignore_index)

@@ -50,6 +50,11 @@ class AdaptiveHead(LayerHead):
         return cls(layer)
 
     @classmethod
+    def take(cls, layer: AdaptiveSoftmax, estimator: Any) -> AdaptiveHead:
+        """The head of a layer of its own, whose parameters training goes on from."""
+        return cls(layer)
+
+    @classmethod
     def begin_again(cls, head: Any) -> AdaptiveHead:
         """The head of a training that starts from the parameters of another one."""
         if not isinstance(head, AdaptiveHead):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from ..._arguments.numbers import check_choice
@@ -11,7 +12,7 @@ from .adaptive import AdaptiveHead
 from .hashed import HashedHead
 from .heads import FullHead, LinearHead
 from .hierarchical import HierarchicalHead
-from .parameters import check_parameters
+from .parameters import check_parameters, name_head
 from .sampled import SampledHead
 
 HEADS: dict[str, Any] = {
@@ -28,6 +29,20 @@ def find_name(head: Any) -> str:
     return next(name for name, kind in HEADS.items() if type(head) is kind)
 
 
+def take_layer(estimator: Any, features: int) -> Any:
+    """The head of a copy of the layer that is the parameter: training changes parameters in place."""
+    given, k = estimator.head, len(estimator.classes_)
+    kind = type(given).__name__
+    if given.n_features != features or given.n_classes != k:
+        raise ValueError(
+            f"head ({kind}) has {given.n_features} features and {given.n_classes} classes, but the data have "
+            f"{features} and {k}"
+        )
+    if given.frozen is not None and given.frozen.any():
+        raise ValueError(f"head has frozen classes ({kind}): call freeze of the model instead")
+    return HEADS[name_head(given)].take(copy.deepcopy(given), estimator)
+
+
 def continue_head(estimator: Any) -> None:
     """Let steps train the head that the parameter names: the one that is there, or one of its parameters.
 
@@ -36,7 +51,10 @@ def continue_head(estimator: Any) -> None:
     if isinstance(estimator.head, str) and type(estimator.head_) is HEADS.get(estimator.head):
         return
     check_parameters(estimator)
-    estimator.head_ = HEADS[estimator.head].begin_again(estimator.head_)
+    kind = HEADS[name_head(estimator.head)]
+    if type(estimator.head_) is kind:
+        return
+    estimator.head_ = kind.begin_again(estimator.head_)
     estimator.__dict__.pop("_trainer", None)
 
 

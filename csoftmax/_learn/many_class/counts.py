@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,10 +22,20 @@ def count_classes(estimator: Any, y: NDArray[np.intp], sample_weight: NDArray[np
     np.add.at(estimator.class_count_, y, 1.0 if sample_weight is None else sample_weight)
 
 
-def uncount_classes(estimator: Any, y: NDArray[np.intp], sample_weight: NDArray[np.float64] | None) -> None:
-    """Take rows back that `count_classes` has added, if classes are counted."""
-    if hasattr(estimator, "class_count_"):
-        np.subtract.at(estimator.class_count_, y, 1.0 if sample_weight is None else sample_weight)
+@contextlib.contextmanager
+def counting_classes(estimator: Any, y: NDArray[np.intp], sample_weight: NDArray[np.float64] | None) -> Iterator[None]:
+    """Count the rows that the block trains on; if it fails, the counts are those of before."""
+    counts = getattr(estimator, "class_count_", None)
+    before = None if counts is None else counts[y]
+    count_classes(estimator, y, sample_weight)
+    try:
+        yield
+    except BaseException:
+        if before is None:
+            del estimator.class_count_
+        else:
+            estimator.class_count_[y] = before
+        raise
 
 
 def smooth(counts: NDArray[np.float64]) -> float:

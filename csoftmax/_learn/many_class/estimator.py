@@ -23,7 +23,7 @@ from ..scores import ScoresInMemory
 from . import files
 from .choice import continue_head, make_serving
 from .counts import check_added_counts, spread
-from .inputs import as_features, blocks_of_features, check_ids, check_rows
+from .inputs import PREDICTED_ROWS, as_features, blocks_of_features, map_blocks, read_features
 from .parameters import check_parameters, check_parameters_of_steps
 from .training import prepare, train_on_batches, train_on_minibatch, train_on_rows
 
@@ -31,14 +31,16 @@ if TYPE_CHECKING:
     from typing import Self
 
     from ...samplers import ClusterSampler, LogUniformSampler, UniformSampler, UnigramSampler
+    from ..adaptive.head import AdaptiveSoftmax
     from ..clustered_head import ClusteredHead
+    from ..hashed.head import HashedSoftmax
+    from ..hierarchical.head import HierarchicalSoftmax
     from ..hierarchical.tree import Tree
     from ..int8_head import Int8Head
     from ..tree_sampler import TreeSampler
 
+    Layer = HierarchicalSoftmax | AdaptiveSoftmax | HashedSoftmax
     Sampler = UniformSampler | LogUniformSampler | UnigramSampler | ClusterSampler | TreeSampler
-
-PREDICTED_ROWS = 1024  # of features that are made of embeddings at a time
 
 
 class ManyClassRegression(ScoresInMemory, SupportsCallbacks, ClassifierMixin, BaseEstimator):
@@ -51,12 +53,14 @@ class ManyClassRegression(ScoresInMemory, SupportsCallbacks, ClassifierMixin, Ba
 
     Parameters
     ----------
-    head : {"sampled", "full", "hierarchical", "adaptive", "hashed"}, default "sampled"
+    head : {"sampled", "full", "hierarchical", "adaptive", "hashed"} or layer, default "sampled"
         "sampled" and "full" are a linear layer; they differ in the loss of a step: `csoftmax.sampled_softmax_loss`
         (Bengio & Senécal 2003) or `csoftmax.in_batch_softmax_loss`; `csoftmax.linear_cross_entropy`, over all classes.
         "hierarchical": `csoftmax.heads.HierarchicalSoftmax`, decisions down a tree (Morin & Bengio 2005). "adaptive":
         `csoftmax.heads.AdaptiveSoftmax`, clusters of rare classes, by the counts at the start (Grave et al. 2017).
-        "hashed": `csoftmax.heads.HashedSoftmax` by "prior", softmaxes over buckets of classes (Medini et al. 2019).
+        "hashed": `csoftmax.heads.HashedSoftmax` by "prior", softmaxes over buckets of classes (Medini et al. 2019). A
+        layer of one of these three classes, whose classes are positions of `classes_`: a copy is trained, beginning
+        with its parameters; `tree`, `cutoffs`, `n_buckets`, `n_hashes` and `init_bias` are not used.
     embedding : int or pair of ints (n_ids, D), optional
         X holds ids in columns of integers; the features of a row are the mean of their embeddings, rows of a table
         (n_ids, D) in float32. An int is D, where `fit` takes the largest id in X for the last one.
@@ -180,7 +184,7 @@ class ManyClassRegression(ScoresInMemory, SupportsCallbacks, ClassifierMixin, Ba
     def __init__(
         self,
         *,
-        head: Literal["sampled", "full", "hierarchical", "adaptive", "hashed"] = "sampled",
+        head: Literal["sampled", "full", "hierarchical", "adaptive", "hashed"] | Layer = "sampled",
         embedding: int | tuple[int, int] | None = None,
         n_sampled: int = 1024,
         sampler: Literal["unigram", "loguniform", "uniform", "in_batch"] | Sampler = "unigram",
@@ -260,16 +264,23 @@ class ManyClassRegression(ScoresInMemory, SupportsCallbacks, ClassifierMixin, Ba
         IndexError
             If an id is negative, or not in the table of embeddings.
         TypeError, ValueError
-            The message names the parameter or argument, its value and what is allowed; an earlier fit is kept.
+            The message names the parameter or argument, its value and what is allowed. An earlier fit is kept until an
+            epoch has ended; with `warm_start` its parameters have changed by the steps that were taken.
 
         Warns
         -----
         sklearn.exceptions.ConvergenceWarning
             If training has diverged: the loss is not finite.
         """
-        with restore_on_error(self):
+        before = getattr(self, "history_", None)
+
+        def has_learned() -> bool:
+            return getattr(self, "history_", before) is not before and bool(self.history_)
+
+        with restore_on_error(self, until=has_learned):
             rows, validation, rng = prepare(self, X, y, sample_weight)
-        for message, category in train_on_rows(self, rows, validation, rng):
+            notes = train_on_rows(self, rows, validation, rng)
+        for message, category in notes:
             warnings.warn(message, category, stacklevel=2 + WRAPPER_FRAMES)
         return self
 
@@ -454,22 +465,6 @@ class ManyClassRegression(ScoresInMemory, SupportsCallbacks, ClassifierMixin, Ba
 
     # Predictions
 
-    def _features(self, X: Any) -> Any:
-        """Checked features of X, or ids, of which features are made block by block."""
-        check_is_fitted(self, "head_")
-        X = check_rows(self, X)
-        if hasattr(self, "embedding_"):
-            check_ids(X, len(self.embedding_))
-        return X
-
-    def _each_block(self, X: Any, function: Callable[[Any, slice], NDArray[Any]]) -> NDArray[Any]:
-        """The results of function(features, rows) for all rows of X, which are checked first."""
-        X = self._features(X)
-        if not hasattr(self, "embedding_"):
-            return function(X, slice(None))
-        blocks = blocks_of_features(X, self.embedding_, PREDICTED_ROWS)
-        return np.concatenate([function(features, rows) for rows, features in blocks])
-
     def predict(self, X: Any) -> NDArray[Any]:
         """Classes with the largest logits; of equal logits, the first.
 
@@ -488,7 +483,7 @@ class ManyClassRegression(ScoresInMemory, SupportsCallbacks, ClassifierMixin, Ba
         IndexError, TypeError, ValueError
             If X does not fit the model.
         """
-        best = self._each_block(X, lambda features, _: self.head_.predict(features))
+        best = map_blocks(self, X, lambda features, _: self.head_.predict(features))
         chosen: NDArray[Any] = self.classes_[best]
         return chosen
 
@@ -510,7 +505,7 @@ class ManyClassRegression(ScoresInMemory, SupportsCallbacks, ClassifierMixin, Ba
         IndexError, TypeError, ValueError
             If X does not fit the model.
         """
-        return self._each_block(X, lambda features, _: self.head_.proba(features, self.num_threads))
+        return map_blocks(self, X, lambda features, _: self.head_.proba(features, self.num_threads))
 
     def predict_log_proba(self, X: Any) -> NDArray[np.float64]:
         """Logarithms of the probabilities of all classes, with full relative precision even close to 0.
@@ -530,7 +525,7 @@ class ManyClassRegression(ScoresInMemory, SupportsCallbacks, ClassifierMixin, Ba
         IndexError, TypeError, ValueError
             If X does not fit the model.
         """
-        return self._each_block(X, lambda features, _: self.head_.log_proba(features, None, self.num_threads))
+        return map_blocks(self, X, lambda features, _: self.head_.log_proba(features, None, self.num_threads))
 
     def log_proba(self, X: Any, y: ArrayLike) -> NDArray[np.float64]:
         """Logarithms of the probabilities of given labels, without an array of (N, K).
@@ -564,8 +559,8 @@ class ManyClassRegression(ScoresInMemory, SupportsCallbacks, ClassifierMixin, Ba
         indices = check_known_labels(labels, self.classes_, is_sorted=True)
         if labels.shape != np.shape(X)[:1]:
             raise ValueError(f"y has shape {labels.shape}, but X has shape {np.shape(X)}")
-        return self._each_block(
-            X, lambda features, rows: self.head_.log_proba(features, indices[rows], self.num_threads)
+        return map_blocks(
+            self, X, lambda features, rows: self.head_.log_proba(features, indices[rows], self.num_threads)
         )
 
     def topk(self, X: Any, k: int) -> TopK:
@@ -593,7 +588,7 @@ class ManyClassRegression(ScoresInMemory, SupportsCallbacks, ClassifierMixin, Ba
         k = check_count("k", k)
         if k > len(self.classes_):
             raise ValueError(f"k must be 0 to {len(self.classes_)}, the number of classes, got {k}")
-        X = self._features(X)
+        X = read_features(self, X)
         embedding = getattr(self, "embedding_", None)
         if embedding is None:
             return self.head_.topk(as_features(X, None), k, self.num_threads)

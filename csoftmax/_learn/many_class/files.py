@@ -20,6 +20,7 @@ from .parameters import check_parameters
 
 Estimator = TypeVar("Estimator")
 
+OF_LAYER = ("n_buckets", "n_hashes")
 FLOATS = (np.float32, np.float64)
 
 
@@ -32,6 +33,9 @@ def save(model: Any, path: str | PathLike[str]) -> None:
     table = getattr(model, "embedding_", None)
     embedding = model.embedding if agrees(model.embedding, table) else None if table is None else table.shape
     parameters = {"random_state": random_state, "sampler": sampler, "tree": tree, "embedding": embedding}
+    if not isinstance(model.head, str):  # parameters of a layer that was given
+        layer = getattr(model.head_, "layer", None)
+        parameters |= {name: getattr(layer, name) for name in OF_LAYER if hasattr(layer, name)}
     arrays, header = describe_estimator(model, callbacks=None, head=find_name(model.head_), **parameters)
     of_head, entries = model.head_.write()
     arrays, header = arrays | of_head, header | entries

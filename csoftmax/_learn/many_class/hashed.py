@@ -58,6 +58,13 @@ class HashedHead(LayerHead):
         return cls(layer)
 
     @classmethod
+    def take(cls, layer: HashedSoftmax, estimator: Any) -> HashedHead:
+        """The head of a layer of its own, whose parameters training goes on from, with the counts of the estimator."""
+        layer._set_counts(estimator.class_count_ + smooth(estimator.class_count_))
+        layer.aggregate = "prior"
+        return cls(layer)
+
+    @classmethod
     def begin_again(cls, head: Any) -> HashedHead:
         """The head of a training that starts from the parameters of another one."""
         if not isinstance(head, HashedHead):
@@ -105,6 +112,8 @@ class HashedHead(LayerHead):
 
     def check(self, estimator: Any) -> None:
         """Refuse other buckets and hashes than those that there are: training goes on with these."""
+        if not isinstance(estimator.head, str):
+            return
         for name, value in (("n_buckets", estimator.n_buckets), ("n_hashes", estimator.n_hashes)):
             there = getattr(self.layer, name)
             if value is not None and value != there:

@@ -47,6 +47,11 @@ class HierarchicalHead(LayerHead):
         return cls(layer)
 
     @classmethod
+    def take(cls, layer: HierarchicalSoftmax, estimator: Any) -> HierarchicalHead:
+        """The head of a layer of its own, whose parameters training goes on from."""
+        return cls(layer)
+
+    @classmethod
     def begin_again(cls, head: Any) -> HierarchicalHead:
         """The head of a training that starts from the parameters of another one."""
         if not isinstance(head, HierarchicalHead):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..._ops.rows import RowGradient
 from ..messages import show
 from ..objective import is_sparse
 from ..parameters import as_plain, check_data
+
+PREDICTED_ROWS = 1024  # of features that are made of embeddings at a time
 
 
 def check_rows(estimator: Any, *data: Any, reset: bool = False) -> Any:
@@ -113,3 +115,21 @@ def spread_gradient(X: NDArray[np.int64], gradient: NDArray[Any]) -> RowGradient
     rows = np.repeat(np.arange(n), columns)
     incidence = csr_array((shares, (inverse.reshape(-1), rows)), shape=(len(ids), n))
     return RowGradient(ids, np.asarray(incidence @ gradient))
+
+
+def read_features(estimator: Any, X: Any) -> Any:
+    """Checked features of X for predictions, or ids, of which features are made block by block."""
+    check_is_fitted(estimator, "head_")
+    X = check_rows(estimator, X)
+    if hasattr(estimator, "embedding_"):
+        check_ids(X, len(estimator.embedding_))
+    return X
+
+
+def map_blocks(estimator: Any, X: Any, function: Callable[[Any, slice], NDArray[Any]]) -> NDArray[Any]:
+    """The results of function(features, rows) for all rows of X, which are checked first."""
+    X = read_features(estimator, X)
+    if not hasattr(estimator, "embedding_"):
+        return function(X, slice(None))
+    blocks = blocks_of_features(X, estimator.embedding_, PREDICTED_ROWS)
+    return np.concatenate([function(features, rows) for rows, features in blocks])

@@ -12,6 +12,9 @@ import numpy as np
 from ..._arguments.numbers import check_num_threads
 from ..._arguments.places import DeviceError, place_of
 from ..._ops.row_optimizer import KINDS
+from ..adaptive.head import AdaptiveSoftmax
+from ..hashed.head import HashedSoftmax
+from ..hierarchical.head import HierarchicalSoftmax
 from ..hierarchical.tree import Tree
 from ..messages import show
 from ..parameters import (
@@ -24,6 +27,11 @@ from ..parameters import (
 )
 
 HEADS = ("sampled", "full", "hierarchical", "adaptive", "hashed")
+LAYERS: dict[str, type[Any]] = {
+    "hierarchical": HierarchicalSoftmax,
+    "adaptive": AdaptiveSoftmax,
+    "hashed": HashedSoftmax,
+}  # that the parameter head may be an object of
 TREES = ("huffman", "balanced", "two_means")
 IN_BATCH = "in_batch"
 BY_COUNTS = ("unigram", "loguniform", IN_BATCH)  # samplers that need to know how frequent classes are
@@ -34,7 +42,9 @@ INIT_BIASES = ("log_prior", "zero")
 
 def check_parameters(estimator: Any) -> None:
     """Refuse parameters that no training could use."""
-    check_choice(estimator, "head", HEADS)
+    if not isinstance(estimator.head, tuple(LAYERS.values())):
+        names = ", ".join(kind.__name__ for kind in LAYERS.values())
+        check_choice(estimator, "head", HEADS, or_also=f" or a layer of csoftmax.heads ({names})")
     check_choice(estimator, "correction", CORRECTIONS)
     check_choice(estimator, "optimizer", KINDS)
     check_choice(estimator, "init_bias", INIT_BIASES)
@@ -76,13 +86,21 @@ def is_sampler(given: Any) -> bool:
     return not isinstance(given, str) and callable(getattr(given, "sample", None)) and hasattr(given, "n_classes")
 
 
+def name_head(head: Any) -> str:
+    """The name of a head that the parameter names or is."""
+    return head if isinstance(head, str) else next(name for name, kind in LAYERS.items() if isinstance(head, kind))
+
+
 def needs_counts(estimator: Any) -> bool:
     """Whether a step of training needs the counts of the classes, which are 8 bytes for each class."""
-    if estimator.head in ("adaptive", "hashed"):
+    head = estimator.head
+    if not isinstance(head, str):  # of the given layers, a hashed one has no probabilities without them
+        return name_head(head) == "hashed"
+    if head in ("adaptive", "hashed"):
         return True
-    if estimator.head == "hierarchical":
+    if head == "hierarchical":
         return isinstance(estimator.tree, str) and estimator.tree != "balanced"
-    return estimator.head == "sampled" and isinstance(estimator.sampler, str) and estimator.sampler in BY_COUNTS
+    return head == "sampled" and isinstance(estimator.sampler, str) and estimator.sampler in BY_COUNTS
 
 
 def _is_count(value: Any) -> bool:

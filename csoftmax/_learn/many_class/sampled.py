@@ -51,11 +51,11 @@ class SampledHead(LinearHead):
             return
         self.sampler = self.spec
 
-    def _choose_sampler(self) -> Any:
+    def _choose_sampler(self, total: float) -> Any:
         """The sampler, made anew where counts have doubled since it was made: its log q are exact at any time."""
-        if self.sampler is not None and not (self.grows and self.total > 2 * self.made_at > 0):
+        if self.sampler is not None and not (self.grows and total > 2 * self.made_at > 0):
             return self.sampler
-        self.made_at = self.total
+        self.made_at = total
         if self.spec == "uniform":
             self.sampler = UniformSampler(self.n_classes)
             return self.sampler
@@ -70,12 +70,18 @@ class SampledHead(LinearHead):
         self, x: Any, y: NDArray[np.intp], sample_weight: NDArray[np.float64] | None, optimizers: Optimizers
     ) -> Step:
         """Train on one minibatch, with the cross-entropy over sampled classes."""
-        x = as_dense(x)
+        x, total = as_dense(x), self.total
         if self.grows and self.counts is not None:
-            self.total += float(len(y) if sample_weight is None else sample_weight.sum())
-        if self.spec == IN_BATCH:
-            return self._step_in_batch(x, y, sample_weight, optimizers)
-        sampler = self._choose_sampler()
+            total += float(len(y) if sample_weight is None else sample_weight.sum())
+        step = (self._step_in_batch if self.spec == IN_BATCH else self._step)(x, y, sample_weight, optimizers, total)
+        self.total = total  # a step that fails is not counted
+        return step
+
+    def _step(
+        self, x: NDArray[Any], y: NDArray[np.intp], sample_weight: Any, optimizers: Optimizers, total: float
+    ) -> Step:
+        """The step with a sampler."""
+        sampler = self._choose_sampler(total)
         at = (x,) if isinstance(sampler, OF_ROWS) else ()
         negatives = sampler.sample(*at, self.n_sampled, target=y, rng=self.rng)
         result = sampled_softmax_loss_with_grad(
@@ -94,7 +100,7 @@ class SampledHead(LinearHead):
         return Step(float(result.loss), result.grad_x)
 
     def _step_in_batch(
-        self, x: NDArray[Any], y: NDArray[np.intp], sample_weight: NDArray[np.float64] | None, optimizers: Optimizers
+        self, x: NDArray[Any], y: NDArray[np.intp], sample_weight: Any, optimizers: Optimizers, total: float
     ) -> Step:
         """The other labels of the minibatch are the sample; the bias is one column more of the weights."""
         assert self.counts is not None
@@ -104,7 +110,7 @@ class SampledHead(LinearHead):
             np.concatenate([x, np.ones((n, 1), x.dtype)], axis=1),
             np.concatenate([self.w[y], self.bias[y, None]], axis=1),
             ids=y,
-            log_q=np.log(expected * self.counts[y] / self.total),
+            log_q=np.log(expected * self.counts[y] / total),
             correction=self.correction,
             sample_weight=sample_weight,
             num_threads=optimizers.num_threads,

@@ -6,6 +6,7 @@ needs memory for them, the state of the optimiser and a minibatch; copies exist 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable, Iterable
@@ -20,8 +21,8 @@ from ..fit import check_batch, encode_labels, refuse_empty_epoch
 from ..messages import show
 from ..monitor import Monitor
 from ..parameters import Notes, Rows, check_known_labels, check_sample_weight, hold_out
-from .choice import HEADS
-from .counts import count_classes, uncount_classes
+from .choice import HEADS, take_layer
+from .counts import count_classes, counting_classes
 from .inputs import (
     as_features,
     blocks_of_features,
@@ -32,9 +33,10 @@ from .inputs import (
     spread_gradient,
 )
 from .optimizers import Optimizers
-from .parameters import check_parameters, make_generator, needs_counts
+from .parameters import check_parameters, make_generator, name_head, needs_counts
 
 VALIDATED_ROWS = 1024  # at a time
+OF_SAMPLES = ("sampler", "n_sampled", "power", "correction")  # parameters that steps follow
 
 
 class Sums:
@@ -60,9 +62,22 @@ class Trainer:
         if embedding is not None and not embedding.flags.writeable:
             estimator.embedding_ = embedding = embedding.copy()
         self.embedding = embedding
-        self.head.start(estimator, rng, grows=grows)
+        self.rng, self.grows = rng, grows
+        self._start_head(estimator)
         self.head.frozen = getattr(estimator, "frozen_", None)
         self.optimizers = Optimizers(estimator)
+
+    def _start_head(self, estimator: Any) -> None:
+        self.head.start(estimator, self.rng, grows=self.grows)
+        self.of_samples = [getattr(estimator, name) for name in OF_SAMPLES]
+
+    def follow(self, estimator: Any) -> None:
+        """Let steps sample as the parameters now say, if these have been set since."""
+        if all(_is_same(getattr(estimator, name), value) for name, value in zip(OF_SAMPLES, self.of_samples)):
+            return
+        check_parameters(estimator)
+        self.head.check(estimator)
+        self._start_head(estimator)
 
     def step(self, rows: Rows, sums: Sums) -> None:
         """Train on one minibatch."""
@@ -89,6 +104,11 @@ class Trainer:
         """All arrays that training changes."""
         embedding = [] if self.embedding is None else [self.embedding]
         return [*self.head.parameters.values(), *embedding]
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    """Whether a parameter is as it was: the same object, or an equal string or number."""
+    return a is b or (isinstance(a, str | int | float) and isinstance(b, str | int | float) and a == b)
 
 
 class HeadMonitor(Monitor):
@@ -129,7 +149,10 @@ class HeadMonitor(Monitor):
 
 def begin(estimator: Any, features: int, dtype: Any, rows: Any) -> None:
     """Set a new head; rows: all that is known of the data."""
-    estimator.head_ = HEADS[estimator.head].begin(estimator, features, dtype, rows)
+    if isinstance(estimator.head, str):
+        estimator.head_ = HEADS[estimator.head].begin(estimator, features, dtype, rows)
+    else:
+        estimator.head_ = take_layer(estimator, features)
 
 
 def prepare(
@@ -156,7 +179,7 @@ def prepare(
     if needs_counts(estimator) or (not continues and estimator.init_bias == "log_prior"):
         count_classes(estimator, indices, weights)
     if continues:
-        estimator.head_ = HEADS[estimator.head].begin_again(estimator.head_)
+        estimator.head_ = HEADS[name_head(estimator.head)].begin_again(estimator.head_)
     else:
         begin(estimator, *_shape_of_features(estimator, X), (X, indices, weights))
     estimator.head_.check(estimator)
@@ -168,35 +191,42 @@ def _shape_of_features(estimator: Any, X: Any) -> tuple[int, Any]:
     return (X.shape[1], X.dtype) if embedding is None else (embedding.shape[1], embedding.dtype)
 
 
-def check_minibatch(estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Rows:
-    """Check one minibatch, and make the head and the trainer at the first one; rows of weight 0 are dropped."""
-    is_new = not hasattr(estimator, "head_")
+def step_on_minibatch(
+    estimator: Any, sums: Sums, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None
+) -> Trainer:
+    """Check one minibatch, and train on it; rows of weight 0 are dropped.
+
+    The head and the trainer are made at the first one. If anything fails, its rows are not counted.
+    """
+    is_new, trainer = not hasattr(estimator, "head_"), getattr(estimator, "_trainer", None)
     if not is_new:
         check_same_embedding(estimator)
     X, y = check_rows(estimator, X, y, reset=is_new)
     weights = check_sample_weight(sample_weight, X)
     indices = check_known_labels(y, estimator.classes_, is_sorted=True)
-    first = not hasattr(estimator, "_trainer")
-    rng = make_generator(estimator) if first else None
+    rng = make_generator(estimator) if trainer is None else trainer.rng
     if estimator.embedding is not None:
         embedding = getattr(estimator, "embedding_", None)
-        embedding = make_embedding(estimator, None, rng) if embedding is None else embedding  # type: ignore[arg-type]
+        embedding = make_embedding(estimator, None, rng) if embedding is None else embedding
         check_ids(X, len(embedding))
         estimator.embedding_ = embedding
     if weights is not None and not weights.all():
         kept = np.flatnonzero(weights)
         X, indices, weights = X[kept], indices[kept], weights[kept]
-    if needs_counts(estimator) or (is_new and estimator.init_bias == "log_prior"):
-        count_classes(estimator, indices, weights)
-    if is_new:
-        begin(estimator, *_shape_of_features(estimator, X), (X, indices, weights))
-    if first:
-        estimator.head_.check(estimator)
-        assert rng is not None
-        estimator._trainer = Trainer(estimator, rng, grows=True)
-    if estimator.embedding is None:
-        X = X.astype(estimator.head_.dtype, copy=False)
-    return X, indices, weights
+    counts = needs_counts(estimator) or (is_new and estimator.init_bias == "log_prior")
+    with counting_classes(estimator, indices, weights) if counts else contextlib.nullcontext():
+        if is_new:
+            begin(estimator, *_shape_of_features(estimator, X), (X, indices, weights))
+        if trainer is None:
+            estimator.head_.check(estimator)
+            trainer = Trainer(estimator, rng, grows=True)
+        trainer.follow(estimator)
+        if estimator.embedding is None:
+            X = X.astype(estimator.head_.dtype, copy=False)
+        trainer.optimizers.set_learning_rate(float(estimator.learning_rate))
+        trainer.step((X, indices, weights), sums)
+    estimator._trainer = trainer
+    return trainer
 
 
 # Training
@@ -235,9 +265,7 @@ def train_on_batches(estimator: Any, parts: Callable[[], Iterable[Any]], epochs:
         for epoch in range(epochs):
             sums = Sums()
             for batch in parts():
-                rows = check_minibatch(estimator, *check_batch(batch))
-                estimator._trainer.optimizers.set_learning_rate(float(estimator.learning_rate))
-                estimator._trainer.step(rows, sums)
+                step_on_minibatch(estimator, sums, *check_batch(batch))
             if sums.batches == 0:
                 refuse_empty_epoch(epoch)
             if _epoch_ends(estimator._trainer, monitor, sums):
@@ -247,15 +275,8 @@ def train_on_batches(estimator: Any, parts: Callable[[], Iterable[Any]], epochs:
 
 def train_on_minibatch(estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None) -> Notes:
     """Take the step of `partial_fit`; the trainer stays in the estimator."""
-    rows = check_minibatch(estimator, X, y, sample_weight)
-    trainer, sums = estimator._trainer, Sums()
-    trainer.optimizers.set_learning_rate(float(estimator.learning_rate))
-    try:
-        trainer.step(rows, sums)
-    except BaseException:
-        uncount_classes(estimator, *rows[1:])
-        raise
-    trainer.decay()
+    sums = Sums()
+    step_on_minibatch(estimator, sums, X, y, sample_weight).decay()
     estimator.history_.setdefault("loss", []).append(sums.mean())
     estimator.n_iter_ += 1
     return _describe(estimator, "step")
