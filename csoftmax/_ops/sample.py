@@ -111,7 +111,10 @@ class SamplePlan(NamedTuple):
     def _find_without_mass(self) -> int:
         """The number of the first row whose largest logit is not finite."""
         rows = np.ndindex(self.logits.shape[:-1])
-        return next(i for i, row in enumerate(rows) if not np.isfinite(self._largest(row)))
+        found = next((i for i, row in enumerate(rows) if not np.isfinite(self._largest(row))), None)
+        if found is None:  # not StopIteration, at which a generator of the caller's would end without a word
+            raise RuntimeError("the filters have left no class of a row that has mass, which is a fault of csoftmax")
+        return found
 
     def _run_on_cuda(self) -> Any:
         """Return the draws, or raise the error of a row without mass; both wait for the device."""

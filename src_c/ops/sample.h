@@ -64,12 +64,15 @@ typedef struct csm_sample_range {
     double low, high, wide_low, wide_high;
     int64_t last;
 } csm_sample_range;
-/* The classes that filters have left: logits that are large enough, and logits near enough to `center`. */
+/* The classes that filters have left: logits that are large enough, and logits near enough to the center / unit. */
 typedef struct csm_sample_set {
     int is_active;
     csm_sample_range large, near;
-    double center;
+    double center, unit; /* unit: 1, or 0.5 where distances are beyond the numbers */
 } csm_sample_set;
+static inline double csm_sample_distance(const csm_sample_set *set, double x) {
+    return fabs(x * set->unit - set->center);
+}
 
 /* The state of a row while it is drawn from. */
 typedef struct csm_sample_row {
@@ -81,7 +84,8 @@ typedef struct csm_sample_row {
     size_t count; /* and their number */
     const csm_scales *scales;
     int is_transformed; /* beyond exp's range reduction */
-    double max; /* before any transformation */
+    double max; /* that of the masses, before any transformation */
+    double highest; /* the largest logit that filters have left */
     csm_sample_set set; /* of the `count` logits */
     const uint64_t *removed; /* a bit for each of them: already drawn; or NULL */
     csm_block *blocks;

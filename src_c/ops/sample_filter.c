@@ -69,79 +69,51 @@ csm_status csm_sample_apply_min_p(csm_sample_row *row) {
     if (status == CSM_OK) keep_from(row, found[0]);
     return status;
 }
-/* Finds the largest logit that is left after typical_p; masses keep their scale. */
+/* Finds the largest logit that is left after typical_p; masses keep their scale and their transformation. */
 static csm_status find_max(csm_sample_row *row) {
     double found[2];
     csm_status status = ends(row, ends_body, found);
+    row->highest = found[1];
     row->max_mass = csm_sample_mass_of(row, found[1]);
-    if (!row->is_transformed) row->max = found[1];
     return status;
 }
 
-static csm_status moment_body(void *context, size_t begin, size_t end, int thread) {
-    csm_sample_row *row = context;
-    for (size_t b = begin; b < end; b++) {
-        csm_sample_look look;
-        csm_status status = csm_sample_look_at(row, b, thread, 1, &look);
-        if (status != CSM_OK) return status;
-        row->blocks[b].far =
-            table_of(row)->moment(look.x, look.mass, length_of(row, b), look.interval, row->max, &row->blocks[b].mass);
-    }
-    return CSM_OK;
-}
-/* The sums of what a pass has left in `far` and in `mass`. */
-static void add_blocks(const csm_sample_row *row, double *far, double *mass) {
-    csm_exact sum[2];
-    double rest;
-    csm_exact_zero(&sum[0]);
-    csm_exact_zero(&sum[1]);
-    for (size_t b = 0; b < csm_block_count(row->count); b++) {
-        csm_exact_add(&sum[0], row->blocks[b].far, 0, 1);
-        csm_exact_add(&sum[1], row->blocks[b].mass, 0, 1);
-    }
-    csm_exact_pair(&sum[0], 0, far, &rest);
-    csm_exact_pair(&sum[1], 0, mass, &rest);
-}
-static csm_status know_total(csm_sample_row *row, double *total) {
-    return *total < 0 ? csm_sample_total(row, total) : CSM_OK;
-}
-/* *total: the mass of the set, or -1 if it is not known; then that of what is kept. */
-static csm_status keep_typical(csm_sample_row *row, double *total) {
-    double moment, mass, unused;
-    csm_status status = csm_sample_blocks(row, moment_body);
-    if (status != CSM_OK) return status;
-    add_blocks(row, &moment, &mass);
-    if (*total < 0 && csm_is_single(&row->call->base)) *total = mass;
-    status = know_total(row, total);
-    if (status != CSM_OK) return status;
-    mass = *total;
-    row->set.center = row->max + moment / mass;
-    return csm_sample_narrow(row, CSM_SAMPLE_NEAR, row->typical_p * mass, mass, total, &unused);
-}
-static csm_status keep_probable(csm_sample_row *row, double *total) {
-    double unused;
-    csm_status status = know_total(row, total);
-    if (status != CSM_OK) return status;
-    return csm_sample_narrow(row, CSM_SAMPLE_MASS_OF, row->top_p * *total, *total, total, &unused);
-}
-
-/* A pass of top_n_sigma, in whose row `numbers` are those of `spread`. */
+/* A pass of typical_p or top_n_sigma over logits of at least `low`; `numbers` are those of the kernels. */
 typedef struct spreading {
     csm_sample_row *row;
-    double numbers[3];
-    int power;
+    double low, numbers[3];
+    int power; /* 0: weighed, for typical_p */
 } spreading;
 static csm_status spread_body(void *context, size_t begin, size_t end, int thread) {
     const spreading *s = context;
     const csm_sample_row *row = s->row;
     for (size_t b = begin; b < end; b++) {
         csm_sample_look look;
-        csm_status status = csm_sample_look_at(row, b, thread, 0, &look);
+        csm_status status = csm_sample_look_at(row, b, thread, s->power == 0, &look);
         if (status != CSM_OK) return status;
-        row->blocks[b].far =
-            table_of(row)->spread(look.x, length_of(row, b), look.interval, s->numbers, s->power, &row->blocks[b].mass);
+        look.interval[0] = s->low > look.interval[0] ? s->low : look.interval[0];
+        const size_t k = length_of(row, b);
+        double *rest = &row->blocks[b].mass;
+        row->blocks[b].far = s->power == 0
+                                 ? table_of(row)->moment(look.x, look.mass, k, look.interval, s->numbers, rest)
+                                 : table_of(row)->spread(look.x, k, look.interval, s->numbers, s->power, rest);
     }
     return CSM_OK;
+}
+/* The sums of what a pass has left in `far`, NaN if one of them is beyond the numbers, and in `mass`. */
+static void add_blocks(const csm_sample_row *row, double *far, double *mass) {
+    csm_exact sum[2];
+    double rest, zero = 0;
+    csm_exact_zero(&sum[0]);
+    csm_exact_zero(&sum[1]);
+    for (size_t b = 0; b < csm_block_count(row->count); b++) {
+        csm_exact_add(&sum[0], row->blocks[b].far, 0, 1);
+        csm_exact_add(&sum[1], row->blocks[b].mass, 0, 1);
+        zero += row->blocks[b].far * 0;
+    }
+    csm_exact_pair(&sum[0], 0, far, &rest);
+    csm_exact_pair(&sum[1], 0, mass, &rest);
+    *far += zero;
 }
 static csm_status spread(spreading *s, double *sum, double *count) {
     csm_sample_call *call = s->row->call;
@@ -152,33 +124,82 @@ static csm_status spread(spreading *s, double *sum, double *count) {
     if (status == CSM_OK) add_blocks(s->row, sum, count);
     return status;
 }
-/* The scale of distances from the maximum: at most 1 for doubles, so that their squares are numbers; 0: all are 0.  The
- * squares of floats are numbers anyway. */
+static csm_status know_total(csm_sample_row *row, double *total) {
+    return *total < 0 ? csm_sample_total(row, total) : CSM_OK;
+}
+/* *total: the mass of the set, or -1 if it is not known; then that of what is kept.
+ *
+ * Distances of doubles of 2^400 and more, or their products with masses, may be beyond the numbers.  Then classes
+ * without mass are left out of the mean, the others are scaled for it, and distances are halved, which are numbers for
+ * any two logits. */
+static csm_status keep_typical(csm_sample_row *row, double *total) {
+    csm_sample_set *set = &row->set;
+    double moment, mass, found[2], unused;
+    spreading s = {.row = row, .low = -CSM_INF, .numbers = {row->max, 1, 0}, .power = 0};
+    csm_status status = spread(&s, &moment, &mass);
+    set->unit = 1;
+    if (status == CSM_OK && moment != moment) {
+        row->limit = 0x1p-1022;
+        status = ends(row, heavy_ends_body, found);
+        s.low = found[0];
+        if (row->max - s.low > 0x1p400) s.numbers[1] = 0x1p-600;
+        s.numbers[0] *= s.numbers[1];
+        if (status == CSM_OK) status = spread(&s, &moment, &mass);
+        set->unit = 0.5;
+    }
+    if (status != CSM_OK) return status;
+    if (*total < 0 && csm_is_single(&row->call->base)) *total = mass;
+    status = know_total(row, total);
+    if (status != CSM_OK) return status;
+    mass = *total;
+    set->center = row->max * set->unit + moment / mass * set->unit / s.numbers[1];
+    return csm_sample_narrow(row, CSM_SAMPLE_NEAR, row->typical_p * mass, mass, total, &unused);
+}
+static csm_status keep_probable(csm_sample_row *row, double *total) {
+    double unused;
+    csm_status status = know_total(row, total);
+    if (status != CSM_OK) return status;
+    return csm_sample_narrow(row, CSM_SAMPLE_MASS_OF, row->top_p * *total, *total, total, &unused);
+}
+
+/* The scale of distances from the maximum, so that the squares of the largest ones are normal numbers; 0: all are 0.
+ * Those of floats are so anyway. */
 static csm_status scale_of(csm_sample_row *row, double *scale) {
     double found[2];
     *scale = 1;
     if (csm_is_single(&row->call->base)) return CSM_OK;
     csm_status status = ends(row, ends_body, found);
-    const double range = row->max * 0.5 - found[0] * 0.5;
-    while (range * *scale > 1) *scale *= 0x1p-60;
-    while (range > 0 && range * *scale < 0x1p-60) *scale *= 0x1p60;
-    if (!(range > 0)) *scale = 0;
+    const double range = row->highest - found[0]; /* may be infinite */
+    if (range > 0x1p500) *scale = 0x1p-600;
+    if (range < 0x1p-500) *scale = range > 0 ? 0x1p574 : 0;
     return status;
+}
+/* The least logit that is kept, max - n sigma, given sigma times the scale. */
+static double end_of_sigmas(const csm_sample_row *row, double scaled, double scale) {
+    const double n = row->top_n_sigma, max = row->highest;
+    double drop = n * scaled, low = (max * scale - drop) / scale;
+    if (scale < 1) { /* half of n sigma may be a number where n sigma is not */
+        const double half = n * (scaled * 0.5 / scale);
+        drop = half * 2;
+        low = max - drop;
+        if (low == -CSM_INF) return (max * 0.5 - half) * 2;
+        scale = 1;
+    }
+    const int is_far = (max - low) * scale > drop && !csm_is_single(&row->call->base); /* rounded down */
+    return is_far ? csm_sample_next(row, low) : low;
 }
 static csm_status keep_sigmas(csm_sample_row *row) {
     double sum, count, scale;
     csm_status status = scale_of(row, &scale);
     if (status != CSM_OK || scale == 0) return status;
-    spreading s = {.row = row, .numbers = {row->max * 0.5, scale, 0}, .power = 1};
+    spreading s = {.row = row, .low = -CSM_INF, .numbers = {row->highest * scale, scale, 0}, .power = 1};
     status = spread(&s, &sum, &count);
     if (status != CSM_OK) return status;
     s.numbers[2] = sum / count;
     s.power = 2;
     status = spread(&s, &sum, &count);
-    if (status != CSM_OK) return status;
-    const double sigma = sqrt(sum / count) / scale * 2;
-    keep_from(row, row->max - row->top_n_sigma * sigma);
-    return CSM_OK;
+    if (status == CSM_OK) keep_from(row, end_of_sigmas(row, sqrt(sum / count), scale));
+    return status;
 }
 
 csm_status csm_sample_filter(csm_sample_row *row) {
@@ -209,7 +230,7 @@ csm_status csm_sample_filter(csm_sample_row *row) {
             is_weighed = has_max = 1;
         } else if (!has_max && filter != CSM_FILTER_TOP_P && filter != CSM_FILTER_TOP_K) {
             status = find_max(row);
-            has_max = !row->is_transformed; /* the transformation depends on the maximum of all masses */
+            has_max = 1;
         }
         if (status != CSM_OK) return status;
         switch (filter) {

@@ -179,7 +179,7 @@ double csm_sample_mass_of(const csm_sample_row *row, double x) {
 csm_status csm_sample_set_max(csm_sample_row *row, double max) {
     const csm_call *c = &row->call->base;
     csm_wide highest = csm_to_wide(c, max);
-    row->max = max;
+    row->max = row->highest = max;
     if (!(max > -CSM_INF && max < CSM_INF)) return CSM_NO_MASS;
     row->is_transformed = !csm_fits_range(row->scales, max);
     if (row->is_transformed) csm_transform(row->scales, csm_is_single(c), &highest, 1, max);

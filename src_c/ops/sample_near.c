@@ -13,7 +13,7 @@ enum {
 
 void csm_sample_clear_set(csm_sample_set *set) {
     const csm_sample_range all = {-CSM_INF, CSM_INF, -CSM_INF, CSM_INF, INT64_MAX};
-    *set = (csm_sample_set){.large = all, .near = all};
+    *set = (csm_sample_set){.large = all, .near = all, .unit = 1};
 }
 
 /* Numbers of the compute type in order, as integers, and back. */
@@ -55,16 +55,17 @@ static double outermost(const csm_sample_row *row, double middle, double end, do
     int64_t in = number_of(row, middle), out = number_of(row, end);
     while ((uint64_t)in - (uint64_t)out + 1 > 2) { /* their difference is beyond 1 */
         const int64_t at = in / 2 + out / 2 + (in % 2 + out % 2) / 2;
-        const double d = fabs(of_number(row, at) - row->set.center);
+        const double d = csm_sample_distance(&row->set, of_number(row, at));
         if (d < distance || (equal && d == distance)) in = at;
         else out = at;
     }
     return of_number(row, in);
 }
 void csm_sample_around(const csm_sample_row *row, double distance, int equal, double *interval) {
-    const double center = row->set.center, largest = csm_is_single(&row->call->base) ? 0x1p128 : CSM_INF;
+    const double center = row->set.center / row->set.unit,
+                 largest = csm_is_single(&row->call->base) ? 0x1p128 : CSM_INF;
     const double middle = csm_is_single(&row->call->base) ? (double)(float)center : center;
-    const double d = fabs(middle - center);
+    const double d = csm_sample_distance(&row->set, middle);
     interval[0] = CSM_INF; /* empty */
     interval[1] = -CSM_INF;
     if (!(d < distance || (equal && d == distance))) return;

@@ -1,9 +1,9 @@
 /* Drawing: the search of the last class that a filter keeps.
  *
- * Classes have a key, -x or the distance |x - center|, in whose rising order a filter keeps them until their number or
- * mass reaches its limit; among equal keys in the order of the indices.  Let S(key) be the mass, or the number, of all
- * up to a key.  The search keeps two keys, S(key[0]) < limit <= S(key[1]), and a pass adds up S at two keys between
- * them (kernel `divide`).
+ * Classes have a key, -x or the distance |x unit - center|, in whose rising order a filter keeps them until their
+ * number or mass reaches its limit; among equal keys in the order of the indices.  Let S(key) be the mass, or the
+ * number, of all up to a key.  The search keeps two keys, S(key[0]) < limit <= S(key[1]), and a pass adds up S at two
+ * keys between them (kernel `divide`).
  *
  *   1. of the row: the two keys come from a sample of its logits, which tells how much mass comes after a key: that is
  *      the sum of smaller masses, and so far more certain than what comes before it.  The pass lists what is between
@@ -65,7 +65,7 @@ static inline double number_at(const csm_sample_row *row, const char *from, size
                                            : ((const double *)(const void *)from)[i];
 }
 static inline double key_of(const search *s, double x) {
-    return s->measure == CSM_SAMPLE_NEAR ? fabs(x - s->row->set.center) : 0 - x;
+    return s->measure == CSM_SAMPLE_NEAR ? csm_sample_distance(&s->row->set, x) : 0 - x;
 }
 static double number_before(double key) { /* NaN and infinities have none */
     uint64_t bits = csm_double_bits(key + 0.0);
@@ -526,7 +526,7 @@ static csm_sample_range range_of(const csm_sample_row *row, csm_sample_measure m
     csm_sample_range r = {csm_sample_next(row, x), CSM_INF, x, CSM_INF, at};
     double interval[2];
     if (measure != CSM_SAMPLE_NEAR) return r;
-    const double distance = fabs(x - row->set.center);
+    const double distance = csm_sample_distance(&row->set, x);
     csm_sample_around(row, distance, 0, interval);
     r.low = interval[0];
     r.high = interval[1];

@@ -1,6 +1,7 @@
 """The whole sampler: filters in every order by enumeration, no replacement, log-probabilities, given numbers."""
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -352,3 +353,101 @@ def test_odd_orders():
         csoftmax.sample(x, order=3)
     with pytest.raises(ValueError, match=r"order must hold names among .*, got 3"):
         csoftmax.sample(x, order=[3])
+
+
+LOWEST = np.finfo(np.float64).min
+
+
+def kept_by_sigma(x, n):
+    """Classes within n sigma of the largest logit, in rational numbers."""
+    finite = [i for i in range(len(x)) if np.isfinite(x[i])]
+    values = {i: Fraction(float(x[i])) for i in finite}
+    mean = sum(values.values()) / len(finite)
+    variance = sum((v - mean) ** 2 for v in values.values()) / len(finite)
+    return {i for i in finite if (max(values.values()) - values[i]) ** 2 <= Fraction(n) ** 2 * variance}
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        [1.0, 2.0, LOWEST],
+        [0.0, -1e308],
+        [1e308, -1e308],
+        [-LOWEST, LOWEST],
+        [-LOWEST, LOWEST, 3.0, -np.inf],
+        [-LOWEST, -LOWEST / 2, 0.0, LOWEST / 2],
+        [5e-324, 0.0],
+        [5e-324, 0.0, -1.5e-323, 1e-323],
+        [5e-324, 1e-323, LOWEST],
+        [2.0**-1022, 2.0**-1023, -(2.0**-1030)],
+        [1e300, np.nextafter(1e300, 0), np.nextafter(1e300, 1e301)],
+    ],
+    ids=str,
+)
+def test_sigma_of_all_ranges(x, isa):
+    for n in (0, 0.125, 0.4, 0.55, 1.1, 1.9, 2.3, 1e300):
+        # at an infinite temperature all that are left are equally probable, in the order of the indices
+        u = (np.arange(len(x)) + 0.5) / len(x)
+        got = csoftmax.sample(x, temperature=np.inf, top_n_sigma=n, size=len(x), uniforms=u)
+        assert set(got) == kept_by_sigma(x, n), n
+    assert csoftmax.sample(x, top_n_sigma=0.0, uniforms=0.999) in kept_by_sigma(x, 0)
+
+
+def extreme_rows(seed, count):
+    """Rows of doubles of any size, some with a mask of finite logits, and a temperature; two filters in any order."""
+    rng, largest = np.random.default_rng(seed), -LOWEST
+    for _ in range(count):
+        k, size = int(rng.integers(2, 60)), int(rng.choice([-1000, -540, 0, 300, 500, 520, 700, 1015, 1023]))
+        x = np.ldexp(rng.uniform(-1, 1, k) * rng.choice([1, 0.1]), size)
+        if rng.random() < 0.4:
+            x[rng.random(k) < 0.3] = rng.choice([LOWEST, -1e300, -np.inf, -1e200])
+        x[0] = largest if rng.random() < 0.2 else x[0]
+        x[1] = 5e-324 if rng.random() < 0.2 else x[1]
+        if not np.isfinite(x).any():
+            continue
+        t = min(float(np.ldexp(1.0, size - 4)) * float(rng.choice([1.6, 8, 15.9])), largest)
+        chosen = rng.choice(list(FILTERS), rng.integers(1, 3), replace=False)
+        given = {name: 4 if name == "top_k" else FILTERS[name] * rng.uniform(0.3, 1) for name in chosen}
+        yield x, t, tuple(rng.permutation(["temperature", *chosen]).tolist()), given
+
+
+@pytest.mark.parametrize("count", [120, pytest.param(5000, marks=pytest.mark.slow)])
+def test_filters_of_extreme_logits(isa, count):
+    u = np.arange(500) / 500
+    for x, t, order, given in extreme_rows(count, count):
+        if not is_settled(x, order, t, given):
+            continue
+        p = distribution(x, t, order, **given)
+        got = set(csoftmax.sample(x, temperature=t, order=order, size=500, uniforms=u, **given))
+        assert set(np.flatnonzero(p > 0.0021)) <= got <= set(np.flatnonzero(p)), (x, t, order, given)
+
+
+def test_typical_classes_of_extreme_logits():
+    assert csoftmax.sample([1.0, 2.0, -1e200], temperature=1e200, typical_p=0.5, rng=0) in (0, 1)
+    assert csoftmax.sample([1e308, -1e308], typical_p=0.9) == 0
+    assert csoftmax.sample([[1e308, -1e308, 5e-324]], typical_p=0.9, top_p=0.9, rng=0) == [0]
+    # distances beyond the numbers: the nearer one of the two comes first
+    x = [-LOWEST, LOWEST, 0.9 * LOWEST]
+    u = (np.arange(300) + 0.5) / 300
+    p = csoftmax.softmax(np.array(x) / 1e308)
+    some = {"temperature": 1e308, "typical_p": float(p[0] + p[2] / 2)}
+    assert set(csoftmax.sample(x, size=300, uniforms=u, **some)) == {0, 2}
+    # rows of several blocks have the draws of smaller numbers
+    rng = np.random.default_rng(7)
+    x, u = rng.standard_normal(20000) * 3, rng.random(200)
+    for filters in ({"typical_p": 0.6}, {"top_n_sigma": 1.5}, {"typical_p": 0.7, "top_p": 0.9, "min_p": 0.01}):
+        expected = csoftmax.sample(x, temperature=1.0, size=200, uniforms=u, **filters)
+        for size in (-900, 600, 1019):
+            got = csoftmax.sample(np.ldexp(x, size), temperature=2.0**size, size=200, uniforms=u, **filters)
+            assert np.array_equal(got, expected), (size, filters)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sigma_after_typical_p_of_transformed_rows(dtype, isa):
+    """The largest logit that typical_p has left counts, also where the masses depend on the one before."""
+    t = 2.0**-20
+    x = (1 + t * np.array([4.0, *[0.0] * 64])).astype(dtype_of(dtype))
+    order = "temperature", "typical_p", "top_n_sigma"
+    got = csoftmax.sample(x, temperature=t, typical_p=0.3, top_n_sigma=1.0, order=order, size=50, rng=0)
+    assert 0 not in got
+    assert got.max() <= 36  # e^4 / (e^4 + 64) = 0.46 is not typical, 0.3 is 35.6 times e^-4 of it

@@ -26,10 +26,11 @@ typedef struct csm_sample_kernels {
     int (*scale)(void *mass, size_t k, double scale);
     /* Replaces masses below `least` by 0 and returns the sum of the others, which must be free of rounding. */
     double (*filter)(void *mass, size_t k, double least);
-    /* The sum of m_i (x_i - origin) over the logits in an interval; *total: that of m_i. */
-    double (*moment)(const void *x, const void *mass, size_t k, const double *interval, double origin, double *total);
-    /* The sum of d_i^power, d_i = (x_i / 2 - number[0]) number[1] - number[2], over the logits in an interval; *count:
-     * their number.  power: 1 or 2. */
+    /* The sum of m_i (x_i number[1] - number[0]) over the logits in an interval; *total: that of m_i. */
+    double (*moment)(const void *x, const void *mass, size_t k, const double *interval, const double *number,
+                     double *total);
+    /* The sum of d_i^power, d_i = (x_i number[1] - number[0]) - number[2], over the logits in an interval; *count:
+     * their number.  power: 1 or 2; number[1] a power of two. */
     double (*spread)(const void *x, size_t k, const double *interval, const double *number, int power, double *count);
     /* The smallest and the largest logit in an interval whose mass is at least `least` (mass NULL: of all); inf and
      * -inf if there is none. */

@@ -4,8 +4,8 @@
  *   divide:  sum m_i, number and places of the logits in an interval, and in a wider one
  *   scale:   m_i = m_i s
  *   filter:  m_i = m_i if m_i >= least, else 0; sum m_i
- *   moment:  sum m_i (x_i - origin), sum m_i
- *   spread:  sum d_i or sum d_i^2, d_i = (x_i / 2 - origin) scale - mean, and the number of terms
+ *   moment:  sum m_i (x_i scale - origin), sum m_i
+ *   spread:  sum d_i or sum d_i^2, d_i = (x_i scale - origin) - mean, and the number of terms
  *   ends:    min and max x_i with m_i >= least
  *
  * Passes: one over the block.  Comparisons are exact.  Accumulators of `filter`: a float64 lane for each lane of a
@@ -190,7 +190,6 @@ INLINE void V(add_vector)(V(lanes) *s, int i, V(t) x, V(t) mass, const double *n
                           V(t) inside) {
     enum { PARTS = V(W) / v64_W };
     const v64_t origin = v64_set(number[0]), scale = v64_set(number[1]), mean = v64_set(number[2]);
-    const v64_t half = v64_set(0.5);
     v64_t a[PARTS], m[PARTS];
     V(TO_DOUBLE)(x, a);
     if (power == 0) V(TO_DOUBLE)(mass, m);
@@ -198,12 +197,13 @@ INLINE void V(add_vector)(V(lanes) *s, int i, V(t) x, V(t) mass, const double *n
     UNROLL
     for (int p = 0; p < PARTS; p++) {
         v64_t *const lane = &s->first[i * PARTS + p], *const total = &s->second[i * PARTS + p];
+        v64_t d = v64_sub(v64_mul(a[p], scale), origin);
         if (power == 0) {
             *total = v64_add(*total, m[p]);
-            *lane = v64_fma(m[p], v64_sub(a[p], origin), *lane);
+            *lane = v64_fma(m[p], d, *lane);
             continue;
         }
-        v64_t d = v64_sub(v64_mul(v64_sub(v64_mul(a[p], half), origin), scale), mean);
+        d = v64_sub(d, mean);
         if (!all) d = v64_mul(d, m[p]);
         *lane = power == 1 ? v64_add(*lane, d) : v64_fma(d, d, *lane);
     }
@@ -245,9 +245,8 @@ INLINE double V(add_sixteens)(const REAL *x, const REAL *mass, size_t k, const d
     *more = power == 0 ? V(lanes_total)(s.second) : (double)count;
     return V(lanes_total)(s.first);
 }
-static double V(sample_moment)(const void *x, const void *mass, size_t k, const double *interval, double origin,
+static double V(sample_moment)(const void *x, const void *mass, size_t k, const double *interval, const double *number,
                                double *total) {
-    const double number[3] = {origin, 0, 0};
     return V(add_sixteens)(x, mass, k, interval, number, 0, total);
 }
 static double V(sample_spread)(const void *x, size_t k, const double *interval, const double *number, int power,
