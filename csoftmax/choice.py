@@ -277,15 +277,16 @@ class ConditionalLogit(BaseEstimator):
         start = np.zeros(columns)
         null: Any = at(start)
         squares = sum((np.einsum("gjd,gjd->d", c.x, c.x) for c in classes), start.copy())
-        if has_hessian:
+        is_known = has_hessian and all(c.offset is None for c in classes)  # the information at the start is exact
+        if is_known:
             spread = newton.find_scales(null.information.diagonal(), sum(len(c.groups) for c in classes))
         else:
             products = np.zeros((columns, columns)) + add_products(classes)
             spread = newton.find_scales(products.diagonal(), sum(c.x.shape[0] * c.x.shape[1] for c in classes))
         columns_of = newton.Columns(names, squares, spread)
-        if not has_hessian and penalty == 0:
+        if not is_known and penalty == 0:
             newton.factor(products, columns_of)
-        climb = newton.ascend if has_hessian else newton.ascend_without_hessian
+        climb = newton.ascend if is_known else newton.ascend_far if has_hessian else newton.ascend_without_hessian
         end = climb(at, start, penalty, columns_of, int(self.max_iter), float(self.tol))
         if end.warning:
             warnings.warn(end.warning, UserWarning, stacklevel=3)

@@ -178,6 +178,19 @@ def ascend_without_hessian(
     return end._replace(iterations=int(found.nit) + end.iterations)
 
 
+def ascend_far(
+    evaluate: Callable[[Any], Sums], beta: Any, penalty: float, columns: Columns, max_iter: int, tol: float
+) -> Maximum:
+    """`ascend`, or with L-BFGS first where offsets of hundreds leave no information at the start or on the way."""
+    try:
+        end = ascend(evaluate, beta, penalty, columns, max_iter, tol)
+    except np.linalg.LinAlgError:
+        end = None
+    if end is not None and not end.is_separable:
+        return end
+    return ascend_without_hessian(evaluate, beta, penalty, columns, max_iter, tol)
+
+
 def invert(end: Maximum, columns: Columns) -> Any:
     """The inverse of the information, symmetric; NaN where a separable problem leaves none."""
     information = end.information

@@ -267,7 +267,8 @@ static csm_status run_list(ranking_run *run, size_t list) {
     run->n = 0;
     if (run->sample_weight == 0 || !find_places(run, lane)) return csm_ranking_alone(run);
     set_flags(run, lane, b->used);
-    if (run->n == 0 || (lane->order.has_ties && (ties == CSM_RANKING_EFRON || ties == CSM_RANKING_EXACT))) {
+    if (run->n == 0 || !ranking_has_inverse(run) ||
+        (lane->order.has_ties && (ties == CSM_RANKING_EFRON || ties == CSM_RANKING_EXACT))) {
         use_places(run, lane);
         return csm_ranking_alone(run);
     }

@@ -277,6 +277,18 @@ void csm_ranking_write(ranking_run *run, const double *grad, double factor) {
     if (base->itemsize == 2) base->table->narrow[base->dtype](narrow, to, run->length);
 }
 
+/* The gradient times factor / T, infinite or 0 only if the product is; returns the factor that is left. */
+static double divide_gradient(ranking_run *run) {
+    double t = run->temperature, factor = run->factor;
+    if (ranking_has_inverse(run)) return factor / t;
+    const double power = csm_take_exponent(&factor) - csm_take_exponent(&t);
+    for (size_t i = 0; i < run->n && !ranking_stops(run, i); i++) {
+        const double own = csm_take_exponent(&run->grad[i]);
+        run->grad[i] = csm_times_pow2(run->grad[i] * factor / t, own + power);
+    }
+    return 1;
+}
+
 /* The terms of a list whose numbers have been read. */
 static csm_status compute_terms(ranking_run *run, double temperature, double max, double *loss) {
     ranking_job *job = run->job;
@@ -335,6 +347,6 @@ csm_status csm_ranking_alone(ranking_run *run) {
     const csm_status status = compute_terms(run, run->temperature, max, &loss);
     if (status != CSM_OK) return status;
     *to = run->sample_weight * loss;
-    if (c->grad) csm_ranking_write(run, run->grad, run->factor / run->temperature);
+    if (c->grad) csm_ranking_write(run, run->grad, divide_gradient(run));
     return run->is_stopped ? CSM_INTERRUPTED : CSM_OK;
 }

@@ -46,6 +46,10 @@ typedef struct ranking_run {
     int has_ties, has_absent; /* has_absent: an x is -inf */
 } ranking_run;
 
+/* Whether 1 / T, which gradients are multiplied by, is neither infinite nor subnormal. */
+static inline int ranking_has_inverse(const ranking_run *run) {
+    return run->temperature >= 0x1p-1000 && run->temperature <= 0x1p1000;
+}
 /* In loops over the elements of a long list. */
 static inline int ranking_stops(ranking_run *run, size_t i) { return run->is_stopped |= csm_poll_at(&run->poll, i); }
 /* Sorts the places of keys in falling order, equal ones in their order. */

@@ -263,6 +263,20 @@ def test_an_exact_tie_of_all_rows_compares_nothing():
         PlackettLuce().fit([0, 1, 2, 1], [1, 2, 1, 2], indptr=[0, 2, 4], observed=[True, False, True, False])
 
 
+def test_large_offsets_are_not_called_collinear_or_separable():
+    """They decide most choices, so that coefficients of 0 have no information; the likelihood has a maximum."""
+    rng = np.random.default_rng(0)
+    X, y, offsets = rng.normal(size=(30, 2)), np.tile([1.0, 0.0, 0.0], 10), np.arange(0, 31, 3)
+    for scale in (30, 300, 3000):
+        beside = rng.normal(size=30) * scale
+        model = ConditionalLogit().fit(X, y, indptr=offsets, offset=beside)
+        at = [loglik(model.coef_ + d, X, y, np.repeat(np.arange(10), 3), offset=beside) for d in np.eye(2) * 1e-3]
+        assert model.loglik_ > max(at)
+        assert np.isfinite(model.std_err_).all()
+        with pytest.raises(np.linalg.LinAlgError, match=r"constant or collinear: x0, x2\."):
+            ConditionalLogit().fit(np.c_[X, 2 * X[:, 0]], y, indptr=offsets, offset=beside)
+
+
 def test_separable_choices_warn():
     with pytest.warns(UserWarning, match="has not converged after 5 iterations"):
         ConditionalLogit(max_iter=5).fit([[1.0], [0.0], [2.0], [1.5]], [1, 0, 1, 0], indptr=[0, 2, 4])

@@ -87,6 +87,8 @@ def test_temperatures_do_not_round_the_scores(ties):
             )
             distances = mpmath.fsum((mpmath.mpf(max(y)) - mpmath.mpf(v)) / temperature for v in y)
             assert abs(loss - exact) <= 2.0**-49 * (distances + abs(exact)) + 1e-300, (y, rest, temperature)
+    x, observed = np.array([60.0, 70.0, 5.0, -np.inf]) * 1e-310, np.array([False, True, True, False])  # 1/T overflows
+    check_list(x, np.array([2.0, 3.0, 1.0, 0.0]), observed, 1, ties, temperature=1e-310)
     for scale in (1.0, 1e2, 1e5):  # e^x in range; with exponents; clusters beside an element that is far away
         x = np.append(1e6 + scale * rng.normal(size=70), -1e17)
         if ties != "exact":

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401
+import mpmath
 import numpy as np
 
 import csoftmax
@@ -25,6 +26,7 @@ from csoftmax._cpu import binding
 from csoftmax._spec.cross_entropy import exact_rows
 from csoftmax._spec.formats import (
     DTYPES,
+    EXACT,
     JUDGES_FLOAT64,
     dtype_of,
     loss_dtype,
@@ -45,6 +47,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from oracles import crf as crf_oracle  # noqa: E402
 from oracles import entmax as entmax_oracle  # noqa: E402
 from oracles import softmax as softmax_oracle  # noqa: E402
+from oracles import subsets as subset_oracle  # noqa: E402
 from oracles.entmax_alpha import exact_alpha_gradient  # noqa: E402
 
 EXHAUSTIVE = ROOT / "tests" / "records" / "exp_exhaustive.json"
@@ -354,6 +357,67 @@ def record_tables():
     ]
 
 
+def of_segments(dtype, sigma):
+    """Yield name, results and errors of segments of different lengths, as ULP of what a segment has alone."""
+    lengths = np.r_[np.random.default_rng(7).poisson(20, 200), 5000]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    x = logits((1, offsets[-1]), dtype, 7, sigma)[0]
+    parts = [exact_forward(x[a:b]) for a, b in itertools.pairwise(offsets) if b > a]
+    expected = [np.concatenate([np.atleast_1d(part[i]) for part in parts]) for i in range(4)]
+    yield "segment_softmax", csoftmax.segment_softmax(x, indptr=offsets), expected[0], None
+    yield "segment_log_softmax", csoftmax.segment_log_softmax(x, indptr=offsets), expected[1], None
+    sums = csoftmax.segment_logsumexp(x, indptr=offsets)
+    yield "segment_logsumexp", sums[lengths > 0], expected[2], expected[3]
+
+
+def of_streams(dtype, sigma):
+    """Yield the same of rows that come in pieces."""
+    x, values = logits((3, 9000), dtype, 8, sigma), logits((3, 9000), dtype, 9, 1.0)
+    state = csoftmax.SoftmaxState(3, dtype_of(dtype), values=())
+    for begin, end in itertools.pairwise((0, 1, 4097, 9000)):
+        state.update(x[:, begin:end], values=values[:, begin:end])
+    p, _, lse, scale = exact_forward(x)
+    yield "SoftmaxState.probabilities", state.probabilities(x), p, None
+    yield "SoftmaxState.logsumexp", state.logsumexp(), lse, scale
+    means = (p * wide(values)).sum(axis=1)
+    yield "SoftmaxState.weighted_mean", state.weighted_mean(), means, (p * np.abs(wide(values))).sum(axis=1)
+
+
+def long_double(x):
+    """A number of mpmath with more digits than its precision outside of the oracle shows."""
+    return EXACT(mpmath.nstr(x, 25))
+
+
+def of_subsets(dtype, sigma):
+    """Yield the same of subsets of k, against the recurrence in 50 digits."""
+    for k, n in ((2, 5), (3, 20), (20, 40)):
+        x = logits((1, n), dtype, n, sigma)[0]
+        total, each = subset_oracle.subset_sums(x, k)
+        largest = max(abs(float(total)), float(np.abs(np.sort(wide(x))[-k:]).sum()))
+        yield "subset_logsumexp", csoftmax.subset_logsumexp(x, k), long_double(total), largest
+        yield "subset_marginals", csoftmax.subset_marginals(x, k), np.array([long_double(v) for v in each]), None
+
+
+def rows_of_other_shapes():
+    """Return lines of the table: segments, rows in pieces, subsets."""
+    isas, before = binding.isa_available(), binding.isa()
+    worst, numbers = {}, {}
+    for measure_one, dtype, sigma, isa in itertools.product(
+        (of_segments, of_streams, of_subsets), DTYPES, (0.3, 1, 5, 20), isas
+    ):
+        binding.select_isa(isa)
+        for name, got, expected, scale in measure_one(dtype, sigma):
+            key = name, dtype, isa
+            worst[key] = max(worst.get(key, 0.0), ulp_error(got, expected, dtype, scale))
+            numbers[key] = numbers.get(key, 0) + np.size(got)
+    binding.select_isa(before)
+    lines = ["| function | dtype | " + " | ".join(isas) + " | elements |", "|---|---|" + "---|" * (len(isas) + 1)]
+    for name, dtype in dict.fromkeys(key[:2] for key in worst):
+        figures = " | ".join(f"{worst[name, dtype, isa]:.3f}" for isa in isas)
+        lines.append(f"| {name} | {dtype} | {figures} | {numbers[name, dtype, isas[0]]:,} |")
+    return lines
+
+
 def output_of(*command):
     try:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
@@ -454,6 +518,7 @@ def main():
     of_sparse = sparse()
     of_chains = chains()
     of_records = record_tables()
+    of_others = rows_of_other_shapes()
     seconds = time.time() - begin
     commit = output_of("git", "rev-parse", "--short=12", "HEAD") or "unknown"
     if output_of("git", "status", "--porcelain", "--", "src_c", "csoftmax"):
@@ -517,6 +582,13 @@ def main():
         *of_chains,
         "",
         *of_records,
+        "",
+        "Segments of 0 to 5,000 elements, rows of 9,000 elements that come in pieces, subsets of 2 to 20 of at most 40",
+        "numbers; σ = 0.3 to 20. Segments and pieces have the bits, and so the promises, of whole rows. The unit of",
+        "weighted means is the ULP of the mean of the magnitudes, that of sums over subsets the ULP of the larger of",
+        "the sum and Σ |x| of the k largest. The promise of subset_marginals in float64 is 7e-15, 63 units of 2⁻⁵³.",
+        "",
+        *of_others,
         "",
         "## Softmax beside its peers (sampled)",
         "",

@@ -2,6 +2,7 @@
 #ifndef CSM_RANKINGS_JOB_H
 #define CSM_RANKINGS_JOB_H
 
+#include "../../math/scalars.h"
 #include "../poll.h"
 
 /* Longest list that is counted, and computed beside others; room behind arrays; lists side by side. */
