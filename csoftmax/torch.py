@@ -15,6 +15,7 @@ except ImportError as error:
 
 from ._torch.crf import CRF, crf_loss
 from ._torch.divergence import entropy, kl_divergence
+from ._torch.in_batch import in_batch_softmax_loss
 from ._torch.losses import cross_entropy, linear_cross_entropy
 from ._torch.margins import margin_cross_entropy
 from ._torch.rankings import plackett_luce_loss
@@ -35,6 +36,7 @@ __all__ = [
     "cross_entropy",
     "entmax",
     "entropy",
+    "in_batch_softmax_loss",
     "kl_divergence",
     "linear_cross_entropy",
     "log_softmax",

@@ -65,6 +65,10 @@ CHAINS = ("crf", "crf_marginals", "crf_decode")  # crf: the loss with its gradie
 MANY_CLASSES: dict[str, list[tuple[int, ...]]] = {
     "alias": [(20_000, 1_000_000), (1_000_000, 1_000_000), (10_000_000, 1_000_000)],
     "sampled": [(512, 128, 1024, 100_000), (256, 64, 256, 1_000_000)],
+    "hs": [(512, 64, 22_254), (512, 128, 100_000)],
+    "adaptive": [(512, 256, 200_000), (256, 128, 1_000_000)],
+    "int8": [(1, 128, 500_000, 10), (8, 128, 500_000, 10), (64, 128, 500_000, 10)],
+    "mach": [(1, 64, 1_000_000, 512, 16), (16, 64, 200_000, 512, 16)],
 }
 # The lengths that a shape of these operations has; those of the others have any number.
 LENGTHS = {
@@ -77,6 +81,9 @@ LENGTHS = {
     **dict.fromkeys(CHAINS, ("sequences", "positions", "tags")),
     "alias": ("classes", "draws"),
     "sampled": ("rows", "features", "negatives", "classes"),
+    **dict.fromkeys(("hs", "adaptive"), ("rows", "features", "classes")),
+    "int8": ("rows", "features", "classes", "k"),
+    "mach": ("rows", "features", "classes", "buckets", "hashes"),
 }
 # Every other operation, on the sample of its record, in float32 along the last axis.
 RECORDED_SHAPES = ((1024, 1000), (64, 32000))

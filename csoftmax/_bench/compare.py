@@ -23,6 +23,7 @@ import csoftmax
 from .._cpu import binding
 from .._runtime.optional import UnusableError, progress
 from .cases import CHAINS, LENGTHS, LOSSES, MANY_CLASSES, ROW_OPS, SPARSE, SUMMARIES, WITHOUT_OUT, Case
+from .heads import HEADS
 from .peers import ALWAYS, PEERS, Copy, Csoftmax, Peer, allow_all_cpus, default_threads
 from .problems import ChainProblem, LeftOutError, LossProblem, Problem, RecordProblem, RowProblem, SparseProblem
 from .sampled import AliasProblem, SampledProblem
@@ -38,6 +39,8 @@ NOTES = {
 }
 EXAMPLE_LENGTHS = {"rows": "32", "classes": "100", "features": "64", "k": "5"}
 EXAMPLE_LENGTHS |= {"sequences": "32", "positions": "40", "tags": "9", "draws": "1000", "negatives": "16"}
+EXAMPLE_LENGTHS |= {"buckets": "16", "hashes": "4"}
+MANY_CLASS_PROBLEMS: dict[str, Any] = {"alias": AliasProblem, "sampled": SampledProblem, **HEADS}
 LeftOut = dict[tuple[str, str], list[str]]  # by contender and reason: the cases
 
 
@@ -98,8 +101,9 @@ def check_shape(case: Case) -> None:
     if len(case.shape) != len(lengths):
         example = "x".join(EXAMPLE_LENGTHS[name] for name in lengths)
         raise UnusableError(f"{given}: the shape of {case.op} is {' x '.join(lengths)}, such as {example}")
-    if "k" in lengths and case.shape[2] > case.shape[1]:
-        raise UnusableError(f"{given}: k, the last length, must be at most the number of classes, {case.shape[1]}")
+    sizes = dict(zip(lengths, case.shape, strict=True))
+    if sizes.get("k", 0) > sizes.get("classes", 0):
+        raise UnusableError(f"{given}: k, the last length, must be at most the number of classes, {sizes['classes']}")
 
 
 def find_modes(request: Request) -> list[str]:
@@ -130,7 +134,7 @@ def leave_out(left_out: LeftOut, name: str, reason: str, case: Case) -> None:
 def make_problem(case: Case, fresh: bool) -> Problem:
     """Make the arrays of a case, or raise `LeftOutError`."""
     if case.op in MANY_CLASSES:
-        return AliasProblem(case, fresh) if case.op == "alias" else SampledProblem(case, fresh)
+        return MANY_CLASS_PROBLEMS[case.op](case, fresh)
     if case.op in LOSSES:
         return LossProblem(case, fresh)
     if case.op in SPARSE:

@@ -162,7 +162,7 @@ class Scipy:
 
 
 class Numpy:
-    """NumPy, for draws from a distribution, and for the products that a sampled softmax cannot do without."""
+    """NumPy, for draws from a distribution, and for products and gathers that layers of many classes are beside."""
 
     name = "numpy"
     version = np.__version__

@@ -52,7 +52,7 @@ class Problem:
 
     def prepare_numpy(self) -> Contender:
         """Return NumPy's statement, or raise `LeftOutError`."""
-        raise LeftOutError("is measured with alias and sampled only")
+        raise LeftOutError("is measured with alias, sampled, hs, adaptive, int8 and mach only")
 
 
 class RowProblem(Problem):

@@ -20,7 +20,8 @@ SHAPES_HELP = (
     "these shapes instead, such as 128x1000,8x10; cross_entropy, sparsemax, entmax: ROWSxCLASSES; "
     "linear_cross_entropy: ROWSxFEATURESxCLASSES; topk, topk_softmax: ROWSxCLASSESxK, such as 32x100x5; crf, "
     "crf_marginals, crf_decode: SEQUENCESxPOSITIONSxTAGS; alias: CLASSESxDRAWS; sampled: "
-    "ROWSxFEATURESxNEGATIVESxCLASSES"
+    "ROWSxFEATURESxNEGATIVESxCLASSES; hs, adaptive: ROWSxFEATURESxCLASSES; int8: ROWSxFEATURESxCLASSESxK; mach: "
+    "ROWSxFEATURESxCLASSESxBUCKETSxHASHES"
 )
 
 

@@ -26,6 +26,8 @@ class LossPlan(NamedTuple):
     scale: Any | None  # sample weight times class weight of each row
     upstream: Any | None  # of each row, over the divisor of the mean
     temperature: float
+    clip_norm: float  # 0: none
+    clip_value: float
     reduction: str
     divisor: float
     kept: Any | None  # indices of these rows among those of the caller; None if all take part
@@ -105,18 +107,32 @@ def plan_loss(
     kept = None if is_kept.all() else np.flatnonzero(is_kept)
     if kept is not None:
         x, labels, s, up = (None if v is None else v[kept] for v in (x, labels, s, up))
-    is_mean = reduction == "mean"
-    if is_mean and s is not None and s.size:
+    # a clip compares a row with a number, so that its weight counts as it is
+    is_scaled = reduction == "mean" and not (checked.clip_norm or checked.clip_value)
+    if is_scaled and s is not None and s.size:
         s = scale_weights(s)
     if checked.weight is not None:
-        s = weigh(s, checked.weight[labels].astype(np.float64), is_scaled=is_mean)
+        s = weigh(s, checked.weight[labels].astype(np.float64), is_scaled=is_scaled)
     divisor = 1.0
-    if is_mean:
+    if reduction == "mean":
         divisor = float(len(x)) if s is None else add_up(s)
     if divisor not in (0, 1):
         with np.errstate(over="ignore", invalid="ignore"):
             up = (np.ones(len(x)) if up is None else up) / divisor
-    return LossPlan(x, labels, s, up, checked.temperature, reduction, divisor, kept, batch, given, num_threads)
+    clips = checked.clip_norm, checked.clip_value
+    return LossPlan(x, labels, s, up, checked.temperature, *clips, reduction, divisor, kept, batch, given, num_threads)
+
+
+def add_squares(squares: NDArray[np.float64], grad: Any) -> None:
+    """Add the squares of the gradient of some logits of each row to those of its others."""
+    squares += np.einsum("ij,ij->i", grad, grad, dtype=np.float64)
+
+
+def clip_scale(plan: LossPlan, squares: NDArray[np.float64]) -> LossPlan:
+    """The plan with weights that clip rows by the norm of their gradient, whose square is given; for gradients only."""
+    norm = np.sqrt(squares)
+    factor = np.where(norm > plan.clip_norm, plan.clip_norm / norm, 1.0)
+    return plan._replace(scale=factor if plan.scale is None else plan.scale * factor, clip_norm=0.0)
 
 
 def reduce(plan: LossPlan, losses: NDArray[np.float64], dtype: Any) -> Any:

@@ -34,11 +34,11 @@ from .operators import (
 
 _ARRAYS = (
     "Tensor x, Tensor w, Tensor target, Tensor ids, Tensor? log_q, Tensor? count, Tensor? target_log_q, Tensor? bias, "
-    "Tensor? weight, Tensor? log_z"
+    "Tensor? weight, Tensor? sample_weight, Tensor? log_z"
 )
 _OPTIONS = "str correction, str accidental_hits, int ignore_index, float temperature, str reduction"
-_INPUTS = 16  # of an operator, the last of which tells whether to compute gradients
-_BIAS, _LOG_Z = 7, 9  # their places among the inputs
+_INPUTS = 17  # of an operator, the last of which tells whether to compute gradients
+_BIAS, _LOG_Z = 7, 10  # their places among the inputs
 
 
 def _define_loss(name: str, loss_only: Callable[..., Any], with_grad: Callable[..., Any]) -> Any:
@@ -53,12 +53,12 @@ def _define_loss(name: str, loss_only: Callable[..., Any], with_grad: Callable[.
 
     def compute(x: Tensor, w: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         *given, gradient = rest
-        ids, log_q, count, target_log_q, bias, weight, log_z = detach(*given[:7])
+        ids, log_q, count, target_log_q, bias, weight, sample_weight, log_z = detach(*given[:8])
         names = ("log_z", "correction", "accidental_hits", "ignore_index", "temperature", "reduction")
-        options = {key: v for key, v in zip(names, (log_z, *given[7:]), strict=True) if key not in unknown}
+        options = {key: v for key, v in zip(names, (log_z, *given[8:]), strict=True) if key not in unknown}
         negatives: Any = Negatives(ids, log_q, count, target_log_q)
         arrays = x.detach(), w.detach(), target.detach(), negatives
-        options |= {"bias": bias, "weight": weight}
+        options |= {"bias": bias, "weight": weight, "sample_weight": sample_weight}
         if not gradient:
             return without_gradients(loss_only(*arrays, **options), x, target)
         loss, grad_x, grad_w, grad_bias, *others = with_grad(*arrays, **options)
@@ -117,13 +117,14 @@ def _as_tensor(values: Any) -> Any:
 
 
 def _run(
-    name: str, x: Tensor, w: Tensor, target: Tensor, negatives: Any, bias: Any, weight: Any, ignore_index: Any,
-    temperature: Any, reduction: str, accidental_hits: str, correction: str = "ranking", log_z: Any = None,
+    name: str, x: Tensor, w: Tensor, target: Tensor, negatives: Any, bias: Any, weight: Any, sample_weight: Any,
+    ignore_index: Any, temperature: Any, reduction: str, accidental_hits: str, correction: str = "ranking",
+    log_z: Any = None,
 ) -> Any:  # fmt: skip
     check_floating("x", x)
     check_floating("w", w)
     check_tensors(bias=bias)
-    check_constants(target=target, weight=weight)
+    check_constants(target=target, weight=weight, sample_weight=sample_weight)
     if target is None:
         raise TypeError("target must be a torch.Tensor, got None")
     check_reduction(reduction)
@@ -144,7 +145,7 @@ def _run(
     check_constants(**{"negatives.log_q": log_q, "negatives.count": count, "negatives.target_log_q": target_log_q})
     if isinstance(log_z, Tensor):
         check_tensors(log_z=log_z)
-    arrays = x, w, target, ids, log_q, count, target_log_q, bias, weight, log_z
+    arrays = x, w, target, ids, log_q, count, target_log_q, bias, weight, sample_weight, log_z
     numbers = check_integer("ignore_index", ignore_index), as_number("temperature", temperature)
     options = correction, accidental_hits, *numbers, reduction
     return _OPERATORS[name](*arrays, *options, gradient)[0]
@@ -160,6 +161,7 @@ def sampled_softmax_loss(
     correction: Literal["ranking", "partition", "none"] = "ranking",
     accidental_hits: Literal["mask", "keep"] = "mask",
     weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,
     ignore_index: int = -100,
     temperature: float = 1.0,
     reduction: Reduction = "mean",
@@ -174,7 +176,7 @@ def sampled_softmax_loss(
         Labels.
     negatives : csoftmax.samplers.Negatives, or torch.Tensor of int
         What a sampler returns, or plain classes with correction "none".
-    correction, accidental_hits, weight, ignore_index, temperature
+    correction, accidental_hits, weight, sample_weight, ignore_index, temperature
         As in `csoftmax.sampled_softmax_loss`.
     reduction : {"mean", "sum", "none"}
         With "none" there is no gradient.
@@ -207,7 +209,7 @@ def sampled_softmax_loss(
     >>> w.grad.is_coalesced(), len(w.grad.indices()[0]) == len({0, 4, *negatives.ids})
     (True, True)
     """
-    given = bias, weight, ignore_index, temperature, reduction
+    given = bias, weight, sample_weight, ignore_index, temperature, reduction
     return _run("sampled_softmax_loss", x, w, target, negatives, *given, accidental_hits, correction)
 
 
@@ -220,6 +222,7 @@ def negative_sampling_loss(
     bias: Tensor | None = None,
     accidental_hits: Literal["mask", "keep"] = "mask",
     weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,
     ignore_index: int = -100,
     temperature: float = 1.0,
     reduction: Reduction = "mean",
@@ -228,7 +231,7 @@ def negative_sampling_loss(
 
     Parameters
     ----------
-    x, w, target, negatives, bias, accidental_hits, weight, ignore_index, temperature, reduction
+    x, w, target, negatives, bias, accidental_hits, weight, sample_weight, ignore_index, temperature, reduction
         As in `sampled_softmax_loss`; only ids and counts of the negatives are used.
 
     Returns
@@ -248,7 +251,7 @@ def negative_sampling_loss(
     >>> ct.negative_sampling_loss(torch.zeros(1, 2), torch.ones(3, 2), torch.tensor([0]), torch.tensor([1, 2]))
     tensor(2.0794)
     """
-    given = bias, weight, ignore_index, temperature, reduction
+    given = bias, weight, sample_weight, ignore_index, temperature, reduction
     return _run("negative_sampling_loss", x, w, target, negatives, *given, accidental_hits)
 
 
@@ -262,6 +265,7 @@ def nce_loss(
     log_z: float | Tensor = 0.0,
     accidental_hits: Literal["mask", "keep"] = "keep",
     weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,
     ignore_index: int = -100,
     temperature: float = 1.0,
     reduction: Reduction = "mean",
@@ -270,7 +274,7 @@ def nce_loss(
 
     Parameters
     ----------
-    x, w, target, negatives, bias, accidental_hits, weight, ignore_index, temperature, reduction
+    x, w, target, negatives, bias, accidental_hits, weight, sample_weight, ignore_index, temperature, reduction
         As in `sampled_softmax_loss`.
     log_z : float, or torch.Tensor of shape () or of the shape of the rows, default 0.0
         Logarithm of the partition function; a tensor that requires a gradient gets it, and so can be learnt.
@@ -297,7 +301,7 @@ def nce_loss(
     >>> loss.item(), log_z.grad
     (1.3862943649291992, tensor(0.))
     """
-    given = bias, weight, ignore_index, temperature, reduction
+    given = bias, weight, sample_weight, ignore_index, temperature, reduction
     return _run("nce_loss", x, w, target, negatives, *given, accidental_hits, log_z=log_z)
 
 

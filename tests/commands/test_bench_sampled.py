@@ -8,10 +8,12 @@ import pytest
 import csoftmax
 from csoftmax.__main__ import main
 from csoftmax._bench import cases
+from csoftmax._bench.compare import MANY_CLASS_PROBLEMS
 from csoftmax._bench.problems import LeftOutError
 from csoftmax._bench.sampled import AliasProblem, SampledProblem
 
-SHAPES = {"alias": (50, 20), "sampled": (6, 5, 7, 40)}
+SHAPES = {"alias": (50, 20), "sampled": (6, 5, 7, 40), "hs": (6, 5, 40), "adaptive": (6, 5, 100)}
+SHAPES |= {"int8": (3, 5, 40, 2), "mach": (3, 5, 40, 8, 3)}
 
 
 @pytest.mark.parametrize("op", SHAPES)
@@ -24,7 +26,7 @@ def test_the_command_measures(op, capsys):
 
 
 def test_wrong_shapes():
-    for problem, op in ((AliasProblem, "alias"), (SampledProblem, "sampled")):
+    for op, problem in MANY_CLASS_PROBLEMS.items():
         with pytest.raises(LeftOutError, match=f"{op} needs shapes"):
             problem(cases.Case("given", op, (3,), -1, "float32"), True)
 
@@ -46,3 +48,30 @@ def test_gradients_of_pytorch_are_the_same():
     )
     np.testing.assert_allclose(grad_w.to_dense().numpy(), expected.grad_w.to_dense(200), 1e-4, 1e-6)
     np.testing.assert_allclose(grad_bias.to_dense().numpy()[:, 0], expected.grad_bias.to_dense(200), 1e-4, 1e-6)
+
+
+def evaluate(contender):
+    return eval(contender.statement, dict(contender.names))
+
+
+def test_results_of_peers_of_heads_are_the_same():
+    torch = pytest.importorskip("torch", reason="PyTorch belongs to the bench extra; the gate installs it")
+
+    def make(op, shape):
+        return MANY_CLASS_PROBLEMS[op](cases.Case("given", op, shape, -1, "float32"), True)
+
+    adaptive = make("adaptive", (20, 16, 200))
+    expected = evaluate(adaptive.prepare_csoftmax())
+    np.testing.assert_allclose(evaluate(adaptive.prepare_torch(torch)).numpy(), expected.grad_x, 1e-4, 1e-7)
+    int8 = make("int8", (4, 8, 200, 5))
+    best = evaluate(int8.prepare_csoftmax())
+    found = evaluate(int8.prepare_torch(torch))
+    np.testing.assert_allclose(found.values.numpy(), best.values, 1e-5, 1e-6)
+    scores = evaluate(int8.prepare_numpy())
+    np.testing.assert_allclose(np.take_along_axis(scores, best.indices, axis=1), best.values, 1e-5, 1e-6)
+    mach = make("mach", (4, 8, 200, 16, 3))
+    np.testing.assert_allclose(evaluate(mach.prepare_numpy()), evaluate(mach.prepare_csoftmax()), 1e-5, 1e-5)
+    with pytest.raises(LeftOutError, match="has no layer like hs"):
+        make("hs", (4, 8, 200)).prepare_torch(torch)
+    with pytest.raises(LeftOutError, match="at least 50 classes"):
+        make("adaptive", (4, 8, 49))

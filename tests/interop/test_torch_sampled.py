@@ -141,7 +141,7 @@ def test_compiled_graphs():
     x, w, b, target, negatives = (torch.from_numpy(a) if isinstance(a, np.ndarray) else a for a in layer())
     operator = torch.ops.csoftmax.sampled_softmax_loss
     ids, log_q, _, own, _ = negatives
-    arrays = x, w, target, torch.from_numpy(ids), torch.from_numpy(log_q), None, torch.from_numpy(own), b, None
+    arrays = x, w, target, torch.from_numpy(ids), torch.from_numpy(log_q), None, torch.from_numpy(own), b, None, None
     options = "ranking", "mask", -100, 1.0, "mean"
     checks = "test_schema", "test_faketensor"
     for gradient in (False, True):
@@ -154,3 +154,82 @@ def test_compiled_graphs():
 def test_uniform_sampler_takes_tensors():
     negatives = UniformSampler(5).sample(3, target=torch.tensor([0, 4]), rng=0)
     assert negatives.target_log_q.shape == (2,)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_weights_of_rows(name):
+    x, w, b, target, negatives = layer()
+    sample_weight = np.array([0.0, 1.0, 2.0, 0.5, 3.0, 0.25, 0.0])
+    tensors = [torch.from_numpy(a.copy()).requires_grad_() for a in (x, w, b)]
+    options = {"bias": tensors[2], "sample_weight": torch.from_numpy(sample_weight)}
+    for function in (getattr(ct, name), getattr(csoftmax, name)):  # the latter hands over
+        for t in tensors:
+            t.grad = None
+        loss = function(*tensors[:2], torch.from_numpy(target), negatives, **options)
+        loss.backward()
+        expected = getattr(csoftmax, f"{name}_with_grad")(x, w, target, negatives, bias=b, sample_weight=sample_weight)
+        assert loss.item() == expected.loss
+        assert np.array_equal(tensors[0].grad.numpy(), expected.grad_x)
+        assert np.array_equal(tensors[1].grad.to_dense().numpy(), expected.grad_w.to_dense(30))
+    options["sample_weight"].requires_grad_()
+    with pytest.raises(ValueError, match="sample_weight requires grad"):
+        getattr(ct, name)(*tensors[:2], torch.from_numpy(target), negatives, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"symmetric": True, "sample_weight": [0.0, 1.0, 2.0, 0.5], "ids": [1, 2, 2, 3]},
+        {"target": [3, 1, 0, 0], "log_q": [0.1, -1.0, 0.3, 0.0], "correction": "partition", "reduction": "sum"},
+        {"temperature": [[0.5], [1.0], [2.0], [0.1]], "mask": np.eye(4, k=1, dtype=bool)},
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_candidates_of_the_batch(options, dtype):
+    rng = np.random.default_rng(0)
+    x, y = (rng.normal(size=(4, 3)).astype(dtype) for _ in range(2))
+    tensors = [torch.from_numpy(a.copy()).requires_grad_() for a in (x, y)]
+    given = {
+        key: torch.from_numpy(np.array(v)) if isinstance(v, list | np.ndarray) else v for key, v in options.items()
+    }
+    expected = csoftmax.in_batch_softmax_loss_with_grad(x, y, **options)
+    for function in (ct.in_batch_softmax_loss, csoftmax.in_batch_softmax_loss):
+        for t in tensors:
+            t.grad = None
+        loss = function(*tensors, **given)
+        (2 * loss).backward()
+        assert loss.item() == expected.loss
+        assert loss.dtype == tensors[0].dtype
+        for t, gradient in zip(tensors, expected[1:], strict=True):
+            assert np.array_equal(t.grad.numpy(), 2 * gradient)
+    if dtype == np.float64:
+        assert torch.autograd.gradcheck(lambda *t: ct.in_batch_softmax_loss(*t, **given), tensors)
+    with torch.no_grad():
+        rows = ct.in_batch_softmax_loss(*tensors, **given | {"reduction": "none"})
+    assert np.array_equal(rows.numpy(), csoftmax.in_batch_softmax_loss(x, y, **options | {"reduction": "none"}))
+    names = "target", "ids", "log_q", "mask", "sample_weight"
+    rows_of_t = given.get("temperature")
+    arrays = *tensors, *map(given.get, names), rows_of_t
+    flags = given.get("correction", "ranking"), given.get("symmetric", False), 1.0, given.get("reduction", "mean")
+    for gradient in (False, True):
+        checks = "test_schema", "test_faketensor"
+        operator = torch.ops.csoftmax.in_batch_softmax_loss
+        torch.library.opcheck(operator, ([t.detach() for t in arrays[:2]] + list(arrays[2:]) + [*flags, gradient]),
+                              test_utils=checks)  # fmt: skip
+
+
+def test_errors_of_candidates():
+    x = torch.ones(2, 3, requires_grad=True)
+    for options, error, message in (
+        ({"reduction": "none"}, ValueError, "has no gradient here"),
+        ({"target": torch.tensor([0, 2])}, IndexError, r"target\[1\] is 2"),
+        ({"log_q": torch.ones(2, requires_grad=True)}, ValueError, "log_q requires grad"),
+        ({"temperature": 0.0}, ValueError, "temperature must be positive"),
+        ({"correction": "full"}, ValueError, "correction must be"),
+        ({"symmetric": 1}, TypeError, "symmetric must be"),
+    ):
+        with pytest.raises(error, match=message):
+            ct.in_batch_softmax_loss(x, torch.ones(2, 3), **options)
+    with pytest.raises(TypeError, match=r"y must be a torch\.Tensor"):
+        ct.in_batch_softmax_loss(x, np.ones((2, 3)))

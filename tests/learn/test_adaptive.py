@@ -127,6 +127,53 @@ def test_gradients_are_finite_differences(reduction):
                 assert abs((sides[0] - sides[1]) / (2 * h) - g.flat[at]) < 1e-7
 
 
+@pytest.mark.parametrize(
+    "clips",
+    [{"clip_norm": 0.6}, {"clip_value": 0.2}, {"clip_norm": 0.6, "clip_value": 0.3}, {"clip_norm": 1e9}],
+)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_clips_are_of_the_logits_of_head_and_cluster(clips, reduction):
+    layer = make_layer(30, 6, [5, 12], 2.0)
+    x, y = make_rows(layer)
+    s, t, rng = np.linspace(0.1, 2, len(x)), 0.7, np.random.default_rng(3)
+    y[4], s[7] = -100, 0
+    kept = (y >= 0) & (s > 0)
+    upstream = rng.normal(size=len(x)) if reduction == "none" else 1.5
+    factor = np.broadcast_to(upstream, len(x)) / (s[kept].sum() if reduction == "mean" else 1)
+    options = {"sample_weight": s, "temperature": t, "reduction": reduction}
+    got = layer.loss_with_grad(x, y, upstream=upstream, **options, **clips)
+    assert np.array_equal(got.loss, layer.loss(x, y, **options), equal_nan=True)
+    expected, grad_x = {name: np.zeros(a.shape) for name, a in layer.parameters.items()}, np.zeros(x.shape)
+    parts, classes = layer.parameters, layer.classes
+    for i in np.flatnonzero(kept):
+        rank = int(classes.rank[y[i]])
+        c = next((c for c, ranks in enumerate(classes.clusters) if ranks.start <= rank < ranks.stop), None)
+        inputs = [(parts["head"], parts["head_bias"], x[i], rank if c is None else classes.shortlist + c)]
+        if c is not None:
+            hidden = parts[f"projection{c}"] @ x[i]
+            inputs.append((parts[f"tail{c}"], 0, hidden, rank - classes.clusters[c].start))
+        grads = []
+        for w, bias, features, label in inputs:
+            g = np.exp(log_softmax((w @ features + bias)[None] / t))[0]
+            g[label] -= 1
+            grads.append(g * s[i] / t)
+        norm = np.sqrt(sum((g**2).sum() for g in grads))
+        shrink = min(1, clips.get("clip_norm", np.inf) / norm)
+        limit = clips.get("clip_value", np.inf)
+        grads = [np.clip(g * shrink, -limit, limit) * factor[i] for g in grads]
+        expected["head"] += np.outer(grads[0], x[i])
+        expected["head_bias"] += grads[0]
+        grad_x[i] += grads[0] @ parts["head"]
+        if c is not None:
+            of_hidden = grads[1] @ parts[f"tail{c}"]
+            expected[f"tail{c}"] += np.outer(grads[1], hidden)
+            expected[f"projection{c}"] += np.outer(of_hidden, x[i])
+            grad_x[i] += of_hidden @ parts[f"projection{c}"]
+    np.testing.assert_allclose(got.grad_x, grad_x, atol=1e-13)
+    for name, right in expected.items():
+        np.testing.assert_allclose(got.gradients[name], right, atol=1e-13, err_msg=name)
+
+
 def test_a_cluster_without_rows_has_a_gradient_of_0_and_is_not_visited():
     layer = make_layer(*LAYOUTS[0])
     x, _ = make_rows(layer)

@@ -306,6 +306,42 @@ def test_gradients_by_differences():
         assert not result.grad_x[1].any()
 
 
+@pytest.mark.parametrize(
+    "clips",
+    [{"clip_norm": 0.2}, {"clip_value": 0.05}, {"clip_norm": 0.2, "clip_value": 0.1}, {"clip_norm": 1e9}],
+)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_clips_are_of_the_logits_of_all_buckets(clips, reduction):
+    rng = np.random.default_rng(0)
+    x, y, s, t = rng.normal(size=(9, 5)), rng.integers(0, K, 9), np.linspace(0.1, 2, 9), 0.7
+    y[4], s[7] = -100, 0
+    kept = np.flatnonzero((y >= 0) & (s > 0))
+    for layer in make_layers(np.float64):
+        fill(layer)
+        options = {"sample_weight": s, "temperature": t, "reduction": reduction}
+        got = layer.loss_with_grad(x, y, upstream=1.5, **options, **clips)
+        assert np.array_equal(got.loss, layer.loss(x, y, **options))
+        w, n = layer.parameters["w"], layer.n_buckets
+        tables = len(w) // n
+        buckets = oracle.find_buckets(layer._family, n, y[kept])
+        g = csoftmax.softmax((x[kept] @ w.T + layer.parameters.get("bias", 0)).reshape(len(kept), tables, n) / t)
+        for i, of_row in enumerate(buckets):
+            for r, bucket in enumerate(of_row):
+                g[i, r if tables > 1 else 0, bucket] -= 1 if tables > 1 else 1 / len(of_row)
+        g = (g / tables / t).reshape(len(kept), -1) * s[kept, None]
+        norm, limit = np.linalg.norm(g, axis=1, keepdims=True), clips.get("clip_value", np.inf)
+        g = (g * np.minimum(1, clips.get("clip_norm", np.inf) / norm)).clip(-limit, limit) * 1.5
+        g /= s[kept].sum() if reduction == "mean" else 1
+        grad_x = np.zeros(x.shape)
+        grad_x[kept] = g @ w
+        np.testing.assert_allclose(got.grad_x, grad_x, atol=1e-13)
+        np.testing.assert_allclose(got.gradients["w"], g.T @ x[kept], atol=1e-13)
+        if "bias" in got.gradients:
+            np.testing.assert_allclose(got.gradients["bias"], g.sum(axis=0), atol=1e-13)
+        with pytest.raises(ValueError, match="clip_norm must be positive"):
+            layer.loss_with_grad(x, y, clip_norm=0)
+
+
 def test_steps_and_frozen_buckets():
     rng = np.random.default_rng(0)
     x, y = np.eye(6, dtype=np.float32), rng.integers(0, 10**9, 6)
@@ -382,6 +418,9 @@ def test_added_classes():
         HashedSoftmax(3, 9, n_buckets=32, rng=0).add_classes(1, [3])
     with pytest.raises(ValueError, match="counts has shape"):
         layer.add_classes(2, [3])
+    assert BloomSoftmax(3, 9, n_buckets=32, rng=0).add_classes(2, counts=None).n_classes == 11
+    with pytest.raises(ValueError, match="counts need those of the other classes"):
+        BloomSoftmax(3, 9, n_buckets=32, rng=0).add_classes(1, [3])
 
 
 # Arguments

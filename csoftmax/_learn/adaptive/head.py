@@ -310,6 +310,8 @@ class AdaptiveSoftmax(LayerState, StoredLayer):
         reduction: Literal["none", "sum", "mean"] = "mean",
         label_smoothing: float = 0.0,
         upstream: ArrayLike = 1.0,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
         num_threads: SupportsIndex | None = None,
     ) -> HeadResult:
         """The loss, and its gradients with respect to features and parameters.
@@ -320,6 +322,9 @@ class AdaptiveSoftmax(LayerState, StoredLayer):
             As in `loss`.
         upstream : float, or array_like broadcastable to the rows with reduction "none", default 1.0
             Multiplies the gradients: the gradient of what the loss is used for.
+        clip_norm, clip_value : float, optional
+            As in `csoftmax.cross_entropy_with_grad`; they apply to the derivatives of a row by the
+            logits of the head and of its label's cluster together.
 
         Returns
         -------
@@ -346,7 +351,7 @@ class AdaptiveSoftmax(LayerState, StoredLayer):
         plan = plan_loss(
             self, x, target, weight=weight, sample_weight=sample_weight, ignore_index=ignore_index,
             temperature=temperature, reduction=reduction, label_smoothing=label_smoothing, upstream=upstream,
-            num_threads=num_threads,
+            clip_norm=clip_norm, clip_value=clip_value, num_threads=num_threads,
         )  # fmt: skip
         losses, grad_x, found = compute(self, plan, True)
         gradients = {name: found.get(name) for name in self.parameters}

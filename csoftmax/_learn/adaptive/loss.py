@@ -22,17 +22,24 @@ from ..._cpu import binding
 from ..._cpu.apart import multiply
 from ..._cpu.dtypes import dtype_code
 from ..._cpu.linear import Layer, kernel_threads
-from ..head_loss import LossPlan
+from ..head_loss import LossPlan, add_squares, clip_scale
 
 if TYPE_CHECKING:
     from .state import LayerState
 
 
 def _run_layer(
-    plan: LossPlan, x: Any, w: Any, bias: Any, labels: Any, rows: Any, losses: Any, gradient: bool
+    plan: LossPlan, x: Any, w: Any, bias: Any, labels: Any, rows: Any, losses: Any, squares: Any, gradient: bool
 ) -> tuple[Any, Any, Any]:
-    """Add the cross-entropy of one layer on some rows (None: all) to the losses; gradients of x, w and bias."""
-    scale, coefficient = (v if v is None or rows is None else v[rows] for v in (plan.scale, plan.upstream))
+    """Add the cross-entropy of one layer on some rows (None: all) to the losses; gradients of x, w and bias.
+
+    squares: None, or where the squares of the gradient of each row's logits are added, before clips and upstream.
+    """
+    rows = slice(None) if rows is None else rows
+    scale, coefficient = (None if v is None else v[rows] for v in (plan.scale, plan.upstream))
+    found_squares = None if squares is None else np.zeros(len(x))
+    if squares is not None:
+        coefficient, plan = None, plan._replace(clip_value=0.0)
     layer = Layer(x, w, bias, w.dtype, gradient)
     chunk_rows = count_chunk_rows(len(x), len(w), w.dtype, None)
     buffer = binding.empty((chunk_rows, len(w)), w.dtype)
@@ -46,20 +53,21 @@ def _run_layer(
         binding.run_cross_entropy(
             dtype_code(w.dtype),
             logits,
-            logits if gradient else None,
+            logits if gradient or found_squares is not None else None,
             found[chunk],
             labels[chunk],
             *(None, None, None, s, upstream),
-            *(plan.temperature, 0.0, 0.0, 0.0, 0.0),
+            *(plan.temperature, 0.0, 0.0, 0.0, plan.clip_value),
             binding.REDUCTIONS["none"],
             threads,
         )
+        if found_squares is not None:
+            add_squares(found_squares[chunk], logits)
         if gradient:
             layer.backward(chunk, logits, None)
-    if rows is None:
-        losses += found
-    else:
-        losses[rows] += found
+    losses[rows] += found
+    if found_squares is not None:
+        squares[rows] += found_squares
     return layer.gradients() if gradient else (None, None, None)
 
 
@@ -70,13 +78,22 @@ def compute(layer: LayerState, plan: LossPlan, gradient: bool) -> tuple[Any, Any
     losses = np.zeros(len(plan.x))
     if plan.divisor == 0 or not len(plan.x):
         return losses, np.zeros_like(plan.x), {}
+    if not (gradient and plan.clip_norm):
+        return losses, *_visit(layer, plan, losses, None, gradient)
+    squares = np.zeros(len(plan.x))  # of the head and the cluster of a row, which are clipped together
+    _visit(layer, plan, losses, squares, False)
+    return losses, *_visit(layer, clip_scale(plan, squares), np.zeros(len(plan.x)), None, True)
+
+
+def _visit(layer: LayerState, plan: LossPlan, losses: Any, squares: Any, gradient: bool) -> tuple[Any, dict[str, Any]]:
+    """Add losses, and squares if they are wanted, of all layers; the gradient of x, and those of the parameters."""
     classes, parameters = layer.classes, layer.parameters
     ranks_of_labels = classes.rank[plan.labels].astype(np.int64)
     clusters = classes.find_clusters(ranks_of_labels)
     labels = np.where(clusters < 0, ranks_of_labels, classes.shortlist + clusters)
     head_bias = parameters.get("head_bias")
     grad_x, grad_w, grad_bias = _run_layer(
-        plan, plan.x, parameters["head"], head_bias, labels, None, losses, gradient
+        plan, plan.x, parameters["head"], head_bias, labels, None, losses, squares, gradient
     )  # fmt: skip
     gradients = {"head": grad_w}
     if head_bias is not None:
@@ -91,13 +108,13 @@ def compute(layer: LayerState, plan: LossPlan, gradient: bool) -> tuple[Any, Any
         hidden = multiply(x, projection.T)
         labels = ranks_of_labels[rows] - ranks.start
         grad_hidden, grad_w, _ = _run_layer(
-            plan, hidden, parameters[f"tail{c}"], None, labels, rows, losses, gradient
+            plan, hidden, parameters[f"tail{c}"], None, labels, rows, losses, squares, gradient
         )  # fmt: skip
         if gradient:
             gradients[f"projection{c}"] = multiply(grad_hidden.T, x)
             gradients[f"tail{c}"] = grad_w
             grad_x[rows] += multiply(grad_hidden, projection)
-    return losses, grad_x, gradients
+    return grad_x, gradients
 
 
 def check_labels_of(layer: LayerState, target: Any, batch: tuple[int, ...]) -> NDArray[np.int64]:

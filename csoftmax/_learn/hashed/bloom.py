@@ -88,13 +88,15 @@ class BloomSoftmax(HashedLayer):
     ) -> None:
         self._begin_new(n_features, n_classes, n_buckets, n_hashes, bias, dtype, rng, device, num_threads)
 
-    def add_classes(self, n: SupportsIndex) -> Self:
+    def add_classes(self, n: SupportsIndex, counts: None = None) -> Self:
         """Add classes with the numbers K, K + 1, ...; they have buckets already.
 
         Parameters
         ----------
         n : int
             Number of new classes. Does nothing without a number of classes.
+        counts : None, default None
+            The layer has no counts: the argument is that of the other layers, and must be None.
 
         Returns
         -------
@@ -103,7 +105,7 @@ class BloomSoftmax(HashedLayer):
         Raises
         ------
         TypeError, ValueError
-            If n is no count, or too large.
+            If n is no count, or too large; if there are counts.
 
         Examples
         --------
@@ -111,7 +113,10 @@ class BloomSoftmax(HashedLayer):
         >>> BloomSoftmax(8, 100, n_buckets=32, rng=0).add_classes(5).n_classes
         105
         """
-        self._grow(check_count("n", n))
+        more = check_count("n", n)
+        if counts is not None:
+            raise ValueError("counts need those of the other classes, which the layer has not")
+        self._grow(more)
         return self
 
     @staticmethod

@@ -93,6 +93,8 @@ class HashedLayer(BucketLayer, StoredLayer):
         reduction: Literal["none", "sum", "mean"] = "mean",
         label_smoothing: float = 0.0,
         upstream: ArrayLike = 1.0,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
         num_threads: SupportsIndex | None = None,
     ) -> HeadResult:
         """The loss, and its gradients with respect to features and parameters.
@@ -103,6 +105,9 @@ class HashedLayer(BucketLayer, StoredLayer):
             As in `loss`.
         upstream : float, or array_like broadcastable to the rows with reduction "none", default 1.0
             Multiplies the gradients: the gradient of what the loss is used for.
+        clip_norm, clip_value : float, optional
+            As in `csoftmax.cross_entropy_with_grad`; they apply to the derivatives of a row by the
+            logits of all buckets together.
 
         Returns
         -------
@@ -118,7 +123,7 @@ class HashedLayer(BucketLayer, StoredLayer):
         return compute_gradients(
             self, x, target, weight=weight, sample_weight=sample_weight, ignore_index=ignore_index,
             temperature=temperature, reduction=reduction, label_smoothing=label_smoothing, upstream=upstream,
-            num_threads=num_threads,
+            clip_norm=clip_norm, clip_value=clip_value, num_threads=num_threads,
         )  # fmt: skip
 
     @accept_foreign_features

@@ -16,7 +16,7 @@ from ..._arguments.layers import count_chunk_rows
 from ..._cpu import binding
 from ..._cpu.dtypes import dtype_code
 from ..._cpu.linear import Layer, kernel_threads
-from ..head_loss import LossPlan, plan_loss, reduce, spread
+from ..head_loss import LossPlan, add_squares, clip_scale, plan_loss, reduce, spread
 from ..head_result import HeadResult
 from .state import BucketLayer
 
@@ -32,9 +32,18 @@ def _spread_labels(buckets: Any, n_buckets: int, dtype: Any) -> Any:
 @np.errstate(all="ignore")
 def compute(layer: BucketLayer, plan: LossPlan, gradient: bool) -> tuple[Any, Any, dict[str, Any]]:
     """Row losses in float64, the gradient of x, and those of the parameters."""
-    losses = np.zeros(len(plan.x))
     if plan.divisor == 0 or not len(plan.x):
-        return losses, np.zeros_like(plan.x), {}
+        return np.zeros(len(plan.x)), np.zeros_like(plan.x), {}
+    if not (gradient and plan.clip_norm):
+        return _visit(layer, plan, None, gradient)
+    squares = np.zeros(len(plan.x))  # of the buckets of all hashes, which are clipped together
+    losses, _, _ = _visit(layer, plan._replace(upstream=None, clip_value=0.0), squares, False)
+    return losses, *_visit(layer, clip_scale(plan, squares), None, True)[1:]
+
+
+def _visit(layer: BucketLayer, plan: LossPlan, squares: Any, gradient: bool) -> tuple[Any, Any, dict[str, Any]]:
+    """The same without a clip of norms; squares: None, or where those of the gradients of logits are added."""
+    losses = np.zeros(len(plan.x))
     parameters, tables, n = layer.parameters, layer._tables, layer.n_buckets
     w, dtype = parameters["w"], layer.dtype
     linear = Layer(plan.x, w, parameters.get("bias"), dtype, gradient)
@@ -56,17 +65,19 @@ def compute(layer: BucketLayer, plan: LossPlan, gradient: bool) -> tuple[Any, An
         binding.run_cross_entropy(
             dtype_code(dtype),
             every,
-            every if gradient else None,
+            every if gradient or squares is not None else None,
             found,
             None if is_soft else buckets.reshape(-1),
             None,
             _spread_labels(buckets, n, dtype) if is_soft else None,
             *(None, s, upstream),
-            *(plan.temperature, 0.0, 0.0, 0.0, 0.0),
+            *(plan.temperature, 0.0, 0.0, 0.0, plan.clip_value * tables),  # before the division by the tables
             binding.REDUCTIONS["none"],
             threads,
         )
         losses[chunk] = found.reshape(rows, tables).sum(axis=1) / tables
+        if squares is not None:
+            add_squares(squares[chunk], logits)
         if gradient:
             linear.backward(chunk, logits, None)
     if not gradient:
