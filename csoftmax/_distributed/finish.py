@@ -89,6 +89,11 @@ def _from_records(part: Partial, records: Any) -> Partial:
     terms = part.terms
     if terms.n_classes <= BLOCK and records is None and part.whole is not None:
         return part
+    if records is None:
+        raise ValueError(
+            "merged is None, which is allowed where a shard is all of its row, of at most 4096 classes: pass the "
+            "result of merge"
+        )
     records = np.asarray(records)
     shape = (*terms.batch, terms.words)
     if records.dtype != np.int64 or records.shape != shape:

@@ -94,6 +94,15 @@ def test_arguments_that_are_not_those_of_the_partial_result_are_refused():
                 finish(shard, part, merged, out=out)
 
 
+def test_a_merged_result_of_short_rows_that_is_none_is_refused():
+    x = np.zeros((2, 90))
+    part = partial(x[:, :40], offset=0, n_classes=90)
+    with pytest.raises(ValueError, match="merged is None, which is allowed where a shard is all of its row"):
+        distributed.finish_softmax(x[:, :40], part, None)
+    part = partial(x, offset=0, n_classes=90)
+    assert_same_bits(distributed.finish_softmax(x, part, None), csoftmax.softmax(x))
+
+
 def test_a_gradient_that_underflows_is_named_by_its_row():
     x = np.zeros((2, 9000), np.float32)
     x[1, 1:] = -300
