@@ -638,7 +638,7 @@ def write_gradient(
     terms = part.terms
     loss = np.zeros(terms.batch)
     if merged.whole is not None:
-        whole, to = merged.whole, np.empty((*terms.batch, terms.n_classes), result.dtype)
+        to = np.empty((*terms.batch, terms.n_classes), result.dtype)
         _finish_whole(part, merged, loss, to, upstream, divisor, num_threads)
         result[...] = to[..., shard.first : shard.stop]
         return loss
@@ -712,10 +712,10 @@ def _finish_gradient(x: Any, partial: Partial, merged: Any, axis: Any, divisor: 
     shard = loss_shard(partial, whole, rows)
     marks = find_lost(partial, whole, shard, factor, divisor)
     if marks is not None and (lost := marks == 1).any():
+        row = tuple(map(int, np.unravel_index(int(lost.argmax()), lost.shape)))
         raise NotImplementedError(
-            f"row {tuple(map(int, np.unravel_index(int(lost.argmax()), lost.shape)))} has gradients that underflow before they are "
-            "multiplied by its weights, upstream or 1 / temperature; csoftmax.cross_entropy_with_grad with whole rows "
-            "computes them"
+            f"row {row} has gradients that underflow before they are multiplied by its weights, upstream or 1 / "
+            "temperature; csoftmax.cross_entropy_with_grad with whole rows computes them"
         )
     result, to = _place_result(out, as_float("x", x)[0], axis)
     rows, soft = _apart(out, axis, shard.x, shard.soft)

@@ -228,7 +228,6 @@ def topk_softmax(
     >>> topk_softmax([1.0, 1.0, 0.0], 2, group=SingleProcess()).values
     array([0.5, 0.5])
     """
-
     temperatures: list[Any] = []
 
     def options(rows: Any, place: int, count: int) -> dict[str, Any]:
