@@ -19,18 +19,10 @@ from .._cpu.dtypes import as_buffer
 from .._ops.cross_entropy import CrossEntropyResult
 from .agreement import as_name, describe
 from .devices import as_native_on, check_device
-from .finish import (
-    Merged,
-    add_losses,
-    add_squares,
-    find_lost,
-    has_bad_label,
-    round_losses,
-    total_sums,
-    write_gradient,
-)
+from .finish import add_losses, add_squares, find_lost, round_losses, write_gradient
 from .groups import LAYOUTS, UNKNOWN, Ahead, Collectives, Header, Layout, Pending, as_group, check_status, enter_ahead
 from .merge import gather_rows, join_rows, pack
+from .merged import Merged, has_bad_label, total_sums
 from .row_sums import RowSums
 from .rows import (
     check_result,
@@ -530,8 +522,8 @@ def cross_entropy(
     Notes
     -----
     The sums of a row are 128 bytes; 224 with label smoothing, 272 with soft labels, and 8 more with class weights.
-    Weights, temperatures and `upstream` are checked before the ranks know of each other's rows: messages about them name
-    the row of the rank that has it.
+    Weights, temperatures and `upstream` are checked before the ranks know of each other's rows: messages about them
+    name the row of the rank that has it.
 
     Examples
     --------
