@@ -4,6 +4,13 @@ Functions of the names that csoftmax has take Dask arrays, DataFrames and Series
 functions hand their Dask collections over to them. `options` sets how fits, trees and batches are computed.
 """
 
+try:
+    import dask.array as _dask_itself  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f"csoftmax.dask needs Dask >= 2024.8 ({error}); install it with: pip install 'csoftmax[dask]'"
+    ) from error
+
 from ._dask.batches import batches
 from ._dask.cross_entropy import cross_entropy, cross_entropy_with_grad
 from ._dask.linear import linear_cross_entropy, linear_cross_entropy_with_grad

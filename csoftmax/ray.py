@@ -32,6 +32,8 @@ def fit(model: Any, parts: Sequence[Any]) -> Any:
     ------
     TypeError, ValueError
         If a parameter or a row does not fit; the message names the row among all, and its value.
+    ImportError
+        If Ray is not installed.
     csoftmax.distributed.DistributedMemoryError
         If a worker is lost for lack of memory.
 

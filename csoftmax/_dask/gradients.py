@@ -13,7 +13,8 @@ import numpy as np
 
 from .._arguments.labels import check_upstream
 from .._cpu import binding
-from .._distributed.finish import Merged, add_squares, find_lost, write_gradient
+from .._distributed.finish import add_squares, find_lost, write_gradient
+from .._distributed.merged import Merged
 from .._distributed.rows import place_result
 from .._distributed.shard import Partial, Piece, Terms
 from .blocks import Argument, merge_chunks

@@ -19,8 +19,9 @@ from .._arguments.layouts import axis_last
 from .._arguments.numbers import check_positive, check_reduction
 from .._cpu import binding
 from .._cpu.dtypes import is_bfloat16
-from .._distributed.finish import Merged, add_losses, round_losses
+from .._distributed.finish import add_losses, round_losses
 from .._distributed.losses import Chunk, find_shares
+from .._distributed.merged import Merged
 from .._distributed.shard import Partial, Piece, Terms, plan_partial
 from .._ops.cross_entropy import plan_cross_entropy
 from .beside import kept_chunks, lay_beside, lay_rows_beside

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from .._arguments.numbers import check_flag
-from .._distributed.finish import Merged, as_scalar_or_rows, sum_up_rows, write_rows, write_vjp
+from .._distributed.finish import as_scalar_or_rows, sum_up_rows, write_rows, write_vjp
+from .._distributed.merged import Merged
 from .._distributed.rows import place_result
 from .._distributed.shard import Partial, Piece, Terms, plan_partial
 from .blocks import check_split_every

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from dask.sizeof import sizeof
 
-from .._distributed.finish import Merged, check_merged
+from .._distributed.merged import Merged, check_merged
 from .._distributed.shard import Partial, Piece, Terms, merge, sum_piece
 from .blocks import Argument, map_chunks, merge_chunks
 from .collections import Begins, Letters

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,8 +15,9 @@ from .._arguments.numbers import as_number
 from .._arguments.places import as_float
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
-from .shard import Partial, check_origin, check_rounds, check_terms, join_sink, make_room
-from .terms import BLOCK, NO_LABEL, Piece, Terms, whole_blocks
+from .merged import Merged, check_merged, with_sink
+from .shard import Partial
+from .terms import BLOCK, Piece, Terms, whole_blocks
 
 __all__ = [
     "finish_gradient",
@@ -28,122 +29,12 @@ __all__ = [
 ]
 
 
-class Merged(NamedTuple):
-    """Checked sums of whole rows."""
-
-    records: Any
-    joined: dict[int, Any]  # maxima of the blocks that are divided among shards
-    whole: Piece | None
-    row_max: Any | None
-    weight_sum: float
-
-
-def check_merged(part: Partial, merged: Any) -> Merged:
-    """Check that merged sums are those of whole rows, and need no second round."""
-    terms = part.terms
-    n = terms.n_classes
-    if n > BLOCK and part.intervals and part.block_max is None:
-        raise ValueError("partial must be the result of `partial` for this shard, not of a merge")
-    check_origin(part)
-    if not isinstance(merged, Partial):
-        merged = _from_records(part, merged)
-    check_origin(merged)
-    check_terms(part, merged, "merged is of another call than partial, with another")
-    if n and merged.intervals != ((0, n),):
-        present = ", ".join(f"{a} to {b - 1}" for a, b in merged.intervals) or "none"
-        raise ValueError(f"merged must have all classes, 0 to {n - 1}; it has {present}")
-    if merged.second_round is not None:
-        raise ValueError(
-            "rows have maxima outside the range of the first round: call partial again with "
-            f"row_max=merged{'.with_sink(sink)' * part.terms.has_sink}.row_max and merge the results"
-        )
-    check_rounds(part, merged)
-    return accept_merged(merged)
-
-
 def check_kind(part: Any, function: str, *kinds: str) -> None:
     """Refuse what is no partial result, or one of another kind."""
     if not isinstance(part, Partial):
         raise TypeError(f"partial must be a Partial, the result of `partial` for this shard; got {type(part).__name__}")
     if part.terms.kind not in kinds:
         raise ValueError(f"partial has kind {part.terms.kind!r}; {function} needs {' or '.join(map(repr, kinds))}")
-
-
-def accept_merged(merged: Partial) -> Merged:
-    """Sums of whole rows that need no further round, after a check of the labels' owners."""
-    check_owners(merged)
-    words = merged.weight_words
-    total = float(merged.terms.n_classes) if words is None else float(total_sums(words))
-    return Merged(merged.records, merged.joined, merged.whole, merged.given_max, total)
-
-
-def total_sums(words: Any) -> NDArray[np.float64]:
-    """The numbers that sums are, whose words are the last axis."""
-    totals = np.empty(words.shape[:-1])
-    binding.sum_totals(np.ascontiguousarray(words), totals)
-    return totals
-
-
-def _from_records(part: Partial, records: Any) -> Partial:
-    """Records without their Partial, of shards that all begin at multiples of 4096."""
-    terms = part.terms
-    if terms.n_classes <= BLOCK and records is None and part.whole is not None:
-        return part
-    records = np.asarray(records)
-    shape = (*terms.batch, terms.words)
-    if records.dtype != np.int64 or records.shape != shape:
-        raise ValueError(f"merged has dtype {records.dtype} and shape {records.shape}; records are int64 of {shape}")
-    last = terms.n_classes - terms.has_sink
-    is_cut = part.fragments or part.joined or (terms.has_sink and last % BLOCK)
-    if is_cut or terms.n_classes <= BLOCK or (terms.losses and terms.losses.has_weight):
-        raise ValueError(
-            "merged must be a Partial where shards begin elsewhere than at multiples of 4096, rows have at most 4096 "
-            "classes or a sink in the last block, or losses have class weights"
-        )
-    records = np.array(records, order="C")
-    return Partial(records, None, {}, None, ((0, last),), part.given_max, None, terms)
-
-
-def _join_sink(part: Partial, merged: Any, sink: Any) -> tuple[Partial, Any]:
-    """A partial result and the merged ones, of rows with a sink if one is given."""
-    if sink is None:
-        if part.terms.has_sink:
-            raise ValueError("sink must be given where partial was called with has_sink=True")
-        return part, merged
-    if not isinstance(merged, Partial):
-        merged = _from_records(part, merged)
-    return make_room(part), join_sink(merged, sink)
-
-
-def has_bad_label(terms: Terms) -> bool:
-    """Whether a label is no class."""
-    losses = terms.losses
-    return losses is not None and losses.labels is not None and bool((losses.labels == NO_LABEL).any())
-
-
-def _check_classes(terms: Terms) -> None:
-    """Raise for a label that is no class."""
-    losses = terms.losses
-    if losses is not None and has_bad_label(terms):
-        raise_bad_label(losses.target, terms.n_classes, losses.ignore_index, terms.row_at)
-
-
-def check_owners(merged: Partial) -> None:
-    """Raise the same error in every shard for a label that is no class, or that no or several shards have."""
-    losses = merged.terms.losses
-    if losses is None or losses.labels is None or merged.records is None:
-        _check_classes(merged.terms)
-        return
-    row = binding.find_bad_owner(merged.records, losses.labels)
-    if row >= 0:
-        _check_classes(merged.terms)
-        at = np.unravel_index(row, losses.labels.shape)
-        owners = merged.records[..., binding.LABEL_WORDS - 1]
-        where = f"[{', '.join(map(str, merged.terms.row_at(at)))}]" if at else ""
-        raise ValueError(
-            f"target{where} is {losses.labels[at]}: {owners[at]} shards have this class or this label, and exactly 1 "
-            "is allowed; shards leave a gap or overlap, or have different labels"
-        )
 
 
 def _check_axis(part: Partial, axis: Any) -> int:
@@ -237,7 +128,7 @@ def _apart(out: Any, axis: int, *arrays: Any) -> list[Any]:
 def _finish_rows(x: Any, name: str, given: Partial, merged: Any, axis: Any, sink: Any, out: Any) -> Any:
     check_kind(given, f"finish_{name}", KIND_OF[name])
     axis = _check_axis(given, axis)
-    part, merged = _join_sink(given, merged, sink)
+    part, merged = with_sink(given, merged, sink)
     whole = check_merged(part, merged)
     rows = _rows(part, x)
     own, powers = None, part.e
@@ -398,7 +289,7 @@ def finish_logsumexp(
 @accept_foreign
 def _finish_logsumexp(x: Any, partial: Partial, merged: Any, *, sink: Any, out: Any) -> Any:
     check_kind(partial, "finish_logsumexp", "log")
-    part, merged = _join_sink(partial, merged, sink)
+    part, merged = with_sink(partial, merged, sink)
     whole = check_merged(part, merged)
     _rows(part, x)
     if out is not None:
@@ -633,7 +524,7 @@ def write_gradient(
     terms = part.terms
     loss = np.zeros(terms.batch)
     if merged.whole is not None:
-        whole, to = merged.whole, np.empty((*terms.batch, terms.n_classes), result.dtype)
+        to = np.empty((*terms.batch, terms.n_classes), result.dtype)
         _finish_whole(part, merged, loss, to, upstream, divisor, num_threads)
         result[...] = to[..., shard.first : shard.stop]
         return loss
@@ -707,10 +598,10 @@ def _finish_gradient(x: Any, partial: Partial, merged: Any, axis: Any, divisor: 
     shard = loss_shard(partial, whole, rows)
     marks = find_lost(partial, whole, shard, factor, divisor)
     if marks is not None and (lost := marks == 1).any():
+        row = tuple(map(int, np.unravel_index(int(lost.argmax()), lost.shape)))
         raise NotImplementedError(
-            f"row {tuple(map(int, np.unravel_index(int(lost.argmax()), lost.shape)))} has gradients that underflow before they are "
-            "multiplied by its weights, upstream or 1 / temperature; csoftmax.cross_entropy_with_grad with whole rows "
-            "computes them"
+            f"row {row} has gradients that underflow before they are multiplied by its weights, upstream or 1 / "
+            "temperature; csoftmax.cross_entropy_with_grad with whole rows computes them"
         )
     result, to = _place_result(out, as_float("x", x)[0], axis)
     rows, soft = _apart(out, axis, shard.x, shard.soft)

@@ -19,18 +19,10 @@ from .._cpu.dtypes import as_buffer
 from .._ops.cross_entropy import CrossEntropyResult
 from .agreement import as_name, describe
 from .devices import as_native_on, check_device
-from .finish import (
-    Merged,
-    add_losses,
-    add_squares,
-    find_lost,
-    has_bad_label,
-    round_losses,
-    total_sums,
-    write_gradient,
-)
+from .finish import add_losses, add_squares, find_lost, round_losses, write_gradient
 from .groups import LAYOUTS, UNKNOWN, Ahead, Collectives, Header, Layout, Pending, as_group, check_status, enter_ahead
 from .merge import gather_rows, join_rows, pack
+from .merged import Merged, has_bad_label, total_sums
 from .row_sums import RowSums
 from .rows import (
     check_result,
@@ -139,10 +131,9 @@ def _check_loss(
     out: Any = None,
     device: Any = None,
     origin: tuple[int, tuple[int, ...]] | None = None,
-    row_offsets: tuple[int, ...] = (),
     **losses: Any,
 ) -> tuple[Header, tuple[Header, Loss]]:
-    """Check a call. origin, row_offsets: those of Terms."""
+    """Check a call. origin: that of Terms."""
     check_num_threads(num_threads)
     check_device(device)
     n, first = known("n_classes", n_classes), known("offset", offset)
@@ -158,7 +149,7 @@ def _check_loss(
     checked = terms.losses
     assert checked is not None
     factors = *checked.factors[:3], check_positive("clip_norm", clip_norm), checked.factors[4]
-    terms = terms._replace(losses=checked._replace(factors=factors), origin=origin, row_offsets=row_offsets)
+    terms = terms._replace(losses=checked._replace(factors=factors), origin=origin)
     factor = check_upstream(upstream, reduction, terms.batch) if gradient else None
     if out is not None:
         x, soft = (
@@ -379,12 +370,14 @@ def run_loss(
     logits: Any,
     target: Any,
     num_threads: Any,
+    *,
+    row_offsets: tuple[int, ...] = (),
     **options: Any,
 ) -> tuple[Any, Any]:
-    """The loss, and the gradient or None."""
+    """The loss, and the gradient or None. row_offsets: those of Terms, if the caller knows them."""
     comm = as_group(group)
     with RowSums(rows_group) as sums:
-        return _run_loss(comm, sums, function, logits, target, num_threads, options)
+        return _run_loss(comm, sums, function, logits, target, num_threads, row_offsets, options)
 
 
 class _Plan(NamedTuple):
@@ -422,7 +415,14 @@ def _sum_ahead(comm: Collectives, layout: Layout, call: Loss, num_threads: Any) 
 
 
 def _run_loss(
-    comm: Collectives, sums: RowSums, function: str, logits: Any, target: Any, num_threads: Any, options: dict[str, Any]
+    comm: Collectives,
+    sums: RowSums,
+    function: str,
+    logits: Any,
+    target: Any,
+    num_threads: Any,
+    row_offsets: tuple[int, ...],
+    options: dict[str, Any],
 ) -> tuple[Any, Any]:
     layout, (header, call), ahead = enter_ahead(
         comm,
@@ -431,8 +431,8 @@ def _run_loss(
     )
     sums.begin(header, layout.n_classes, None if call.terms.losses is None else call.terms.losses.sample_weight)
     terms, piece, slices, keep = _Plan.of(comm, layout, call) if ahead is None else ahead.plan
-    if sums.first and not terms.row_offsets:
-        terms = terms._replace(row_offsets=sums.offsets_of(terms.batch))
+    if row_offsets or sums.first:
+        terms = terms._replace(row_offsets=row_offsets or sums.offsets_of(terms.batch))
     if call.reduction == "mean":
         terms, piece = _scaled(comm, sums, terms, piece)
     chunks, pending = [], Pending()
@@ -514,13 +514,16 @@ def cross_entropy(
     Raises
     ------
     IndexError
-        On all ranks, if a label is neither a class nor `ignore_index`.
+        On all ranks, if a label is neither a class nor `ignore_index`; the message has its row among those of all
+        ranks. With `rows_group`, the ranks with other rows raise DistributedError with that message.
     TypeError, ValueError, MemoryError, DistributedError
         As in `softmax`.
 
     Notes
     -----
     The sums of a row are 128 bytes; 224 with label smoothing, 272 with soft labels, and 8 more with class weights.
+    Weights, temperatures and `upstream` are checked before the ranks know of each other's rows: messages about them
+    name the row of the rank that has it.
 
     Examples
     --------

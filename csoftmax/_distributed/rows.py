@@ -20,8 +20,6 @@ from .agreement import describe
 from .devices import as_native_on, check_device
 from .finish import (
     KIND_OF,
-    Merged,
-    accept_merged,
     as_scalar_or_rows,
     give_rows,
     sum_up_rows,
@@ -30,6 +28,7 @@ from .finish import (
 )
 from .groups import UNKNOWN, Ahead, Collectives, Header, Layout, Pending, as_group, enter_ahead
 from .merge import exchange, pack
+from .merged import Merged, accept_merged
 from .shard import Partial, sum_piece
 from .sinks import add_sink, drop_sink
 from .terms import Piece, Terms, plan_partial

@@ -165,11 +165,12 @@ class Terms(NamedTuple):
         *row, j = at
         return *self.row_at(tuple(row)), piece.first + int(j)
 
-    def row_at(self, row: tuple[int, ...]) -> tuple[int, ...]:
+    def row_at(self, row: tuple[Any, ...]) -> tuple[int, ...]:
         """The indices of a row in the call, among the rows of all ranks."""
         if self.origin is not None:
             first, shape = self.origin
-            row = np.unravel_index(first + (int(np.ravel_multi_index(row, self.batch)) if row else 0), shape)
+            number = int(np.ravel_multi_index(row, self.batch)) if row else 0
+            row = tuple(map(int, np.unravel_index(first + number, shape)))
         return shift(tuple(map(int, row)), self.row_offsets)
 
     def weight_words(self, weight: Any) -> NDArray[np.int64]:
@@ -179,7 +180,7 @@ class Terms(NamedTuple):
 
 def shift(row: tuple[int, ...], offsets: tuple[int, ...]) -> tuple[int, ...]:
     """The indices of a row among those of all ranks; offsets: () for 0."""
-    return tuple(int(i) + first for i, first in zip(row, offsets, strict=True)) if offsets else row
+    return tuple(i + first for i, first in zip(row, offsets, strict=True)) if offsets else row
 
 
 def whole_blocks(first: int, stop: int, n_classes: int) -> tuple[int, int]:

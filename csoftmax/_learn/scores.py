@@ -33,6 +33,15 @@ class ScoresInMemory:
         ------
         TypeError, ValueError
             As from `predict`; if y or the weights are a collection of Dask, or masked, or do not fit.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from csoftmax.linear_model import ManyClassRegression
+        >>> X, y = np.repeat(np.eye(2), 50, axis=0), np.repeat([0, 1], 50)
+        >>> model = ManyClassRegression(head="full", max_epochs=20, random_state=0).fit(X, y)
+        >>> model.score(X, y)
+        1.0
         """
         weight = None if sample_weight is None else as_plain(sample_weight, "sample_weight")
         return super().score(X, as_plain(y, "y"), weight)  # type: ignore[misc,no-any-return]

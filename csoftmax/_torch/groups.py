@@ -37,12 +37,14 @@ _Result = TypeVar("_Result")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def is_over_ranks(x: Any, group: Any) -> bool:
-    """Whether a call is one over ranks: it has a group, or a DTensor."""
-    if group is not None:
+def is_over_ranks(x: Any, group: Any, n_classes: Any = None, offset: Any = None) -> bool:
+    """Whether a call is one over ranks: it has a group, or a DTensor. No other has n_classes or offset."""
+    if group is not None or _is_dtensor(x):
         return True
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(x, module.DTensor)
+    for name, given in (("n_classes", n_classes), ("offset", offset)):
+        if given is not None:
+            raise ValueError(f"{name} is {given!r}, and group is None: only calls over the ranks of a group have it")
+    return False
 
 
 def eager(function: _Function) -> _Function:

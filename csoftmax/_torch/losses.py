@@ -197,7 +197,7 @@ def cross_entropy(
     >>> logits.grad
     tensor([[-0.1192,  0.1192]])
     """
-    if groups.is_over_ranks(logits, group):
+    if groups.is_over_ranks(logits, group, n_classes, offset):
         return groups.cross_entropy(
             logits, target, dim, group, n_classes, offset, weight=weight, sample_weight=sample_weight,
             label_smoothing=label_smoothing, ignore_index=ignore_index, z_loss=z_loss, temperature=temperature,
@@ -329,7 +329,7 @@ def linear_cross_entropy(
     >>> layer.weight.grad.shape
     torch.Size([5, 3])
     """
-    if groups.is_over_ranks(x, group) or groups.is_over_ranks(w, None):
+    if groups.is_over_ranks(x, group) or groups.is_over_ranks(w, None, n_classes, offset):
         return groups.linear_cross_entropy(
             x, w, target, bias, group, n_classes, offset, weight=weight, sample_weight=sample_weight,
             label_smoothing=label_smoothing, ignore_index=ignore_index, z_loss=z_loss, temperature=temperature,

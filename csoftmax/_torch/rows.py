@@ -186,7 +186,7 @@ def softmax(
     >>> x.grad
     tensor([-0.1966,  0.1966])
     """
-    if groups.is_over_ranks(x, group):
+    if groups.is_over_ranks(x, group, n_classes, offset):
         return group_rows.apply_to_rows(
             "softmax", x, dim, group, n_classes, offset, temperature=temperature, where=where, sink=sink
         )
@@ -235,7 +235,7 @@ def log_softmax(
     >>> ct.log_softmax(torch.tensor([0.0, 1.0]))
     tensor([-1.3133, -0.3133])
     """
-    if groups.is_over_ranks(x, group):
+    if groups.is_over_ranks(x, group, n_classes, offset):
         return group_rows.apply_to_rows(
             "log_softmax", x, dim, group, n_classes, offset, temperature=temperature, where=where, sink=sink
         )
@@ -290,7 +290,7 @@ def logsumexp(
     >>> x.grad
     tensor([0.2689, 0.7311])
     """
-    if groups.is_over_ranks(x, group):
+    if groups.is_over_ranks(x, group, n_classes, offset):
         return group_rows.logsumexp(
             x, dim, group, n_classes, offset, temperature=temperature, where=where, sink=sink, keepdims=keepdims
         )

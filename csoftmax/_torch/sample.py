@@ -54,7 +54,7 @@ def sample(
     >>> ct.sample(torch.tensor([0.0, 50.0, 0.0]), size=3, rng=0)
     tensor([1, 1, 1])
     """
-    if groups.is_over_ranks(logits, group):
+    if groups.is_over_ranks(logits, group, n_classes, offset):
         return groups.sample(logits, dim, group, n_classes, offset, **options)
     check_floating("logits", logits)
     refuse_gradient("logits", logits)

@@ -123,7 +123,7 @@ def check_refusals(mesh):
 
 
 def check_bad_labels(mesh, placements, shape):
-    """The row of a label that is no class is that among the rows of all ranks, along whichever axis they are divided."""
+    """A label that is no class is named by its row among those of all ranks, along whichever axis they are divided."""
     x = torch.zeros(*shape, 5000)
     target = torch.zeros(shape, dtype=torch.int64)
     target.view(-1)[-1] = 5000

@@ -210,10 +210,7 @@ def test_a_bad_label_is_named_by_its_row_among_those_of_all_ranks(n, batch, is_s
 
         return over
 
-    for function in 2 * [
-        distributed.cross_entropy,
-        distributed.linear_cross_entropy,
-    ]:  # the second time with sums ahead
+    for function in 2 * [distributed.cross_entropy, distributed.linear_cross_entropy]:
         for error in run_on_mesh(2, 2, work(function)):
             with pytest.raises(DistributedError, match=message):
                 raise error

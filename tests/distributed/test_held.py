@@ -50,7 +50,7 @@ def test_models_predict_aligned_rows():
         check_aligned(x)
         return (x[:, 0] > 5).astype(int)
 
-    model = SimpleNamespace(predict=predict, classes_=np.array([0, 1]), n_features_in_=2)
+    model = SimpleNamespace(predict=predict, classes_=np.array([0, 1]), n_features_in_=2, _SCORES_FEATURES=True)
     assert predictions._predict_block(received(X), Held(model), predict).tolist() == [0, 0, 0, 1, 1, 1]
     hits = predictions._count_hits(Held(model), 0, received(X), received(Y))
     assert hits.weights.tolist() == [4, 6]

@@ -270,6 +270,23 @@ def test_second_derivatives_are_refused():
         gradient.sum().backward()
 
 
+@pytest.mark.parametrize("given", [{"n_classes": 3}, {"offset": 0}])
+def test_what_is_of_groups_alone_is_refused_without_one(given):
+    x, target = torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)
+    (name,) = given
+    calls = [
+        lambda: ct.cross_entropy(x, target, **given),
+        lambda: ct.linear_cross_entropy(x, torch.zeros(4, 3), target, **given),
+        lambda: ct.softmax(x, **given),
+        lambda: ct.log_softmax(x, **given),
+        lambda: ct.logsumexp(x, **given),
+        lambda: ct.sample(x, rng=0, **given),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=f"{name} is {given[name]}, and group is None"):
+            call()
+
+
 def test_an_error_of_one_rank_is_raised_on_all():
     x, target = torch.zeros(2, 5000), torch.tensor([0, 1])
 

@@ -91,13 +91,10 @@ def test_what_needs_rows_in_memory_refuses_collections():
     probabilities = csoftmax.softmax(LOGITS)
     many = ManyClassRegression(max_epochs=1).fit(X, Y)
     layer = AdaptiveSoftmax(4, 10, cutoffs=[3])
+    calibrated = calibration.CalibratedModel(SoftmaxRegression())
     cases = [
-        (
-            calibration.CalibratedModel(SoftmaxRegression()).fit,
-            (lazily(X), Y),
-            "X is a dask Array, and CalibratedModel",
-        ),
-        (calibration.CalibratedModel(SoftmaxRegression()).fit, (X, lazily(Y)), "y is a dask Array"),
+        (calibrated.fit, (lazily(X), Y), "X is a dask Array, and CalibratedModel"),
+        (calibrated.fit, (X, lazily(Y)), "y is a dask Array"),
         (many.score, (lazily(X), Y), "X is a dask Array"),
         (many.score, (X, lazily(Y)), "y is a dask Array"),
         (many.score, (X, Y, lazily(WEIGHT)), "sample_weight is a dask Array"),

@@ -241,10 +241,9 @@ class CalibratedModel(ScoresLazily, ClassifierMixin, MetaEstimatorMixin, BaseEst
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
         if is_lazy(X):
             raise TypeError(
-                f"X is a {type(X).__module__.partition('.')[0]} {type(X).__name__}, and CalibratedModel divides rows in "
-                "memory for cross-validation: pass X.compute(), or fit estimator and then TemperatureScaling, "
-                "VectorScaling, MatrixScaling or DirichletCalibration, which take parts, to its decision_function of "
-                "held-out rows"
+                f"X is a dask {type(X).__name__}, and CalibratedModel divides rows in memory to cross-fit: pass "
+                "X.compute(), or fit estimator and then TemperatureScaling, VectorScaling, MatrixScaling or "
+                "DirichletCalibration, which take parts, to its decision_function of held-out rows"
             )
         X, labels = indexable(as_native(X, "X"), as_plain(y, "y"))
         labels = column_or_1d(labels, warn=True)

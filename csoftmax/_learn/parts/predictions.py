@@ -158,6 +158,13 @@ class ScoresLazily:
         TypeError, ValueError
             As from `predict`, or if labels or weights do not fit; for collections of Dask, while the result is
             computed: the message names the row among all, and its part.
+
+        Examples
+        --------
+        >>> from csoftmax.calibration import TemperatureScaling
+        >>> logits, y = [[4.0, 0.0]] * 30 + [[0.0, 4.0]] * 10, [0] * 20 + [1] * 20
+        >>> TemperatureScaling().fit(logits, y).score(logits, y)
+        0.75
         """
         if not (is_lazy(X) or is_lazy(y)):
             return super().score(X, y, sample_weight)  # type: ignore[misc]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from ..._distributed.parts import Kind, PartError, PartMemoryError, Sums, add_parts, merge_all
+from ..._runtime.optional import load
 
 
 def _change_part(kind: Kind, payload: Any, number: int, part: Any) -> Any:
@@ -25,9 +26,7 @@ class RayEngine:
     """Parts as references to objects; each of them is a tuple (X, y) or (X, y, sample_weight) at first."""
 
     def __init__(self, parts: Sequence[Any]):
-        import ray
-
-        self.ray, self.parts, self.count = ray, list(parts), len(parts)
+        self.ray, self.parts, self.count = load("ray", "ray"), list(parts), len(parts)
         self.sizes: list[tuple[int, int]] = []
 
     def _describe(self, numbers: Sequence[int]) -> str:
