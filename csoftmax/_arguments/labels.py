@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from .._cpu.dtypes import is_bfloat16
+from .layouts import pieces
 from .numbers import (
     as_number,
     check_integer,
@@ -94,10 +95,15 @@ def raise_bad_label(
         classes = f"the classes are 0 to {n_classes - 1}" if n_classes else "there is no class"
         ignored = "" if ignore_index is None else f", and ignore_index is {ignore_index}"
         raise IndexError(f"{place}{part} is {target[at]}: {classes}{ignored}")
-    bad = ~(np.isfinite(target) & (target >= 0))
-    if not bad.any():
+    for piece in pieces(target.shape):
+        bad = ~(np.isfinite(target[piece]) & (target[piece] >= 0))
+        if bad.any():
+            break
+    else:
         return
-    at = np.unravel_index(int(bad.argmax()), target.shape)
+    is_bad = np.zeros(target.shape, bool)
+    is_bad[piece] = bad
+    at = np.unravel_index(int(is_bad.argmax()), target.shape)
     raise ValueError(
         f"soft labels must be at least 0 and finite; target, the class axis last, has {target[at]} at "
         f"({indices(at)}){part}"

@@ -12,6 +12,33 @@ from .._cpu.dtypes import as_buffer, is_bfloat16
 from .numbers import as_index, is_bool
 from .places import CPU, DeviceError, Place, as_float, is_cupy
 
+_PIECE = 1 << 20  # elements that NumPy is given at a time: a few milliseconds
+
+
+def pieces(shape: tuple[int, ...]) -> Iterator[tuple[Any, ...]]:
+    """Indices of pieces of an array, in C order; Python sees signals between them, and not within a call of NumPy."""
+    axis, inner = len(shape), 1  # `inner` elements follow an index of the axis that is divided
+    while axis > 0 and inner * shape[axis - 1] <= _PIECE:
+        axis -= 1
+        inner *= shape[axis]
+    if axis == 0:
+        yield (...,)
+        return
+    step = _PIECE // max(1, inner)
+    for before in np.ndindex(*shape[: axis - 1]):
+        for begin in range(0, shape[axis - 1], step):
+            yield (*before, slice(begin, begin + step))
+
+
+def copy_to(to: Any, values: Any) -> None:
+    """Copy what broadcasts to an array into it, in pieces if it is NumPy's; bfloat16 as its bits."""
+    if is_cupy(to) or to.size <= _PIECE:
+        to[...] = values
+        return
+    values = np.broadcast_to(values, to.shape)
+    for at in pieces(to.shape):
+        to[at] = values[at]
+
 
 def normalize_axes(axis: Any, ndim: int) -> tuple[int, ...]:
     """The axes as a tuple of distinct non-negative ints; a 0-d array counts as one element on one axis."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from .._cpu.dtypes import as_buffer, is_bfloat16
-from .layouts import axis_last, batch_shape, check_out, check_where, normalize_axes
+from .layouts import axis_last, batch_shape, check_out, check_where, copy_to, normalize_axes
 from .numbers import is_bool
 from .places import Place, as_array, as_float, is_cupy
 
@@ -21,6 +21,8 @@ def check_sink(sink: Any, row_shape: tuple[int, ...], dtype: Any, place: Place) 
         raise TypeError(f"sink must hold real numbers, got dtype {given.dtype}")
     with np.errstate(over="ignore", under="ignore"):
         values = given.astype(dtype)
+    if not on_device:
+        _refuse_overflow(given, values)
     try:
         values = (place.xp if on_device else np).broadcast_to(values, row_shape)
     except ValueError:
@@ -29,6 +31,31 @@ def check_sink(sink: Any, row_shape: tuple[int, ...], dtype: Any, place: Place) 
     if on_device or not place.on_cuda:
         return values
     return place.xp.asarray(np.ascontiguousarray(as_buffer(values))).view(dtype)  # a number, copied to the device
+
+
+def _raise_lost(sink: Any, dtype: str, largest: float) -> NoReturn:
+    raise ValueError(
+        f"sink must be at most {largest:g} in size, the largest {dtype}, or infinite where the logits are {dtype}; got "
+        f"{sink}: convert the logits to a wider dtype"
+    )
+
+
+def _refuse_overflow(given: Any, values: Any) -> None:
+    """Refuse finite sinks that are infinite in the dtype of the logits: +inf would make a row NaN."""
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        is_lost = np.isinf(values) & ~np.isinf(given)
+    if np.any(is_lost):
+        largest = 3.3895313892515355e38 if is_bfloat16(values.dtype) else float(np.finfo(values.dtype).max)
+        _raise_lost(given.ravel()[int(np.argmax(is_lost))], values.dtype.name, largest)
+
+
+def check_sink_number(sink: Any, limits: Any) -> None:
+    """The same of a number, for tensors and JAX; limits: the finfo of the logits, of any library."""
+    if not isinstance(sink, int | float) or abs(sink) == math.inf:
+        return
+    largest, eps = float(limits.max), float(limits.eps)
+    if abs(sink) >= largest * (1 + eps / (4 - 2 * eps)):  # half an ULP above the largest number
+        _raise_lost(sink, str(limits.dtype), largest)
 
 
 class SinkRows(NamedTuple):
@@ -71,7 +98,7 @@ class SinkRows(NamedTuple):
         if out is not None:
             check_out(out, y.shape, dtype, self.place)
         array = self.place.xp.empty(y.shape, dtype) if out is None else out
-        as_buffer(array)[...] = y
+        copy_to(as_buffer(array), y)
         return array if array.ndim or out is not None or self.place.on_cuda else array[()]
 
 
@@ -87,10 +114,10 @@ def append_sink(place: Place, x: Any, sink: Any, axis: Any, where: Any) -> SinkR
         x, where = x.reshape(1), None if where is None else where.reshape(1)
     batch, n = batch_shape(x, axes), math.prod(x.shape[i] for i in axes)
     rows, mask = place.xp.empty((*batch, n + 1), x.dtype), None
-    as_buffer(rows)[..., :n] = as_buffer(axis_last(x, axes))
+    copy_to(as_buffer(rows)[..., :n], as_buffer(axis_last(x, axes)))
     as_buffer(rows)[..., n] = as_buffer(values).reshape(batch)
     if where is not None:
         mask = place.xp.empty((*batch, n + 1), bool)
-        mask[..., :n] = axis_last(where, axes)
+        copy_to(mask[..., :n], axis_last(where, axes))
         mask[..., n] = True
     return SinkRows(rows, mask, shape, axes, place)

@@ -75,7 +75,7 @@ def scale_weights(weights: jax.Array) -> jax.Array:
 
 def cross_entropy(
     logits: ArrayLike,
-    labels: ArrayLike,
+    target: ArrayLike,
     axis: SupportsIndex = -1,
     *,
     sample_weight: ArrayLike | None = None,
@@ -93,11 +93,12 @@ def cross_entropy(
     ----------
     logits : jax.Array of shape (..., K)
         float16, bfloat16, float32 or float64.
-    labels : jax.Array of int
+    target : jax.Array of int
         Class indices, of the shape of logits without `axis`. A label that is not a class raises JAX's runtime error.
+        Soft labels are not taken.
     axis : int, default -1
         The axis of the classes.
-    sample_weight : jax.Array, broadcastable to labels, optional
+    sample_weight : jax.Array, broadcastable to target, optional
         Weights of rows, at least 0. No gradient flows to them. A row of weight 0 contributes 0, whatever it holds; a
         negative or infinite weight makes the loss NaN.
     label_smoothing, ignore_index, z_loss, softcap
@@ -130,11 +131,16 @@ def cross_entropy(
     Array([[-0.1192,  0.1192]], dtype=float32)
     """
     z, position = check_floating("logits", logits, axis)
-    t = jnp.asarray(labels)
+    t = jnp.asarray(target)
     expected = z.shape[:position] + z.shape[position + 1 :]
     if t.shape != expected or not jnp.issubdtype(t.dtype, jnp.integer):
-        hint = f"; of one-hot rows pass labels.argmax({axis})" if t.shape == z.shape else ""
-        raise TypeError(f"labels must be integers of shape {expected}, got {t.dtype} of shape {t.shape}{hint}")
+        what = f"target must be integers of shape {expected}, got {t.dtype} of shape {t.shape}"
+        if t.shape != z.shape:
+            raise TypeError(what)
+        raise ValueError(
+            f"csoftmax.jax.cross_entropy takes no soft labels: {what}; of one-hot rows pass target.argmax({axis}), and "
+            "call csoftmax.cross_entropy with others outside of jax.jit, jax.grad and jax.vmap"
+        )
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
     ignore_index = check_integer("ignore_index", ignore_index)

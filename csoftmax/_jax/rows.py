@@ -12,6 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from .._arguments.numbers import check_flag
+from .._arguments.sinks import check_sink_number
 from . import shards
 from .calls import (
     call_kernel,
@@ -82,6 +83,7 @@ def _apply_masked(
 
 def _spread_sink(x: jax.Array, axis: int, sink: ArrayLike) -> jax.Array:
     """The sink of each row, of length 1 along the axis, in the dtype of x."""
+    check_sink_number(sink, jnp.finfo(x.dtype))
     shape, given = (*x.shape[:axis], 1, *x.shape[axis + 1 :]), jnp.asarray(sink)
     try:
         return jnp.broadcast_to(given.astype(x.dtype), shape)

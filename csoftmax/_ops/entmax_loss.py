@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, SupportsIndex
 
 import numpy as np
@@ -25,9 +26,11 @@ from .._arguments.layouts import (
     Result,
     batch_shape,
     check_where,
+    copy_to,
     lay_out_gradient,
     lay_out_result,
     normalize_axes,
+    pieces,
 )
 from .._arguments.numbers import check_alphas, check_reduction, number_and_rows
 from .._arguments.places import DeviceError, Place, as_float, place_of, to_host
@@ -102,11 +105,23 @@ class EntmaxLossPlan(NamedTuple):
                 loss = self.place.xp.full(shape, 0 if is_zero else math.nan, self.compute)
             return self.finish(loss)
 
+    def parts(self) -> Iterator[tuple[Any, Any, Any]]:
+        """Indices of parts of x, of their rows and of their classes; Python sees signals between them.
+
+        On a device there is one part, which is all of x.
+        """
+        last = self.x.ndim - 1
+        places = iter([(...,)]) if self.place.on_cuda else pieces(self.x.shape)
+        return ((at, at[:last], at[last:]) for at in places)
+
     def row_factors(self) -> Any:
         """What multiplies the losses of rows, None for 1; 0 also for rows that take no part."""
         xp, factors = self.place.xp, self.sample_weight
         if self.is_soft:
-            masses = (self.target.astype(np.float64) * (1.0 if self.weight is None else self.weight)).sum(-1)
+            masses = xp.zeros(self.target.shape[:-1], np.float64)
+            for at, rows, classes in self.parts():
+                w = 1.0 if self.weight is None else self.weight[classes]
+                masses[rows] += (self.target[at].astype(np.float64) * w).sum(-1)
             factors = masses if factors is None else xp.where(factors == 0, 0.0, factors * masses)
         elif self.weight is not None:
             is_class = (self.target >= 0) & (self.target < self.x.shape[-1])
@@ -141,11 +156,14 @@ class EntmaxLossPlan(NamedTuple):
             elif self.reduction == "sum":
                 loss = loss.sum()
             if self.gradient is not None:
-                scaled = grad.astype(np.float64) * scale[..., None]
                 if factors is not None:
                     is_zero = absent | (divisor == 0) if self.reduction == "mean" else absent
-                    scaled = xp.where(xp.broadcast_to(is_zero, factors.shape)[..., None], 0.0, scaled)
-                self.gradient.rows[...] = as_buffer(scaled.astype(grad.dtype))
+                    is_zero = xp.broadcast_to(is_zero, factors.shape)
+                for at, rows, _ in self.parts():
+                    scaled = grad[at].astype(np.float64) * scale[rows][..., None]
+                    if factors is not None:
+                        scaled = xp.where(is_zero[rows][..., None], 0.0, scaled)
+                    self.gradient.rows[at] = as_buffer(scaled.astype(grad.dtype))
         return self.finish(loss.astype(self.compute) if self.place.on_cuda else np.asarray(loss, np.float64))
 
     def _takes_no_part(self) -> Any:
@@ -282,17 +300,24 @@ def _kullback_leibler(plan: EntmaxLossPlan, cross_entropy: Any, grad: Any) -> tu
     """Losses and gradients of rows, from those of cross-entropy, which assumes that the mass of each row is 1."""
     xp = plan.place.xp
     with np.errstate(all="ignore"):
-        x, q = plan.x.astype(np.float64), plan.target.astype(np.float64)
+        x = xp.empty(plan.x.shape, np.float64)
+        loss, mass = (xp.zeros(x.shape[:-1], np.float64) for _ in range(2))
+        copy_to(x, plan.x)
         log_p = log_softmax(x, num_threads=plan.num_threads)
-        log_q = np.log(xp.where(q > 0, q, 1.0))
-        terms = xp.where(q > 0, q * (log_q - log_p) - q, 0.0) + np.exp(log_p)
-        left = 1 - q.sum(-1)
+        for at, rows, _ in plan.parts():
+            q, of_q = plan.target[at].astype(np.float64), log_p[at]
+            log_q = np.log(xp.where(q > 0, q, 1.0))
+            terms = xp.where(q > 0, q * (log_q - of_q) - q, 0.0) + np.exp(of_q)
+            loss[rows] += np.maximum(terms, 0).sum(-1)
+            mass[rows] += q.sum(-1)
+        left = 1 - mass
         lse = logsumexp(x, num_threads=plan.num_threads)
-        loss = np.maximum(terms, 0).sum(-1) + xp.where(left == 0, 0.0, left * (lse - 1))
+        loss = loss + xp.where(left == 0, 0.0, left * (lse - 1))
         if plan.place.on_cuda:  # rows with bad labels are NaN
             loss = xp.where(cross_entropy == cross_entropy, loss, math.nan)
         if plan.place.on_cuda or np.any(left):  # always on a device: testing the masses would wait for it
-            grad = (grad + left[..., None] * np.exp(log_p)).astype(grad.dtype)
+            for at, rows, _ in plan.parts():
+                grad[at] = (grad[at] + left[rows][..., None] * np.exp(log_p[at])).astype(grad.dtype)
     return loss, grad
 
 

@@ -176,8 +176,9 @@ def softmax(
         are NaN too.
     sink : float or array_like, optional
         A logit that takes part in the denominator, divided by T like the others, and has no output: a number or, as
-        with `temperature`, one a row, in the dtype of `x`. 0 is softmax-plus-one; attention sinks (Xiao et al. 2023)
-        are learnt. `where` never masks it. The rows are copied, with the sink as one more element.
+        with `temperature`, one a row, rounded to the dtype of `x`, in which a finite one must be finite. 0 is
+        softmax-plus-one; attention sinks (Xiao et al. 2023) are learnt. `where` never masks it. The rows are copied,
+        with the sink as one more element.
     out : ndarray of the shape and dtype of the result, optional
         Array that receives the result. It may be `x` itself, or overlap it in any way.
     device : {None, "cpu", "cuda", "cuda:<index>"}, optional
@@ -333,8 +334,8 @@ def logsumexp(
         As in `softmax`.
     b : array_like, broadcastable to x, optional
         Factors of the exponentials, of any sign, as in SciPy: ``log(abs(sum(b * exp(x / T))))``. An element with b = 0
-        is left out, whatever it holds; a factor that is not finite gives NaN. T must be positive and finite. On the CPU
-        only, and some hundred times slower than without.
+        is left out, whatever it holds; a factor that is not finite gives NaN; a bool is 0 or 1. T must be positive and
+        finite. On the CPU only, and some hundred times slower than without.
     return_sign : bool, default False
         If True, also return the sign of the sum, 1, -1, 0 or NaN; if False, a negative sum gives NaN.
     keepdims : bool, default False

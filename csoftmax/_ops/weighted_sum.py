@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import _cuda
-from .._arguments.layouts import axis_last, check_out, check_where, normalize_axes
+from .._arguments.layouts import axis_last, check_out, check_where, copy_to, normalize_axes
 from .._arguments.numbers import check_temperatures
 from .._arguments.places import Place, as_array, as_float, place_of, to_host
 from .._arguments.sinks import append_sink
@@ -82,16 +82,16 @@ def _lay_out(
 ) -> WeightedSumPlan:
     xp = place.xp
     given = as_array("b", b) if np.isscalar(b) else place.array("b", b)
-    if given.dtype.kind == "b":
-        raise TypeError("b must hold real numbers, got bool: give where=b to leave elements out, or convert b to float")
-    if given.dtype.kind not in "iuf" and not is_bfloat16(given.dtype):
+    if given.dtype.kind not in "biuf" and not is_bfloat16(given.dtype):
         raise TypeError(f"b must hold real numbers, got dtype {given.dtype}")
     x, dtype = as_float("x", x, place)
     try:
         shape = np.broadcast_shapes(given.shape, x.shape)
     except ValueError:
         raise ValueError(f"b has shape {given.shape}, which does not broadcast against {x.shape}, that of x") from None
-    weights, x = xp.broadcast_to(xp.asarray(given).astype(np.float64), shape), xp.broadcast_to(x, shape)
+    wide = xp.empty(given.shape, np.float64)
+    copy_to(wide, xp.asarray(given))
+    weights, x = xp.broadcast_to(wide, shape), xp.broadcast_to(x, shape)
     axes = normalize_axes(axis, x.ndim)
     row_shape = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
     temperature = check_temperatures(temperature, row_shape, True)
@@ -103,9 +103,10 @@ def _lay_out(
     weights = axis_last(weights, axes)
     if sink is not None:  # one more element, of weight 1
         x, where, *_ = append_sink(place, x, sink, axes, where)
-        given = xp.full(x.shape, 1.0, np.float64)
-        given[..., :-1] = weights
-        weights = given
+        wide = xp.empty(x.shape, np.float64)
+        copy_to(wide[..., :-1], weights)
+        wide[..., -1] = 1
+        weights = wide
     else:
         x, where = axis_last(x, axes), None if where is None else axis_last(where, axes)
     return WeightedSumPlan(dtype, as_buffer(x), weights, where, row_shape, storage, temperature, num_threads, place)

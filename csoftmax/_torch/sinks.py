@@ -7,11 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._arguments.sinks import check_sink_number
+
 
 def broadcast_sink(x: Tensor, dim: Any, sink: Tensor | float) -> Tensor:
     """The sink of each row, of length 1 along dim, in the dtype of x and on its device."""
     if not x.dim():
         raise ValueError("x must have an axis where there is a sink")
+    check_sink_number(sink, torch.finfo(x.dtype))
     shape = list(x.shape)
     shape[dim] = 1
     given: Tensor = sink if isinstance(sink, Tensor) else torch.as_tensor(sink)

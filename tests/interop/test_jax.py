@@ -264,7 +264,7 @@ def test_errors():
         jax.jit(lambda x, t: cj.softmax(x, temperature=t))(x, 1.0)
     with pytest.raises(ValueError, match="alpha must be in"):
         cj.entmax(x, alpha=0.9)
-    with pytest.raises(TypeError, match=r"labels must be integers of shape \(3,\)"):
+    with pytest.raises(TypeError, match=r"target must be integers of shape \(3,\)"):
         cj.cross_entropy(x, labels[:2])
     with pytest.raises(ValueError, match="reduction must be"):
         cj.cross_entropy(x, labels, reduction="median")
@@ -306,7 +306,8 @@ def test_errors():
             cj.cross_entropy(x, labels, bad)
     with pytest.raises(TypeError, match="temperature must be a number"):
         cj.softmax(x, temperature=True)
-    with pytest.raises(TypeError, match=r"labels must be integers .* of one-hot rows pass labels.argmax\(-1\)"):
+    message = r"takes no soft labels: target must be integers .* of one-hot rows pass target.argmax\(-1\)"
+    with pytest.raises(ValueError, match=message):
         cj.cross_entropy(x, jax.nn.one_hot(labels, 4))
     np.testing.assert_array_equal(cj.softmax(x, np.int64(0)), cj.softmax(x, 0))
 

@@ -1,5 +1,7 @@
 """The sink in csoftmax.torch and csoftmax.jax, with its gradient."""
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -51,3 +53,22 @@ def test_jax(name):
         np.testing.assert_array_equal(getattr(cj, name)(X, 1, sink=SINK), expected)
         with pytest.raises(ValueError, match=r"sink has shape \(7,\)"):
             getattr(cj, name)(X, sink=np.zeros(7))
+
+
+@pytest.mark.parametrize("library", ["torch", "jax"])
+def test_numbers_beyond_the_dtype_are_refused(library):
+    """As by csoftmax: they would be infinite in the dtype of the logits."""
+    pytest.importorskip(library)
+    of_library = importlib.import_module(f"csoftmax.{library}")
+    make = importlib.import_module("torch" if library == "torch" else "jax.numpy")
+    for dtype, largest, least in (
+        ("float16", 65519.0, 65520.0),
+        ("bfloat16", 3.39e38, 1e39),
+        ("float32", 3.4e38, -1e39),
+    ):
+        x = make.zeros(3, dtype=getattr(make, dtype))
+        for function in (of_library.softmax, of_library.log_softmax, of_library.logsumexp):
+            for sink in (largest, -largest, np.inf, -np.inf):
+                function(x, sink=sink)
+            with pytest.raises(ValueError, match=rf"sink must be at most .* the largest {dtype}, or infinite .* got "):
+                function(x, sink=least)

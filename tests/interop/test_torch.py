@@ -352,13 +352,15 @@ def make_calls():
         "entmax where": (rows._entmax, (x(3, 5), 1, 1.5, None, mask | (torch.arange(5) == 0))),
         "logsumexp": (rows._logsumexp, (x(3, 5), 0, 1.5, None, None)),
         "logsumexp where": (rows._logsumexp, (turned(5, 3), -1, 0.5, None, mask | (torch.arange(5) == 0))),
-        "topk_softmax": (topk._topk_softmax, (x(3, 5), 2, -1, 1.5, None, False)),
-        "topk_softmax full": (topk._topk_softmax, (x(3, 5), 2, -1, 1.5, None, True)),
+        "topk_softmax": (topk._topk_softmax, (x(3, 5), 2, -1, 1.5, None, False, None)),
+        "topk_softmax full": (topk._topk_softmax, (x(3, 5), 2, -1, 1.5, None, True, None)),
+        "topk_softmax where": (topk._topk_softmax, (x(3, 5), 2, -1, 1.5, None, False, mask)),
+        "topk_softmax full where": (topk._topk_softmax, (x(3, 5), 2, -1, 1.5, None, True, mask)),
         "cross_entropy": (losses._cross_entropy, (x(4, 5), target, -1, *base, "mean", True)),
         "softmax turned": (rows.apply_softmax, (turned(3, 5), 1, 1.0, None, None)),
         "cross_entropy turned": (losses._cross_entropy, (turned(5, 4), target, -1, *base, "mean", True)),
         "entmax turned": (rows._entmax, (turned(3, 5), 0, 1.3, None, None)),
-        "topk_softmax turned": (topk._topk_softmax, (turned(3, 5), 2, 0, 1.5, None, True)),
+        "topk_softmax turned": (topk._topk_softmax, (turned(3, 5), 2, 0, 1.5, None, True, None)),
         "linear turned": (losses._linear_cross_entropy, (turned(3, 4), turned(3, 5), target, x(5), *base, "sum", True)),
         "cross_entropy none": (losses._cross_entropy, (x(5, 4), target, 0, *full, "none", True)),
         "cross_entropy soft": (losses._cross_entropy, (x(4, 5), soft, -1, *full, "sum", True)),
@@ -367,7 +369,7 @@ def make_calls():
         "log_softmax rows": (rows._log_softmax, (x(5, 3), 0, 1.0, temperatures.T, None)),
         "entmax rows": (rows._entmax, (x(3, 5), 1, 2.0, x(3, 1).detach().abs().add(1.2).requires_grad_(), mask)),
         "logsumexp rows": (rows._logsumexp, (x(3, 5), 1, 1.0, temperatures, mask | (torch.arange(5) == 0))),
-        "topk_softmax rows": (topk._topk_softmax, (x(3, 5), 2, -1, 1.0, temperatures, True)),
+        "topk_softmax rows": (topk._topk_softmax, (x(3, 5), 2, -1, 1.0, temperatures, True, mask)),
         "cross_entropy rows": (
             losses._cross_entropy,
             (x(4, 5), target, -1, weight, None, torch.tensor([[0.5], [1.0], [2.0], [3.0]]), *base[3:], "mean", True),
@@ -626,3 +628,19 @@ def test_int8_head_reads_tensors():
         Int8Head(torch.ones(2, 2, requires_grad=True))
     with pytest.raises(ValueError, match=r"x requires grad.*x\.detach"):
         head.topk(torch.ones(1, 8, requires_grad=True), 1)
+
+
+def test_topk_softmax_of_a_mask():
+    """Also handed over by csoftmax, with an array as the mask; what is left out has no gradient."""
+    x = torch.randn(4, 6, dtype=torch.float64)
+    mask = torch.tensor([1, 0, 1, 1, 0, 1], dtype=torch.bool)
+    for normalize in ("topk", "full"):
+        expected = csoftmax.topk_softmax(x, 3, normalize=normalize, where=mask)
+        given = x.clone().requires_grad_()
+        for function, where in ((ct.topk_softmax, mask), (csoftmax.topk_softmax, mask.numpy())):
+            got = function(given, 3, normalize=normalize, where=where)
+            assert torch.equal(got.indices, expected.indices)
+            assert torch.equal(got.values, expected.values)
+        got.values.square().sum().backward()
+        assert torch.all(given.grad[:, ~mask] == 0)
+        assert torch.any(given.grad != 0)

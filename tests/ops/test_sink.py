@@ -1,10 +1,13 @@
 """The sink of softmax, log_softmax and logsumexp: the bits of the same rows with one more element."""
 
+import re
+
 import numpy as np
 import pytest
 from helpers import assert_same_bits, looped
 
 import csoftmax
+from csoftmax._arguments import layouts
 
 FUNCTIONS = (csoftmax.softmax, csoftmax.log_softmax, csoftmax.logsumexp)
 
@@ -67,7 +70,61 @@ def test_what_is_refused():
             function(x, sink="a")
         with pytest.raises(TypeError, match="sink must hold real numbers"):
             function(x, sink=True)
+        for dtype, sink, largest in (("f2", 70000.0, "65504"), ("f2", -1e6, "65504"), ("f4", 1e39, "3.40282e+38")):
+            message = (
+                rf"sink must be at most {re.escape(largest)} in size, the largest \w+, .* got {re.escape(str(sink))}"
+            )
+            for given in (sink, [[0.0], [np.inf], [sink]]):
+                with pytest.raises(ValueError, match=message):
+                    function(x.astype(dtype), sink=given)
         with pytest.raises(ValueError, match="temperature has shape"):
             function(x, sink=0.0, temperature=np.ones(4))
         with pytest.raises(ValueError, match="out has shape"):
             function(x, sink=0.0, out=np.empty((7, 7)))
+
+
+def test_pieces():
+    """Each element once, in C order; of as many elements as allowed, unless a piece would not be a slice."""
+    for shape in ((), (0,), (5,), (4, 3), (2, 3, 5), (3, 0, 4), (1, 60), (60, 1)):
+        whole = np.arange(np.prod(shape, dtype=int)).reshape(shape)
+        parts = [whole[at].ravel() for at in layouts.pieces(shape)]
+        np.testing.assert_array_equal(np.concatenate(parts), whole.ravel())
+        assert len(parts) == 1
+
+
+def test_long_rows_are_prepared_in_pieces(monkeypatch):
+    """Sinks, factors and soft labels of entmax_loss at alpha = 1: the same results, and signals are seen in between."""
+    rng = np.random.default_rng(3)
+    x, b, q = rng.normal(size=(3, 4, 50)), rng.normal(size=(3, 1, 50)), rng.random((3, 4, 50))
+    q /= q.sum(-1, keepdims=True)
+    mask, weight, target = rng.random(x.shape) < 0.7, rng.random(50), 2 * q
+    calls = {
+        "sink": lambda: csoftmax.softmax(x, axis=1, sink=1.0, where=mask),
+        "sink of two axes": lambda: csoftmax.log_softmax(x.astype(np.float16), axis=(0, 2), sink=1.0),
+        "b": lambda: csoftmax.logsumexp(x, b=b, sink=0.5),
+        "loss": lambda: csoftmax.entmax_loss(x, q, 1.0, reduction="none", weight=weight),
+        "grad": lambda: csoftmax.entmax_loss_with_grad(x, target, 1.0, sample_weight=rng.random(4)).grad,
+        "axis": lambda: csoftmax.entmax_loss_with_grad(x, target, 1.0, axis=(0, 1), weight=np.arange(12.0)).grad,
+        "one row": lambda: csoftmax.entmax_loss_with_grad(x[0, 0], target[0, 0], 1.0, reduction="sum").grad,
+    }
+    rng = np.random.default_rng(4)
+    expected = {name: call() for name, call in calls.items()}
+    for limit in (1, 7, 64):
+        given = []
+
+        def pieces(shape, of=layouts.pieces, given=given):
+            for at in of(shape):
+                given.append(np.empty(shape, bool)[at].size)
+                yield at
+
+        monkeypatch.setattr(layouts, "_PIECE", limit)
+        monkeypatch.setattr(layouts, "pieces", pieces)
+        rng = np.random.default_rng(4)
+        for name, call in calls.items():
+            np.testing.assert_allclose(call(), expected[name], rtol=1e-13, atol=1e-16, err_msg=name)
+        assert max(given) == limit
+        monkeypatch.undo()
+    monkeypatch.setattr(layouts, "_PIECE", 7)
+    target[2, 3, 49] = -1
+    with pytest.raises(ValueError, match=r"soft labels must be at least 0 and finite; .* has -1.0 at \(2, 3, 49\)"):
+        csoftmax.entmax_loss(x, target, 1.0)
