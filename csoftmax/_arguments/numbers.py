@@ -186,6 +186,12 @@ def check_count(name: str, given: Any, minimum: int = 0, allowed: str = "an int"
     return value
 
 
+def check_draws(size: Any) -> tuple[int, ...]:
+    """The shape of the draws of a row: none, one length, or several."""
+    given = size if isinstance(size, tuple) else () if size is None else (size,)
+    return tuple(check_count("size", n, 0, "an int, a tuple of ints or None") for n in given)
+
+
 def check_flag(name: str, given: Any) -> bool:
     """A bool, of Python or NumPy; nothing else, because "no" and arrays have a truth value too."""
     if not isinstance(given, bool | np.bool_):

@@ -75,6 +75,8 @@ class ClusteredHead:
     ----------
     n_classes, n_features, n_clusters : int
         The shape of w, and the number of clusters.
+    assignment : ndarray of int64 of shape (K,)
+        The cluster of each class.
     nbytes : int
         Bytes beside w: about K (D + 24) and 9 D + 140 for each cluster; with a bias 12 K more, and 20 K if float32 does
         not hold it.
@@ -168,6 +170,17 @@ class ClusteredHead:
     def n_clusters(self) -> int:
         """The number of clusters."""
         return self._lists.n_lists
+
+    @property
+    def assignment(self) -> NDArray[np.int64]:
+        """The cluster of each class, (K,), as `csoftmax.samplers.ClusterSampler` takes them.
+
+        Two more than `n_clusters` have classes that have no codes, and those that are switched off.
+        """
+        order, begin = self._lists.layer.order, self._lists.begin
+        found = np.empty(self.n_classes, np.int64)
+        found[order] = np.repeat(np.arange(len(begin) - 1), np.diff(begin))
+        return found
 
     @property
     def nbytes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, SupportsIndex
@@ -13,7 +14,14 @@ from .._arguments.foreign import as_native
 from .._arguments.generators import as_generator, restore_states, save_states
 from .._arguments.methods import accept_foreign_features
 from .._arguments.negatives import as_ids, check_classes
-from .._arguments.numbers import check_count, check_flag, check_non_negative, check_num_threads, check_temperature
+from .._arguments.numbers import (
+    check_count,
+    check_draws,
+    check_flag,
+    check_non_negative,
+    check_num_threads,
+    check_temperature,
+)
 from .._arguments.places import DeviceError, as_float
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
@@ -324,7 +332,7 @@ class Int8Head:
     def sample(
         self,
         x: ArrayLike,
-        size: SupportsIndex | None = None,
+        size: SupportsIndex | tuple[SupportsIndex, ...] | None = None,
         *,
         temperature: float = 1.0,
         rng: _Random = None,
@@ -335,8 +343,8 @@ class Int8Head:
         ----------
         x : array_like of shape (..., D)
             Features.
-        size : int, optional
-            Number of draws for each row; by default one, without an axis.
+        size : int or tuple of ints, optional
+            Shape of the draws of each row; by default one, without an axis.
         temperature : float, default 1.0
             Divides the scores; 0 gives the class with the largest score, infinity each class whose score is not -inf
             with the same probability.
@@ -346,7 +354,7 @@ class Int8Head:
         Returns
         -------
         ndarray of int64
-            Classes, of the shape of the batch, or with an axis of `size` more.
+            Classes, of the shape of the batch, followed by `size`.
 
         Raises
         ------
@@ -359,7 +367,8 @@ class Int8Head:
         number falls between the bounds (rejection sampling, von Neumann 1951).
         """
         rows, batch = int8.read_queries(self._layer, x)
-        count = 1 if size is None else check_count("size", size)
+        shape = check_draws(size)
+        count = math.prod(shape)
         t = check_temperature(temperature, False)
         if t == 0:
             found = self._find(rows, 1)[0]
@@ -373,7 +382,7 @@ class Int8Head:
             except BaseException:
                 restore_states(states)
                 raise
-        return best.reshape(batch if size is None else (*batch, count))[()]
+        return best.reshape((*batch, *shape))[()]
 
     def update(self, rows: ArrayLike, w_rows: ArrayLike, bias_rows: ArrayLike | None = None) -> None:
         """Replace some rows of w, and their codes.

@@ -30,13 +30,15 @@ class ClusterSampler:
         Bias of the classes.
     n_clusters : int, optional
         Number of clusters; the default is about ``sqrt(K)``. Empty ones are dropped.
+    clusters : array_like of int of shape (K,), optional
+        The cluster of each class, such as ``ClusteredHead.assignment``, in place of k-means; `refresh` has that again.
     rng : int, SeedSequence or Generator, optional
         Source of the random numbers of the clustering.
 
     Raises
     ------
     MissingPackageError
-        If scikit-learn is not installed.
+        If scikit-learn is not installed, which clusters that are given do not need.
     TypeError, ValueError
         If the arguments do not fit each other.
 
@@ -63,9 +65,20 @@ class ClusterSampler:
         bias: ArrayLike | None = None,
         *,
         n_clusters: SupportsIndex | None = None,
+        clusters: ArrayLike | None = None,
         rng: _Random = None,
     ):
-        classes = len(self._check_layer(w, bias)[0])
+        weights, biases = self._check_layer(w, bias)
+        classes = len(weights)
+        if clusters is not None:
+            labels = as_ids("clusters", clusters)
+            if labels.shape != (classes,) or n_clusters is not None:
+                raise ValueError(
+                    f"clusters has shape {labels.shape}, n_clusters is {n_clusters}: ({classes},) and None are needed"
+                )
+            self._set_clusters(weights, biases, labels)
+            self._n_clusters = len(self._sizes)
+            return
         count = (
             round(classes**0.5) if n_clusters is None else check_count("n_clusters", n_clusters, 1, "an int or None")
         )
@@ -117,7 +130,10 @@ class ClusterSampler:
         clusters = load("sklearn.cluster", "learn")
         seed = int(as_generator(rng).integers(2**31))
         k_means = clusters.MiniBatchKMeans(self._n_clusters, random_state=seed, n_init=1, batch_size=4096)
-        labels = k_means.fit_predict(np.column_stack((weights, biases)))
+        self._set_clusters(weights, biases, k_means.fit_predict(np.column_stack((weights, biases))))
+
+    def _set_clusters(self, weights: Any, biases: Any, labels: Any) -> None:
+        """Make the numbers of clusters of their members."""
         _, cluster, sizes = np.unique(labels, return_inverse=True, return_counts=True)
         cluster = cluster.reshape(-1).astype(np.int64)
         offsets, members = binding.sort_rows(cluster, len(sizes))

@@ -13,7 +13,7 @@ from .. import _cuda
 from .._arguments.foreign import accept_foreign
 from .._arguments.generators import check_uniforms, draw_uniforms, restore_states, save_states
 from .._arguments.layouts import axis_last, check_out, check_where, masked, normalize_axes
-from .._arguments.numbers import check_count, check_flag, check_parameter
+from .._arguments.numbers import check_draws, check_flag, check_parameter
 from .._arguments.places import DeviceError, Place, as_float, place_of, to_host
 from .._arguments.recorded import hand_over_recorded
 from .._cpu import binding
@@ -213,7 +213,7 @@ def plan_sample(
                 (value,) = to_host(value)
             parameters |= check_parameters({name: value}, batch)
         numbers = None if order is None else _check_order(order, parameters)
-        draws = _check_size(size)
+        draws = check_draws(size)
         if not replace:
             _check_temperature_zero(parameters["temperature"], math.prod(draws))
         if place.on_cuda:
@@ -272,11 +272,6 @@ def _check_options_of_kernels(
     lacking += ["replace=False"] * (not replace) + ["return_log_prob=True"] * return_log_prob
     if lacking:
         raise DeviceError(f'{lacking[0]} has no kernels for CUDA. device="cpu" computes on the CPU.')
-
-
-def _check_size(size: Any) -> tuple[int, ...]:
-    given = size if isinstance(size, tuple) else () if size is None else (size,)
-    return tuple(check_count("size", n, 0, "an int, a tuple of ints or None") for n in given)
 
 
 @accept_foreign

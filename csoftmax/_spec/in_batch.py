@@ -15,7 +15,7 @@ def exact_in_batch(x, y, target=None, ids=None, log_q=None, mask=None, correctio
                    sample_weight=None, reduction="mean", upstream=1.0, chunk_bytes=None):  # fmt: skip
     """Return loss, grad_x and grad_y; the slack is that of the linear layer."""
     dtype = loss_dtype(np.asarray(x).dtype.name)
-    unit, t = EXACT(2) ** (1 - FORMATS[dtype][0]), EXACT(temperature)
+    unit, t = EXACT(2) ** (1 - FORMATS[dtype][0]), np.asarray(temperature, EXACT)
     wide_x, wide_y, n = wide(x), wide(y), len(x)
     target = np.arange(n) if target is None else target
     z, terms = wide_x @ wide_y.T / t, np.abs(wide_x) @ np.abs(wide_y).T / t
@@ -79,10 +79,16 @@ def in_chunks(shape, dtype, seed):
     return {"chunk_bytes": 64, "correction": "partition", "log_q": corrected(shape, dtype, seed)["log_q"]}
 
 
+def with_temperatures(shape, dtype, seed):
+    t = np.resize([1.0, 0.3, 7.0], int(np.prod(shape[:-1])))[:, None]
+    return {"temperature": t, "log_q": corrected(shape, dtype, seed)["log_q"], "reduction": "none"}
+
+
 VARIANTS = {
     "plain": Variant(constant(reduction="none"), is_rowwise=False),
     "corrected": Variant(corrected, is_rowwise=False),
     "chunks": Variant(in_chunks, is_rowwise=False),
+    "T a row": Variant(with_temperatures, is_rowwise=False),
 }
 ERRORS = (
     BadCall({"y": np.zeros((4, 3), np.float32)}, ValueError, r"and y \(4, 3\)"),

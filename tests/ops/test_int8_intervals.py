@@ -144,6 +144,9 @@ def test_draws():
     assert head.sample(x[0], rng=0).shape == ()
     assert head.sample(x, 5, rng=0).shape == (3, 5)
     assert head.sample(x, 0, rng=0).shape == (3, 0)
+    assert head.sample(x, (2, 5), rng=0).reshape(3, 10).tolist() == head.sample(x, 10, rng=0).tolist()
+    assert head.sample(x[0], (), rng=0) == head.sample(x[0], rng=0)
+    assert head.sample(x, (2, 0), rng=0).shape == (3, 2, 0)
     assert head.sample(x, 5, rng=0).tolist() == head.sample(x, 5, rng=np.random.default_rng(0)).tolist()
     assert head.sample(x, 2, temperature=0).tolist() == [[b, b] for b in order(score(x, w), 1)[:, 0]]
     bad = x.copy()

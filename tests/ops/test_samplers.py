@@ -13,6 +13,7 @@ from scipy import stats
 
 import csoftmax
 from csoftmax._cpu import binding
+from csoftmax.heads import ClusteredHead
 from csoftmax.samplers import ClusterSampler, LogUniformSampler, Negatives, UniformSampler, UnigramSampler
 
 COLUMN = 1 << 32
@@ -392,6 +393,30 @@ def test_cluster_sampler_prefers_likely_classes():
     assert sampler.n_classes == 300
     sampler.refresh(w[::-1], rng=0)
     assert np.exp(sampler.log_q(x, np.broadcast_to(np.arange(300), (4, 300)), 1)).sum(1) == pytest.approx(1)
+
+
+def test_a_cluster_sampler_of_the_lists_of_a_head(monkeypatch):
+    rng = np.random.default_rng(0)
+    w, bias, x = rng.normal(size=(60, 4)), rng.normal(size=60), rng.normal(size=(2, 4))
+    head = ClusteredHead(w, bias, n_clusters=7, rng=0)
+    monkeypatch.setitem(sys.modules, "sklearn.cluster", None)  # is not needed
+    sampler = ClusterSampler(w, bias, clusters=head.assignment)
+    assert len(np.unique(head.assignment)) == head.n_clusters
+    means = np.array([w[head.assignment == c].mean(axis=0) for c in range(head.n_clusters)])
+    biases = np.array([bias[head.assignment == c].mean() for c in range(head.n_clusters)])
+    sizes = np.bincount(head.assignment)
+    logits = x @ means.T + biases + np.log(sizes)
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)) - np.log(sizes)
+    every = np.broadcast_to(np.arange(60), (2, 60))
+    np.testing.assert_allclose(sampler.log_q(x, every, 1), log_p[:, head.assignment], 1e-12)
+    for options, message in (
+        ({"clusters": [0, 1]}, "clusters has shape"),
+        ({"clusters": head.assignment, "n_clusters": 7}, "n_clusters is 7: .* None are needed"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ClusterSampler(w, bias, **options)
+    with pytest.raises(TypeError, match="clusters must hold integers"):
+        ClusterSampler(w, bias, clusters=np.zeros(60))
 
 
 def test_wrong_arguments_of_cluster_sampler():

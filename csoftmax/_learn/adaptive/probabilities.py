@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..._arguments.generators import draw_uniforms, restore_states, save_states
-from ..._arguments.numbers import check_count
+from ..._arguments.numbers import check_draws
 from ..._cpu import binding
 from ..._cpu.apart import multiply
 from ..._cpu.dtypes import dtype_code
@@ -83,8 +83,7 @@ def find_best(
 @np.errstate(all="ignore")
 def draw(layer: LayerState, x: Any, batch: tuple[int, ...], size: Any, rng: Any, num_threads: int | None) -> Any:
     """Classes by their probabilities: a uniform number chooses in the head, another one in the cluster."""
-    given = size if isinstance(size, tuple) else () if size is None else (size,)
-    shape = tuple(check_count("size", n, 0, "an int, a tuple of ints or None") for n in given)
+    shape = check_draws(size)
     count = math.prod(shape)
     states = save_states(rng)
     try:

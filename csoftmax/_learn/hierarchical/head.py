@@ -13,7 +13,7 @@ from ..._arguments.generators import as_generator, restore_states, save_states
 from ..._arguments.labels import check_target, raise_bad_label
 from ..._arguments.layers import check_float_dtype
 from ..._arguments.methods import accept_foreign_features
-from ..._arguments.numbers import check_count, check_flag, check_num_threads
+from ..._arguments.numbers import check_count, check_draws, check_flag, check_num_threads
 from ..._arguments.places import DeviceError, place_of
 from ..._ops.row_optimizer import RowOptimizer
 from ..._ops.topk import TopK
@@ -610,8 +610,7 @@ class HierarchicalSoftmax(StoredLayer):
         parts = self._parts
         rows, batch, _ = losses.check_features(parts, x)
         threads = check_num_threads(parts.num_threads if num_threads is None else num_threads)
-        given = size if isinstance(size, tuple) else () if size is None else (size,)
-        shape = tuple(check_count("size", n, 0, "an int, a tuple of ints or None") for n in given)
+        shape = check_draws(size)
         states = save_states(rng)
         try:
             drawn: NDArray[np.int64] = losses.draw(parts, rows, math.prod(shape), as_generator(rng), threads)
