@@ -10,6 +10,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+try:
+    import sklearn.base  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f"csoftmax.metrics needs scikit-learn >= 1.6 ({error}); install it with: pip install 'csoftmax[learn]'"
+    ) from error
+
 from ._arguments.numbers import check_count
 from ._learn.calibration_error import (
     brier_score,

@@ -6,6 +6,13 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+try:
+    import sklearn.base  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f"csoftmax.spark needs scikit-learn >= 1.6 ({error}); install it with: pip install 'csoftmax[spark]'"
+    ) from error
+
 from ._learn.parts.fit import fit_parts
 from ._learn.parts.spark import open_frame
 
