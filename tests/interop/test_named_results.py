@@ -23,6 +23,7 @@ CALLS = {
     "entmax_loss_with_grad": ((X, Y), {}),
     "entmax_vjp": ((X, P), {"return_alpha_grad": True}),
     "in_batch_softmax_loss_with_grad": ((X, W), {}),
+    "int8_topk": ((X, W, 2), {}),
     "kl_divergence_with_grad": ((X, P), {}),
     "linear_cross_entropy_with_grad": ((X, W, Y), {}),
     "margin_cross_entropy_with_grad": ((X, W, Y), {}),

@@ -214,13 +214,13 @@ for dtype in (np.float16, np.float32, np.float64):
                 results = []
                 for guarded in (False, True):
                     optimizer, w = RowOptimizer(kind, 0.1, penalty_l2=0.1), start.copy()
-                    optimizer.update("w", w, csoftmax.csoftmax.RowGradient(rows, g))
+                    optimizer.update("w", w, csoftmax.RowGradient(rows, g))
                     values = g
                     if guarded:
                         w = Guarded(w.nbytes).copy(w, at_end)
                         values = Guarded(g.nbytes).copy(g, at_end)
                         optimizer._states["w"] = guard(optimizer._states["w"], at_end)
-                    optimizer.update("w", w, csoftmax.csoftmax.RowGradient(rows, values))
+                    optimizer.update("w", w, csoftmax.RowGradient(rows, values))
                     optimizer.apply_decay("w", w)
                     results.append(w.tobytes())
                 assert results[0] == results[1], (dtype, kind, width, at_end)
