@@ -22,7 +22,7 @@ def check_sink(sink: Any, row_shape: tuple[int, ...], dtype: Any, place: Place) 
     with np.errstate(over="ignore", under="ignore"):
         values = given.astype(dtype)
     if not on_device:
-        _refuse_overflow(given, values)
+        refuse_overflow(given, values)
     try:
         values = (place.xp if on_device else np).broadcast_to(values, row_shape)
     except ValueError:
@@ -33,29 +33,21 @@ def check_sink(sink: Any, row_shape: tuple[int, ...], dtype: Any, place: Place) 
     return place.xp.asarray(np.ascontiguousarray(as_buffer(values))).view(dtype)  # a number, copied to the device
 
 
-def _raise_lost(sink: Any, dtype: str, largest: float) -> NoReturn:
+def raise_lost(sink: Any, dtype: str, largest: float) -> NoReturn:
+    """Raise for a finite sink that is infinite in the dtype of the logits: +inf would make a row NaN."""
     raise ValueError(
         f"sink must be at most {largest:g} in size, the largest {dtype}, or infinite where the logits are {dtype}; got "
         f"{sink}: convert the logits to a wider dtype"
     )
 
 
-def _refuse_overflow(given: Any, values: Any) -> None:
-    """Refuse finite sinks that are infinite in the dtype of the logits: +inf would make a row NaN."""
+def refuse_overflow(given: Any, values: Any) -> None:
+    """Refuse sinks that are finite as given and infinite in the dtype of the logits, the one of `values`."""
     with np.errstate(invalid="ignore"):  # signalling NaNs
         is_lost = np.isinf(values) & ~np.isinf(given)
     if np.any(is_lost):
         largest = 3.3895313892515355e38 if is_bfloat16(values.dtype) else float(np.finfo(values.dtype).max)
-        _raise_lost(given.ravel()[int(np.argmax(is_lost))], values.dtype.name, largest)
-
-
-def check_sink_number(sink: Any, limits: Any) -> None:
-    """The same of a number, for tensors and JAX; limits: the finfo of the logits, of any library."""
-    if not isinstance(sink, int | float) or abs(sink) == math.inf:
-        return
-    largest, eps = float(limits.max), float(limits.eps)
-    if abs(sink) >= largest * (1 + eps / (4 - 2 * eps)):  # half an ULP above the largest number
-        _raise_lost(sink, str(limits.dtype), largest)
+        raise_lost(given.ravel()[int(np.argmax(is_lost))], values.dtype.name, largest)
 
 
 class SinkRows(NamedTuple):

@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from .._arguments.numbers import check_flag
-from .._arguments.sinks import check_sink_number
+from .._arguments.sinks import refuse_overflow
 from . import shards
 from .calls import (
     call_kernel,
@@ -83,8 +83,14 @@ def _apply_masked(
 
 def _spread_sink(x: jax.Array, axis: int, sink: ArrayLike) -> jax.Array:
     """The sink of each row, of length 1 along the axis, in the dtype of x."""
-    check_sink_number(sink, jnp.finfo(x.dtype))
-    shape, given = (*x.shape[:axis], 1, *x.shape[axis + 1 :]), jnp.asarray(sink)
+    shape = (*x.shape[:axis], 1, *x.shape[axis + 1 :])
+    if not isinstance(sink, jax.Array):  # of which a tracer is one; an array may still be computed
+        given = np.asarray(sink)
+        if given.dtype.kind in "iuf":
+            with np.errstate(over="ignore", under="ignore"):
+                sink = given.astype(x.dtype)
+            refuse_overflow(given, sink)
+    given = jnp.asarray(sink)
     try:
         return jnp.broadcast_to(given.astype(x.dtype), shape)
     except ValueError:

@@ -31,9 +31,9 @@ def _refuse_at(matrix: Any, bad: Any, what: str) -> None:
 
 
 @accept_foreign
-def _as_cost(given: Any) -> Any:
+def _as_cost(cost: Any) -> Any:
     """A matrix of costs, checked but for its eigenvalues."""
-    matrix, _ = as_float("cost", given)
+    matrix, _ = as_float("cost", cost)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"cost has shape {matrix.shape}; one row and one column for each class, (K, K), are allowed")
     matrix = matrix.astype(np.float64)
@@ -48,8 +48,8 @@ def _as_cost(given: Any) -> Any:
 
 
 @accept_foreign
-def _cost_of_points(given: Any, metric: str, sigma: float) -> Any:
-    points, _ = as_float("points", given)
+def _cost_of_points(points: Any, metric: str, sigma: float) -> Any:
+    points, _ = as_float("points", points)
     if points.ndim not in (1, 2):
         raise ValueError(
             f"points has shape {points.shape}; one row for each class, (K, D), or numbers, (K,), are allowed"

@@ -160,3 +160,14 @@ def test_functions(kind):
     if kind == "torch":
         with pytest.raises(ValueError, match=r"w requires grad, and csoftmax.torch has no int8_topk: pass w.detach"):
             csoftmax.int8_topk(x, library.ones((K, D), requires_grad=True), 1)
+
+
+@pytest.mark.parametrize(
+    "name", ["AdaptiveSoftmax", "BloomSoftmax", "HashedSoftmax", "HierarchicalSoftmax", "Int8Head"]
+)
+def test_results_of_one_row_are_scalars(name):
+    layer, x = make(name), np.ones(D)
+    results = [layer.predict(x)]
+    if name == "Int8Head":
+        results += [*layer.log_proba(x, 3), *layer.log_partition(x)]
+    assert all(isinstance(a, np.generic) for a in results)

@@ -14,7 +14,7 @@ W, Y = np.ascontiguousarray(X[:, ::-1]), np.array([0, 3, 1, 2])
 P = csoftmax.softmax(X)
 PAIRS = np.zeros((5, 5), np.float32)
 NEGATIVES = samplers.UniformSampler(4).sample(3, target=Y, rng=0)
-# A call of each function with a named result: what the first argument of the same kind follows, and the options.
+# A call of each function with a named result: its arguments, the first of which decides the kind, and its options.
 CALLS = {
     "cross_entropy_with_grad": ((X, Y), {}),
     "crf_decode": ((X, PAIRS), {"log_prob": True}),

@@ -72,3 +72,18 @@ def test_numbers_beyond_the_dtype_are_refused(library):
                 function(x, sink=sink)
             with pytest.raises(ValueError, match=rf"sink must be at most .* the largest {dtype}, or infinite .* got "):
                 function(x, sink=least)
+
+
+def test_arrays_beyond_the_dtype_are_refused():
+    """Tensors on the CPU, and arrays of NumPy beside JAX, whether a gradient is recorded or not."""
+    torch, jax = pytest.importorskip("torch"), pytest.importorskip("jax")
+    import csoftmax.jax as cj
+
+    message = "sink must be at most 3.40282e\\+38 .* got 1e\\+39"
+    for x in (torch.zeros(2, 3), torch.zeros(2, 3, requires_grad=True)):
+        for sink in (torch.tensor(1e39, dtype=torch.float64), np.array(1e39), [[0.0], [1e39]]):
+            with pytest.raises(ValueError, match=message):
+                csoftmax.softmax(x, sink=sink)
+    for wrap in (lambda f: f, jax.jit):
+        with pytest.raises(ValueError, match=message):
+            wrap(lambda x: cj.softmax(x, sink=np.array(1e39)))(jax.numpy.zeros((2, 3)))
