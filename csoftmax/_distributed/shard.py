@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._arguments.foreign import as_native
 from .._arguments.numbers import check_count, check_flag
-from .._arguments.places import CPU
+from .._arguments.places import CPU, as_array, as_float
 from .._arguments.sinks import check_sink
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
@@ -298,7 +298,7 @@ def partial(
         raise ValueError(f"kind {kind!r} takes no has_sink: only 'softmax' and 'log' do")
     maxima = None
     if row_max is not None:
-        maxima = np.array(row_max, np.float64, order="C")
+        maxima = as_float("row_max", as_native(row_max, "row_max"))[0].astype(np.float64, order="C")
         if maxima.shape != terms.batch:
             raise ValueError(f"row_max has shape {maxima.shape}; the rows have shape {terms.batch}")
     return sum_piece(terms, piece, maxima, keep=check_flag("keep", keep), num_threads=num_threads)
@@ -448,7 +448,7 @@ def join_sink(merged: Partial, sink: Any) -> Partial:
 
 
 def _merge_arrays(parts: list[Any]) -> NDArray[np.int64]:
-    arrays = [np.asarray(a) for a in parts]
+    arrays = [as_array("records", as_native(a, "records")) for a in parts]
     shape = arrays[0].shape
     for a in arrays:
         if a.dtype != np.int64 or a.shape != shape or a.ndim == 0:

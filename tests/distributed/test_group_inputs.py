@@ -1,0 +1,65 @@
+"""What functions over shards read as arrays: masks are not dropped, and collections of Dask not computed."""
+
+import numpy as np
+import pytest
+
+from csoftmax import distributed
+from csoftmax.distributed import Nodes, SingleProcess, merge, partial
+
+GROUP = SingleProcess()
+X = np.random.default_rng(0).random((3, 4097))
+NUMBERS = np.array([0.5, 1.0, 1.0])
+LABELS = [0, 1, 2]
+
+
+def finish_records(a):
+    part = partial(X, offset=0, n_classes=8192)
+    return distributed.finish_softmax(X, part, a)
+
+
+def finish_gradient(a):
+    part = partial(X, offset=0, n_classes=4097, kind="loss", target=LABELS)
+    return distributed.finish_gradient(X, part, merge(part), divisor=a[0])
+
+
+def sample(name):
+    return name, lambda a: distributed.sample(X, group=GROUP, **{"rng": 0, name: a})
+
+
+CALLS = {
+    "merged": finish_records,
+    "divisor": finish_gradient,
+    "row_max": lambda a: partial(X, offset=0, n_classes=4097, row_max=a),
+    "records": lambda a: merge(a, a),
+    "bias": lambda a: distributed.linear_cross_entropy(X[:, :3], X[:, :3], LABELS, group=GROUP, bias=a),
+    "values": lambda a: Nodes.nodes(a, 0),
+} | dict(map(sample, ("temperature", "top_k", "top_p", "min_p")))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_masks_are_not_dropped(name):
+    with pytest.raises(TypeError, match=f"^{name} is a masked array"):
+        CALLS[name](np.ma.array(NUMBERS, mask=[True, False, False]))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_collections_of_dask_are_not_computed(name):
+    dask = pytest.importorskip("dask")
+    arrays = pytest.importorskip("dask.array")
+
+    def compute(*_arguments, **_options):
+        raise AssertionError("a collection was computed")
+
+    with dask.config.set(scheduler=compute), pytest.raises(TypeError, match=f"^{name} is a dask Array"):
+        CALLS[name](arrays.from_array(NUMBERS, chunks=2))
+
+
+def test_one_array_of_records_that_is_masked_is_refused():
+    records = partial(X, offset=0, n_classes=4097).records
+    with pytest.raises(TypeError, match="^records is a masked array"):
+        merge(np.ma.array(records, mask=records > 0))
+
+
+def test_row_max_holds_real_numbers():
+    with pytest.raises(TypeError, match="^row_max has dtype complex128"):
+        partial(X, offset=0, n_classes=4097, row_max=[1j] * 3)
