@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+import csoftmax
 from csoftmax import distributed
 from csoftmax.distributed import Nodes, SingleProcess, merge, partial
+from csoftmax.heads import AdaptiveSoftmax, HierarchicalSoftmax, Tree
 
 GROUP = SingleProcess()
 X = np.random.default_rng(0).random((3, 4097))
@@ -56,10 +58,27 @@ def test_collections_of_dask_are_not_computed(name):
 
 def test_one_array_of_records_that_is_masked_is_refused():
     records = partial(X, offset=0, n_classes=4097).records
-    with pytest.raises(TypeError, match="^records is a masked array"):
+    with pytest.raises(TypeError, match=r"^records is a masked array"):
         merge(np.ma.array(records, mask=records > 0))
 
 
 def test_row_max_holds_real_numbers():
-    with pytest.raises(TypeError, match="^row_max has dtype complex128"):
+    with pytest.raises(TypeError, match=r"^row_max has dtype complex128"):
         partial(X, offset=0, n_classes=4097, row_max=[1j] * 3)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_a_gpu_is_refused_whether_there_is_one_or_not(device):
+    with pytest.raises(csoftmax.DeviceError, match="functions over a group compute on the CPU") as error:
+        distributed.softmax(X, group=GROUP, device=device)
+    assert "CuPy" not in str(error.value)
+    with pytest.raises(ValueError, match='must be None, "cpu"'):
+        distributed.softmax(X, group=GROUP, device="gpu")
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_layers_that_compute_on_the_cpu_say_so(device):
+    with pytest.raises(csoftmax.DeviceError, match="AdaptiveSoftmax computes on the CPU only"):
+        AdaptiveSoftmax(4, 9, device=device)
+    with pytest.raises(csoftmax.DeviceError, match="HierarchicalSoftmax computes on the CPU"):
+        HierarchicalSoftmax(4, Tree.balanced(9), device=device)
