@@ -276,6 +276,7 @@ def partial(
         "clip_value": clip_value,
         "temperature": temperature,
     }
+    losses = {name: as_native(a, name) for name, a in losses.items()}
     if clip_norm is not None:
         raise NotImplementedError(
             "partial has no clip_norm: the norm of a gradient is a sum over all shards, which takes one more exchange. "
@@ -287,11 +288,11 @@ def partial(
     terms, piece = plan_partial(
         as_native(x, "dy" if y is not None else "x"),
         **shard,
-        temperature=temperature,
+        temperature=losses["temperature"],
         where=as_native(where, "where"),
         y=as_native(y, "y"),
         target=as_native(target, "target"),
-        losses={name: as_native(a, name) for name, a in losses.items()},
+        losses=losses,
         has_sink=check_flag("has_sink", has_sink),
     )
     if terms.has_sink and kind not in ("softmax", "log"):

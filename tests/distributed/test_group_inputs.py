@@ -82,3 +82,16 @@ def test_layers_that_compute_on_the_cpu_say_so(device):
         AdaptiveSoftmax(4, 9, device=device)
     with pytest.raises(csoftmax.DeviceError, match="HierarchicalSoftmax computes on the CPU"):
         HierarchicalSoftmax(4, Tree.balanced(9), device=device)
+
+
+def test_temperatures_are_tensors_of_bfloat16():
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("ml_dtypes")
+    temperature = torch.tensor([[0.5], [1.0], [2.0]], dtype=torch.bfloat16)
+    numbers = temperature.float().numpy()
+    for name, more in (("softmax", ()), ("log_softmax", ()), ("logsumexp", ()), ("topk_softmax", (2,))):
+        function = getattr(distributed, name)
+        found, expected = (function(X, *more, group=GROUP, temperature=t) for t in (temperature, numbers))
+        np.testing.assert_array_equal(found, expected, err_msg=name)
+    parts = (partial(X, offset=0, n_classes=4097, temperature=t) for t in (temperature, numbers))
+    np.testing.assert_array_equal(*(distributed.finish_softmax(X, part, merge(part)) for part in parts))
