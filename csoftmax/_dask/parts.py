@@ -11,6 +11,7 @@ import numpy as np
 from dask.delayed import Delayed
 
 from .._arguments.foreign import is_lazy_frame
+from .._arguments.kinds import refuse_kind
 from .collections import fix_partitions
 
 ALLOWED = "a dask.array.Array, a dask.dataframe DataFrame or Series, or a list of Delayed"
@@ -64,6 +65,7 @@ class _Beside:
                     f"{name} has {len(parts)} parts, but {self.first} has {len(self.parts)}; rows must be divided alike"
                 )
             return parts
+        refuse_kind(name, a)
         a = np.asarray(a)
         if a.ndim == 0:
             raise TypeError(f"{name} has no axis: beside Dask collections, allowed is an array in memory, or {ALLOWED}")

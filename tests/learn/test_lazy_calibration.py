@@ -107,3 +107,32 @@ def test_what_needs_rows_in_memory_refuses_collections():
         with pytest.raises(TypeError, match=message):
             without_computing(function, *arguments)
     assert many.score(X, Y) == (many.predict(X) == Y).mean()
+
+
+@pytest.mark.parametrize("kind", ["temperature", "features", "model"])
+def test_scores_refuse_masks_and_compute_no_weights(kind):
+    model, x = {
+        "temperature": (calibration.TemperatureScaling(), LOGITS),
+        "features": (SoftmaxRegression(tol=1e-2), X),
+        "model": (calibration.CalibratedModel(SoftmaxRegression(tol=1e-2), cv=2), X),
+    }[kind]
+    model.fit(x, Y)
+    is_masked = np.arange(90) < 50
+    weight, labels = np.ma.array(WEIGHT, mask=is_masked), np.ma.array(Y, mask=is_masked)
+    for rows in (x, lazily(x)):
+        with pytest.raises(TypeError, match="^sample_weight is a masked array"):
+            without_computing(model.score, rows, Y, weight)
+        with pytest.raises(TypeError, match="^y is a masked array"):
+            without_computing(model.score, rows, labels)
+    with pytest.raises(TypeError, match=r"^X is a numpy.ndarray; beside Dask collections, allowed is"):
+        without_computing(model.score, x, Y, lazily(WEIGHT))
+    assert without_computing(model.score, lazily(x), Y, WEIGHT).compute() == pytest.approx(model.score(x, Y, WEIGHT))
+
+
+@pytest.mark.parametrize("name", ["y", "sample_weight"])
+def test_masks_beside_collections_are_not_dropped_by_fits(name):
+    given = {"y": Y, "sample_weight": WEIGHT}
+    given[name] = np.ma.array(given[name], mask=np.arange(90) < 50)
+    for model, x in ((SoftmaxRegression(), X), (calibration.TemperatureScaling(), LOGITS)):
+        with pytest.raises(TypeError, match=f"^{name} is a masked array"):
+            model.fit(lazily(x), **given)

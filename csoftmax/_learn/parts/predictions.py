@@ -13,6 +13,7 @@ from ..._distributed.held import Held, align
 from ..._distributed.parts import merge_all, sum_of_part, total_parts
 from ..labels import is_text
 from ..messages import show
+from ..scores import ScoresInMemory
 from . import rows
 from .lazy import check_table, is_lazy
 
@@ -131,7 +132,7 @@ def _divide(*found: _Hits) -> NDArray[np.float64]:
     return np.asarray(hits / weight)
 
 
-class ScoresLazily:
+class ScoresLazily(ScoresInMemory):
     """The method `score` of a classifier, lazy for collections of Dask."""
 
     _SCORES_FEATURES: ClassVar[bool] = True  # whether X is a table of features as `SoftmaxRegression` takes it
@@ -156,8 +157,8 @@ class ScoresLazily:
         Raises
         ------
         TypeError, ValueError
-            As from `predict`, or if labels or weights do not fit; for collections of Dask, while the result is
-            computed: the message names the row among all, and its part.
+            As from `predict`, or if labels or weights are masked or do not fit; for collections of Dask, while the result
+            is computed: the message names the row among all, and its part.
 
         Examples
         --------
@@ -166,8 +167,8 @@ class ScoresLazily:
         >>> TemperatureScaling().fit(logits, y).score(logits, y)
         0.75
         """
-        if not (is_lazy(X) or is_lazy(y)):
-            return super().score(X, y, sample_weight)  # type: ignore[misc]
+        if not (is_lazy(X) or is_lazy(y) or is_lazy(sample_weight)):
+            return super().score(X, y, sample_weight)
         import dask
         import dask.array as da
 
