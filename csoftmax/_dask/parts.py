@@ -73,7 +73,7 @@ class _Beside:
             self._check_length(name, a)
             return _split(name, da.from_array(a, chunks=(self.x.chunks[0], *((-1,) * (a.ndim - 1)))))
         if self.lengths is None:
-            lengths = dask.delayed(_list)(*map(dask.delayed(_count, pure=False), self.parts))
+            lengths = dask.delayed(_list)(*map(dask.delayed(rows_in, pure=False), self.parts))
             self.lengths = lengths if self.count_rows is None else self.count_rows(lengths)
         whole = dask.delayed(a, pure=False, traverse=False)
         cut = dask.delayed(_cut, pure=False)
@@ -84,7 +84,8 @@ class _Beside:
             raise ValueError(f"{name} has {a.shape[0]} rows, but {self.first} has {self.x.shape[0]}")
 
 
-def _count(x: Any) -> int:
+def rows_in(x: Any) -> int:
+    """The number of rows of a part: an array, a table or a list."""
     return int(x.shape[0]) if hasattr(x, "shape") else len(x)
 
 
