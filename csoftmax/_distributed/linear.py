@@ -405,8 +405,8 @@ ignore_index, z_loss, temperature, softcap, reduction, device, num_threads
         As in `csoftmax.linear_cross_entropy_with_grad`, the same on all ranks. `clip_norm` takes one more collective
         for each chunk of rows.
     deterministic : bool, default True
-        The gradients of x are gathered from all ranks and added in the order of the shards, so that it has the same
-        bits for the same shards on any ranks. There is no other way: False is the same.
+        The gradients of x are gathered from all ranks and added in the order of the shards, so that their sum has the
+        same bits for the same shards on any ranks. There is no other way: False is the same.
 
     Returns
     -------

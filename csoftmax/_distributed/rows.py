@@ -155,7 +155,7 @@ def powers_in(placed: tuple[Any, Any] | None, x: Any) -> Any:
 
 
 def check_result(terms: Terms, piece: Piece, axis: int, out: Any) -> None:
-    """Refuse an array that cannot hold the result, or that overlaps an argument."""
+    """Refuse an array that cannot hold the result."""
     if out is None:
         return
     shape = list(piece.x.shape[:-1])

@@ -99,7 +99,7 @@ class Partial:
     def with_sink(self, sink: ArrayLike) -> Partial:
         """Add the sink of each row to this merged result of all shards, as functions that finish do.
 
-        Needed for its `second_round` alone: where sinks are far out of range, functions that finish ask for that.
+        Needed for its `row_max` alone: where sinks are far out of range, functions that finish ask for that.
 
         Parameters
         ----------
@@ -121,7 +121,7 @@ class Partial:
         >>> import numpy as np
         >>> from csoftmax.distributed import merge, partial
         >>> part = partial(np.zeros((1, 8192)), offset=0, n_classes=8192)
-        >>> merge([part]).with_sink(1e300).second_round
+        >>> merge([part]).with_sink(1e300).row_max
         array([1.e+300])
         """
         return join_sink(self, sink)
@@ -434,7 +434,7 @@ def join_sink(merged: Partial, sink: Any) -> Partial:
     check_origin(merged)
     terms = merged.terms
     if terms.has_sink and any(stop == terms.n_classes for _, stop in merged.intervals):
-        raise ValueError("merged has a sink already: the result of with_sink is for its second_round alone")
+        raise ValueError("merged has a sink already: the result of with_sink is for its row_max alone")
     if terms.kind not in ("softmax", "log"):
         raise ValueError(f"sums of kind {terms.kind!r} take no sink: only 'softmax' and 'log' do")
     row_shape = list(terms.batch)
