@@ -242,9 +242,9 @@ class CalibratedModel(ScoresLazily, ClassifierMixin, MetaEstimatorMixin, BaseEst
         if is_lazy(X):
             is_list = isinstance(X, list | tuple)
             kind = f"{type(X).__name__} of dask Delayed" if is_list else f"dask {type(X).__name__}"
-            rows = "the rows of dask.compute(*X) as one array" if is_list else "X.compute()"
+            remedy = "the rows of dask.compute(*X) as one array" if is_list else "X.compute()"
             raise TypeError(
-                f"X is a {kind}, and CalibratedModel divides rows in memory to cross-fit: pass {rows}, or "
+                f"X is a {kind}, and CalibratedModel divides rows in memory to cross-fit: pass {remedy}, or "
                 "fit estimator and then TemperatureScaling, VectorScaling, MatrixScaling or DirichletCalibration, "
                 "which take parts, to its decision_function of held-out rows"
             )
