@@ -126,6 +126,8 @@ def test_scores_refuse_masks_and_compute_no_weights(kind):
             without_computing(model.score, rows, Y, weight)
         with pytest.raises(TypeError, match="y is a masked array"):
             without_computing(model.score, rows, labels)
+    with pytest.raises(TypeError, match=r"or leave out the masked rows$"):  # compress_rows takes tables alone
+        model.score(x, labels)
     with pytest.raises(TypeError, match=r"^X is a numpy.ndarray; beside Dask collections, allowed is"):
         without_computing(model.score, x, Y, lazily(WEIGHT))
     assert without_computing(model.score, lazily(x), Y, WEIGHT).compute() == pytest.approx(model.score(x, Y, WEIGHT))
