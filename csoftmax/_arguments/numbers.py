@@ -12,6 +12,7 @@ import numpy as np
 
 from .._cpu import binding
 from .._cpu.dtypes import is_bfloat16
+from .kinds import is_dask, refuse_kind
 from .places import as_array
 
 
@@ -19,6 +20,8 @@ def as_number(name: str, given: Any) -> float:
     """A real number as a float."""
     if type(given) is float:
         return given
+    if is_dask(given) or isinstance(given, np.ma.MaskedArray):  # float would compute the one, and drop the other's mask
+        refuse_kind(name, given)
     dtype = getattr(given, "dtype", None)
     not_real = dtype is not None and getattr(dtype, "kind", "f") not in "iuf" and not is_bfloat16(dtype)
     if not_real or isinstance(given, (bool, str, bytes, bytearray, list, tuple)) or np.ndim(given) != 0:

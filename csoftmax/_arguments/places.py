@@ -76,16 +76,21 @@ def is_cupy(x: Any) -> bool:
     return type(x) is not np.ndarray and type(x).__module__.partition(".")[0] == "cupy"
 
 
+def parse_device(device: Any) -> tuple[str, int | None]:
+    """The kind and the index of a device, "cpu" or "cuda", by its name; whether it is there is not asked."""
+    kind, _, number = device.partition(":") if isinstance(device, str) else ("", "", "")
+    if device != "cpu" and (kind != "cuda" or (":" in device and not (number.isascii() and number.isdigit()))):
+        raise ValueError(f'device must be None, "cpu", "cuda" or "cuda:<index>", got {device!r}')
+    return kind, int(number) if number else None
+
+
 def place_of(device: str | None, x: Any) -> Place:
     """The place that `device` names, or, if it is None, the one where x is."""
     if device is None and type(x) is np.ndarray:
         return CPU
     kind, index = "cpu", None
     if device is not None:
-        kind, _, number = device.partition(":") if isinstance(device, str) else ("", "", "")
-        if device != "cpu" and (kind != "cuda" or (":" in device and not (number.isascii() and number.isdigit()))):
-            raise ValueError(f'device must be None, "cpu", "cuda" or "cuda:<index>", got {device!r}')
-        index = int(number) if number else None
+        kind, index = parse_device(device)
     elif is_cupy(x):
         kind, index = "cuda", x.device.id
     if kind == "cpu":

@@ -322,7 +322,7 @@ def shards():
             for seed, bounds in enumerate(((0, 4096, 8192, 9000), (0, 1000, 5000, 9000), (0, 30, 100))):
                 x = logits((2, bounds[-1]), dtype, seed, 5.0)
                 if name not in ("softmax_vjp", "log_softmax_vjp"):
-                    x[1, 7] = 6e4 if dtype == "float16" else 1e30  # takes a second round
+                    x[1, 7] = 6e4 if dtype == "float16" else 1e30  # takes a second round but in float16
                 y = csoftmax.softmax(x) if name == "softmax_vjp" else csoftmax.log_softmax(x)
                 found, expected = over_shards(name, x, y, [bounds[1], 0], bounds)
                 wrong += count_different_bits(found, expected)

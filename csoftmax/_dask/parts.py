@@ -11,6 +11,7 @@ import numpy as np
 from dask.delayed import Delayed
 
 from .._arguments.foreign import is_lazy_frame
+from .._arguments.kinds import refuse_kind
 from .collections import fix_partitions
 
 ALLOWED = "a dask.array.Array, a dask.dataframe DataFrame or Series, or a list of Delayed"
@@ -64,6 +65,7 @@ class _Beside:
                     f"{name} has {len(parts)} parts, but {self.first} has {len(self.parts)}; rows must be divided alike"
                 )
             return parts
+        refuse_kind(name, a)
         a = np.asarray(a)
         if a.ndim == 0:
             raise TypeError(f"{name} has no axis: beside Dask collections, allowed is an array in memory, or {ALLOWED}")
@@ -71,7 +73,7 @@ class _Beside:
             self._check_length(name, a)
             return _split(name, da.from_array(a, chunks=(self.x.chunks[0], *((-1,) * (a.ndim - 1)))))
         if self.lengths is None:
-            lengths = dask.delayed(_list)(*map(dask.delayed(_count, pure=False), self.parts))
+            lengths = dask.delayed(_list)(*map(dask.delayed(rows_in, pure=False), self.parts))
             self.lengths = lengths if self.count_rows is None else self.count_rows(lengths)
         whole = dask.delayed(a, pure=False, traverse=False)
         cut = dask.delayed(_cut, pure=False)
@@ -82,7 +84,8 @@ class _Beside:
             raise ValueError(f"{name} has {a.shape[0]} rows, but {self.first} has {self.x.shape[0]}")
 
 
-def _count(x: Any) -> int:
+def rows_in(x: Any) -> int:
+    """The number of rows of a part: an array, a table or a list."""
     return int(x.shape[0]) if hasattr(x, "shape") else len(x)
 
 

@@ -8,7 +8,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from .._arguments.generators import draw_uniforms, restore_states, save_states
-from .._arguments.numbers import check_count
+from .._arguments.numbers import check_draws
 from .._ops import sample as whole
 from .._ops.sample import Draws
 from .beside import lay_beside
@@ -90,8 +90,7 @@ def sample(
     check_split_every(split_every)
     x = as_lazy("logits", logits)
     arrays = dict(zip(_PARAMETERS, (temperature, top_k, top_p, min_p, typical_p, top_n_sigma), strict=True))
-    given = size if isinstance(size, tuple) else () if size is None else (size,)
-    shape = tuple(check_count("size", n, 0, "an int, a tuple of ints or None") for n in given)
+    shape = check_draws(size)
     options: dict[str, Any] = {"order": order, "replace": replace, "return_log_prob": return_log_prob}
     options |= {"device": device, "num_threads": num_threads}
     if uniforms is None and any(is_unknown(n) for n in x.shape):

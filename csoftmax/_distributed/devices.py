@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from .._arguments.foreign import as_native
-from .._arguments.places import DeviceError, place_of, to_host
+from .._arguments.places import DeviceError, parse_device, to_host
 
 
 def check_device(device: Any) -> None:
     """Refuse another device than the CPU."""
-    if device is not None and place_of(device, None).on_cuda:
+    if device is not None and parse_device(device)[0] == "cuda":
         raise DeviceError(
             f'device is {device!r}; functions over a group compute on the CPU: device must be None or "cpu"'
         )

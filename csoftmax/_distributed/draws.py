@@ -17,7 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from .._arguments.foreign import as_native
 from .._arguments.generators import check_uniforms, draw_uniforms, restore_states, save_states
 from .._arguments.layouts import check_out
-from .._arguments.numbers import check_count, check_flag, check_num_threads
+from .._arguments.numbers import check_draws, check_flag, check_num_threads
+from .._arguments.places import as_array
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
 from .._ops.sample import check_parameters, raise_without_mass
@@ -434,11 +435,10 @@ def sample(
         states.extend(save_states(rng))
         rows, _, _ = rows_of_shard("logits", logits, axis, where, device)
         batch = rows.shape[:-1]
-        given = size if isinstance(size, tuple) else () if size is None else (size,)
-        shape = tuple(check_count("size", n, 0, "an int, a tuple of ints or None") for n in given)
+        shape = check_draws(size)
         if out is not None:
             check_out(as_native(out, "out"), (*batch, *shape), np.dtype(np.int64))
-        numbers = {n: None if p is None else np.asarray(as_native_on(device, n, p)) for n, p in parameters.items()}
+        numbers = {n: None if p is None else as_array(n, as_native_on(device, n, p)) for n, p in parameters.items()}
         checked = {n: None if p is None else p.reshape(-1) for n, p in check_parameters(numbers, batch).items()}
         draws = np.zeros((*batch, math.prod(shape)))
         if uniforms is not None and rng is not None:

@@ -13,7 +13,7 @@ from .._arguments.kinds import label_like
 from .._arguments.labels import as_label_bits, check_loss_options, check_target, raise_bad_label
 from .._arguments.layers import check_bias, check_layer, count_chunk_rows
 from .._arguments.numbers import check_count, check_flag, check_non_negative, check_num_threads, check_reduction
-from .._arguments.places import as_float
+from .._arguments.places import as_array, as_float
 from .._cpu import binding
 from .._cpu.apart import multiply
 from .._cpu.dtypes import compute_dtype
@@ -108,7 +108,7 @@ def _prepare(
     check_layer(x, w)
     batch, compute, rows = x.shape[:-1], compute_dtype(x.dtype), math.prod(x.shape[:-1])
     if bias is not None:
-        bias = check_bias(np.asarray(bias), len(w)).astype(compute)
+        bias = check_bias(as_array("bias", bias), len(w)).astype(compute)
     labels, soft = check_target(target, (*batch, len(w)), batch, compute)
     first = known("offset", offset)
     shard: dict[str, Any] = {"row_shape": (*batch, 1), "first_class": None if first == UNKNOWN else first}
@@ -405,8 +405,8 @@ ignore_index, z_loss, temperature, softcap, reduction, device, num_threads
         As in `csoftmax.linear_cross_entropy_with_grad`, the same on all ranks. `clip_norm` takes one more collective
         for each chunk of rows.
     deterministic : bool, default True
-        The gradients of x are gathered from all ranks and added in the order of the shards, so that it has the same
-        bits for the same shards on any ranks. There is no other way: False is the same.
+        The gradients of x are gathered from all ranks and added in the order of the shards, so that their sum has the
+        same bits for the same shards on any ranks. There is no other way: False is the same.
 
     Returns
     -------

@@ -515,7 +515,8 @@ def cross_entropy(
     ------
     IndexError
         On all ranks, if a label is neither a class nor `ignore_index`; the message has its row among those of all
-        ranks. With `rows_group`, the ranks with other rows raise DistributedError with that message.
+        ranks. With `rows_group`, DistributedError with that message, on all ranks of both groups, unless every slice
+        of the rows has such a label.
     TypeError, ValueError, MemoryError, DistributedError
         As in `softmax`.
 

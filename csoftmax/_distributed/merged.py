@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._arguments.labels import raise_bad_label
+from .._arguments.places import as_array
 from .._cpu import binding
 from .shard import Partial, check_origin, check_rounds, check_terms, join_sink, make_room
 from .terms import BLOCK, NO_LABEL, Piece, Terms
@@ -71,7 +72,7 @@ def _from_records(part: Partial, records: Any) -> Partial:
             "merged is None, which is allowed where a shard is all of its row, of at most 4096 classes: pass the "
             "result of merge"
         )
-    records = np.asarray(records)
+    records = as_array("merged", records)
     shape = (*terms.batch, terms.words)
     if records.dtype != np.int64 or records.shape != shape:
         raise ValueError(f"merged has dtype {records.dtype} and shape {records.shape}; records are int64 of {shape}")

@@ -7,7 +7,9 @@ from typing import Any, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .._arguments.foreign import as_native
 from .._arguments.numbers import check_count
+from .._arguments.places import as_array
 
 __all__ = ["Nodes"]
 
@@ -50,7 +52,8 @@ class Nodes:
         dict
             The sums by node.
         """
-        rows, start = np.asarray(values, np.float64), check_count("first", first)
+        rows = np.asarray(as_array("values", as_native(values, "values")), np.float64)
+        start = check_count("first", first)
         if rows.ndim == 0:
             raise ValueError("values is 0-dimensional; it has one entry a row")
         size, stop = 1 << LEAF_LEVEL, start + len(rows)

@@ -12,7 +12,7 @@ from .._arguments.foreign import as_native, give_like, is_foreign, tell_written
 from .._arguments.kinds import label_like
 from .._arguments.layouts import apart_from, axis_last, check_out, normalize_axes
 from .._arguments.numbers import check_count, check_flag, check_num_threads
-from .._arguments.places import CPU, to_host
+from .._arguments.places import CPU
 from .._arguments.sinks import check_sink
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
@@ -155,7 +155,7 @@ def powers_in(placed: tuple[Any, Any] | None, x: Any) -> Any:
 
 
 def check_result(terms: Terms, piece: Piece, axis: int, out: Any) -> None:
-    """Refuse an array that cannot hold the result, or that overlaps an argument."""
+    """Refuse an array that cannot hold the result."""
     if out is None:
         return
     shape = list(piece.x.shape[:-1])
@@ -177,7 +177,7 @@ def _prepare(
     x, y, where = (as_native_on(device, name, a) for name, a in ((gives, x), ("y", y), ("where", where)))
     out = as_native(out, "out")
     kind = KIND_OF.get(name, name)
-    (temperature,) = to_host(temperature)
+    temperature = as_native_on(device, "temperature", temperature)
     terms, piece = plan_partial(
         x, offset=0, n_classes=None, kind=kind, axis=axis, temperature=temperature, where=where, y=y
     )

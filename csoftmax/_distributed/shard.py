@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._arguments.foreign import as_native
 from .._arguments.numbers import check_count, check_flag
-from .._arguments.places import CPU
+from .._arguments.places import CPU, as_array, as_float
 from .._arguments.sinks import check_sink
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
@@ -99,7 +99,7 @@ class Partial:
     def with_sink(self, sink: ArrayLike) -> Partial:
         """Add the sink of each row to this merged result of all shards, as functions that finish do.
 
-        Needed for its `second_round` alone: where sinks are far out of range, functions that finish ask for that.
+        Needed for its `row_max` alone: where sinks are far out of range, functions that finish ask for that.
 
         Parameters
         ----------
@@ -121,7 +121,7 @@ class Partial:
         >>> import numpy as np
         >>> from csoftmax.distributed import merge, partial
         >>> part = partial(np.zeros((1, 8192)), offset=0, n_classes=8192)
-        >>> merge([part]).with_sink(1e300).second_round
+        >>> merge([part]).with_sink(1e300).row_max
         array([1.e+300])
         """
         return join_sink(self, sink)
@@ -276,6 +276,7 @@ def partial(
         "clip_value": clip_value,
         "temperature": temperature,
     }
+    losses = {name: as_native(a, name) for name, a in losses.items()}
     if clip_norm is not None:
         raise NotImplementedError(
             "partial has no clip_norm: the norm of a gradient is a sum over all shards, which takes one more exchange. "
@@ -287,18 +288,18 @@ def partial(
     terms, piece = plan_partial(
         as_native(x, "dy" if y is not None else "x"),
         **shard,
-        temperature=temperature,
+        temperature=losses["temperature"],
         where=as_native(where, "where"),
         y=as_native(y, "y"),
         target=as_native(target, "target"),
-        losses={name: as_native(a, name) for name, a in losses.items()},
+        losses=losses,
         has_sink=check_flag("has_sink", has_sink),
     )
     if terms.has_sink and kind not in ("softmax", "log"):
         raise ValueError(f"kind {kind!r} takes no has_sink: only 'softmax' and 'log' do")
     maxima = None
     if row_max is not None:
-        maxima = np.array(row_max, np.float64, order="C")
+        maxima = as_float("row_max", as_native(row_max, "row_max"))[0].astype(np.float64, order="C")
         if maxima.shape != terms.batch:
             raise ValueError(f"row_max has shape {maxima.shape}; the rows have shape {terms.batch}")
     return sum_piece(terms, piece, maxima, keep=check_flag("keep", keep), num_threads=num_threads)
@@ -433,7 +434,7 @@ def join_sink(merged: Partial, sink: Any) -> Partial:
     check_origin(merged)
     terms = merged.terms
     if terms.has_sink and any(stop == terms.n_classes for _, stop in merged.intervals):
-        raise ValueError("merged has a sink already: the result of with_sink is for its second_round alone")
+        raise ValueError("merged has a sink already: the result of with_sink is for its row_max alone")
     if terms.kind not in ("softmax", "log"):
         raise ValueError(f"sums of kind {terms.kind!r} take no sink: only 'softmax' and 'log' do")
     row_shape = list(terms.batch)
@@ -448,7 +449,7 @@ def join_sink(merged: Partial, sink: Any) -> Partial:
 
 
 def _merge_arrays(parts: list[Any]) -> NDArray[np.int64]:
-    arrays = [np.asarray(a) for a in parts]
+    arrays = [as_array("records", as_native(a, "records")) for a in parts]
     shape = arrays[0].shape
     for a in arrays:
         if a.dtype != np.int64 or a.shape != shape or a.ndim == 0:

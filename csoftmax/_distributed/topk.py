@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from .._arguments.foreign import as_native
 from .._arguments.layouts import check_where, masked, normalize_axes
 from .._arguments.numbers import check_choice, check_count, check_flag, check_temperatures, number_and_rows
-from .._arguments.places import CPU, as_float, to_host
+from .._arguments.places import CPU, as_float
 from .._cpu.dtypes import as_buffer
 from .._ops import topk as whole_topk
 from .._ops.topk import TopK
@@ -32,6 +32,7 @@ class _Local(NamedTuple):
     values: Any  # the best of the shard, first the best
     indices: Any
     is_kept: Any  # None without where: whether a row has a class in this shard that takes part
+    temperature: Any  # a number, or an array of the rows with an axis of length 1 for the classes
 
 
 def header_of_rows(function: str, x: Any, n_classes: int, offset: int, options: Agreed) -> Header:
@@ -82,24 +83,24 @@ def _run(
     where: Any,
     device: Any,
     num_threads: Any,
-    options: Callable[[Any, int, int], dict[str, Any]],
+    options: Callable[[Any, int, int], tuple[dict[str, Any], Any]],
 ) -> tuple[Any, Any, Any, _Local, Any]:
     """The candidates of all ranks in the order of their indices, these, and what this rank has prepared.
 
-    options : checks the options, and returns them as values that are compared between ranks; called with the rows, the
-        axis of the classes and k.
+    options : checks the options, and returns them as values that are compared between ranks, and the temperature;
+        called with the rows, the axis of the classes and k.
     """
     comm = as_group(group)
 
     def prepare() -> tuple[Header, _Local]:
         count = check_count("k", k)
         rows, place, is_kept = rows_of_shard("x", x, axis, where, device, function == "topk")
-        checked = options(rows, place, count)
+        checked, temperature = options(rows, place, count)
         numbers = {"largest": checked.get("largest", True), "num_threads": num_threads}
         best = whole_topk.topk(rows, min(count, rows.shape[-1]), **numbers)
         agreed = ("k", count), ("where", where is not None), *checked.items()
         header = header_of_rows(function, rows, known("n_classes", n_classes), known("offset", offset), agreed)
-        return header, _Local(rows, place, *best, is_kept)
+        return header, _Local(rows, place, *best, is_kept, temperature)
 
     layout, local = enter(comm, prepare)
     count = int(k)
@@ -176,8 +177,8 @@ def topk(
     array([4, 2])
     """
 
-    def options(_rows: Any, _axis: int, _k: int) -> dict[str, Any]:
-        return {"largest": check_flag("largest", largest), "sorted": check_flag("sorted", sorted)}
+    def options(_rows: Any, _axis: int, _k: int) -> tuple[dict[str, Any], Any]:
+        return {"largest": check_flag("largest", largest), "sorted": check_flag("sorted", sorted)}, 1.0
 
     _comm, _layout, (values, indices, *_), local, count = _run(
         "topk", group, x, k, axis, n_classes, offset, None, device, num_threads, options
@@ -228,25 +229,26 @@ def topk_softmax(
     >>> topk_softmax([1.0, 1.0, 0.0], 2, group=SingleProcess()).values
     array([0.5, 0.5])
     """
-    temperatures: list[Any] = []
 
-    def options(rows: Any, place: int, count: int) -> dict[str, Any]:
+    def options(rows: Any, place: int, count: int) -> tuple[dict[str, Any], Any]:
         check_choice("normalize", normalize, ("topk", "full"))
         batch = rows.shape[:-1]
         if out is not None:
             native = tuple(as_native(a, "out") for a in out) if isinstance(out, tuple) else out
             shape = *batch[:place], count, *batch[place:]
             whole_topk.check_pair(native, (shape, rows.dtype), (shape, np.dtype(np.int64)))
-        t = check_temperatures(to_host(temperature)[0], (*batch[:place], 1, *batch[place:]), False)
+        t = check_temperatures(
+            as_native_on(device, "temperature", temperature), (*batch[:place], 1, *batch[place:]), False
+        )
         number, each = number_and_rows(t, batch, 1.0)
-        temperatures.append(number if each is None else each[..., None])
         checked = {"temperature": describe(each) or number + 0.0, "normalize": as_name(normalize)}
-        return checked | {"sorted": check_flag("sorted", sorted)}
+        checked["sorted"] = check_flag("sorted", sorted)
+        return checked, number if each is None else each[..., None]
 
     comm, layout, (values, indices, order, counts), local, count = _run(
         "topk_softmax", group, x, k, axis, n_classes, offset, where, device, num_threads, options
     )
-    numbers = {"temperature": temperatures[0], "num_threads": num_threads}
+    numbers = {"temperature": local.temperature, "num_threads": num_threads}
     scaled = whole_topk.topk_softmax(values, count, **numbers)
     best = scaled.values
     if normalize == "full":

@@ -171,9 +171,10 @@ def check_number(
 def as_plain(x: Any, name: str) -> Any:
     """An argument without what scikit-learn would ignore: masks; tensors become arrays on the same memory."""
     if isinstance(x, np.ma.MaskedArray):
+        without = f" with numpy.ma.compress_rows({name})" if x.ndim == 2 else ""
         raise TypeError(
             f"{name} is a masked array, whose mask would be lost: pass {name}.filled(value), or leave out the masked "
-            f"rows with numpy.ma.compress_rows({name})"
+            f"rows{without}"
         )
     if isinstance(x, np.matrix):
         raise TypeError(f"{name} is a numpy.matrix: pass numpy.asarray({name})")

@@ -92,7 +92,8 @@ class Division(NamedTuple):
     of_rows: Any = None  # of an array with an element for each row
     of_kept: Any = None  # the same where the axis of the classes has length 1
     of_classes: Any = None  # of an array with an element for each class
-    row_offsets: tuple[int, ...] = ()  # of this rank's rows along each of their axes, if a mesh divides them
+    shape: Any = None  # of the argument with the classes, on all ranks together
+    axis: int = -1  # of its classes
 
     def check(self, function: Callable[[], _Result]) -> _Result:
         """The result of checks on this rank; their error is raised on all ranks."""
@@ -122,6 +123,14 @@ class Division(NamedTuple):
         return _dtensor().DTensor.from_local(
             local, self.mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride
         )
+
+    @property
+    def row_offsets(self) -> tuple[int, ...]:
+        """Of this rank's rows along each of their axes, if a mesh divides them."""
+        if self.mesh is None:
+            return ()
+        begins = _dtensor()._utils.compute_local_shape_and_global_offset(self.shape, self.mesh, self.placements)[1]
+        return *begins[: self.axis], *begins[self.axis + 1 :]
 
     @property
     def replicated(self) -> Any:
@@ -171,9 +180,8 @@ def divide(name: str, x: Any, dim: Any, group: Any, n_classes: Any = None, offse
     for inner in groups:
         rows_group = inner if rows_group is None else _Product(rows_group, inner)
     classes = as_group(mesh.get_group(by_class[0]) if by_class else SingleProcess())
-    _, begins = module._utils.compute_local_shape_and_global_offset(x.shape, mesh, x.placements)
-    offsets = *begins[:axis], *begins[axis + 1 :]
-    return Division(classes, rows_group, x.shape[dim], None, mesh, x.placements, of_rows, of_kept, of_classes, offsets)
+    own = mesh, x.placements, of_rows, of_kept, of_classes, x.shape, axis
+    return Division(classes, rows_group, x.shape[dim], None, *own)
 
 
 def check_here(name: str, x: Any, dim: Any = -1) -> None:

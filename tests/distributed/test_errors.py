@@ -50,6 +50,13 @@ def test_a_bad_label_in_a_slice_is_raised_on_all(n, reduction, function):
     check_all_raise(run_on_mesh(2, 2, work), DistributedError, message)
 
 
+def test_bad_labels_in_all_slices_are_raised_as_they_are():
+    def work(group, rows_group):
+        return distributed.cross_entropy(np.zeros((2, 50)), [0, 100], group=group, rows_group=rows_group)
+
+    check_all_raise(run_on_mesh(2, 2, work), IndexError, r"target\[[13]\] is 100: the classes are 0 to 99")
+
+
 @pytest.mark.parametrize(("change", "message"), [
     ({"label_smoothing": 0.5}, "ranks disagree on label_smoothing: 0.0 on rank 0 and 0.5 on rank 1"),
     ({"temperature": 2}, "ranks disagree on the temperature: 1.0 on rank 0 and 2.0 on rank 1"),

@@ -582,7 +582,7 @@ def test_odd_inputs():
         (ValueError, "init must be 'xavier' or 'zero'", {"init": "kaiming"}),
         (TypeError, "rng must be", {"rng": "seed"}),
         (ValueError, "device must be", {"device": "tpu"}),
-        (csoftmax.DeviceError, "cannot be used", {"device": "cuda"}),
+        (csoftmax.DeviceError, "AdaptiveSoftmax computes on the CPU only", {"device": "cuda"}),
         (ValueError, "num_threads must be at least 1", {"num_threads": 0}),
     ],
 )

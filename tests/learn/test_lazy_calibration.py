@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from sklearn import pipeline
+from sklearn.feature_extraction.text import CountVectorizer
 
 import csoftmax
 from csoftmax import calibration, metrics
@@ -107,3 +109,68 @@ def test_what_needs_rows_in_memory_refuses_collections():
         with pytest.raises(TypeError, match=message):
             without_computing(function, *arguments)
     assert many.score(X, Y) == (many.predict(X) == Y).mean()
+
+
+@pytest.mark.parametrize("kind", ["temperature", "features", "model"])
+def test_scores_refuse_masks_and_compute_no_weights(kind):
+    model, x = {
+        "temperature": (calibration.TemperatureScaling(), LOGITS),
+        "features": (SoftmaxRegression(tol=1e-2), X),
+        "model": (calibration.CalibratedModel(SoftmaxRegression(tol=1e-2), cv=2), X),
+    }[kind]
+    model.fit(x, Y)
+    is_masked = np.arange(90) < 50
+    weight, labels = np.ma.array(WEIGHT, mask=is_masked), np.ma.array(Y, mask=is_masked)
+    for rows in (x, lazily(x)):
+        with pytest.raises(TypeError, match="sample_weight is a masked array"):
+            without_computing(model.score, rows, Y, weight)
+        with pytest.raises(TypeError, match="y is a masked array"):
+            without_computing(model.score, rows, labels)
+    with pytest.raises(TypeError, match=r"or leave out the masked rows$"):  # compress_rows takes tables alone
+        model.score(x, labels)
+    with pytest.raises(TypeError, match=r"^X is a numpy.ndarray; beside Dask collections, allowed is"):
+        without_computing(model.score, x, Y, lazily(WEIGHT))
+    assert without_computing(model.score, lazily(x), Y, WEIGHT).compute() == pytest.approx(model.score(x, Y, WEIGHT))
+
+
+@pytest.mark.parametrize("name", ["y", "sample_weight"])
+def test_masks_beside_collections_are_not_dropped_by_fits(name):
+    given = {"y": Y, "sample_weight": WEIGHT}
+    given[name] = np.ma.array(given[name], mask=np.arange(90) < 50)
+    for model, x in ((SoftmaxRegression(), X), (calibration.TemperatureScaling(), LOGITS)):
+        with pytest.raises(TypeError, match=f"^{name} is a masked array"):
+            model.fit(lazily(x), **given)
+
+
+def test_logits_of_one_axis_are_lazy():
+    z, labels = LOGITS[:, 0], Y == 0
+    scaling = calibration.TemperatureScaling().fit(lazily(z), lazily(labels))
+    frames = pytest.importorskip("dask.dataframe")
+    pandas = pytest.importorskip("pandas")
+    with dask.config.set({"dataframe.convert-string": False}):
+        column, objects = (frames.from_pandas(pandas.Series(z, dtype=kind), npartitions=3) for kind in (float, object))
+    for method in ("predict", "predict_proba", "transform"):
+        expected = getattr(scaling, method)(z)
+        for given in (lazily(z), column, objects):
+            found = without_computing(getattr(scaling, method), given)
+            assert np.array_equal(np.asarray(found.compute()), expected), method
+        found = without_computing(getattr(scaling, method), lazily(z))
+        assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+        assert getattr(scaling, method)(lazily(z)[lazily(z) > 1e9]).compute().shape == (0, *expected.shape[1:])
+    for given in (lazily(z), column):
+        assert without_computing(scaling.score, given, labels).compute() == scaling.score(z, labels)
+    with pytest.raises(ValueError, match=r"must have 3 columns, as in fit, got shape \(1,\)"):
+        without_computing(calibration.TemperatureScaling().fit(LOGITS, Y).predict, lazily(z))
+    with pytest.raises(ValueError, match="X must have two axes"):
+        without_computing(SoftmaxRegression(tol=1e-2).fit(X, Y).predict, lazily(z))
+
+
+def test_a_model_of_texts_scores_lists_in_parts():
+    texts, labels = ["a b", "b c", "c d", "d a"] * 10, np.array([0, 1, 1, 0] * 10)
+    labels[::7] = 1 - labels[::7]
+    words = pipeline.make_pipeline(CountVectorizer(token_pattern=r"\w"), SoftmaxRegression(tol=1e-2))
+    model = calibration.CalibratedModel(words, cv=2).fit(texts, labels)
+    parts = [[dask.delayed(a[:15]), dask.delayed(a[15:])] for a in (texts, labels)]
+    assert without_computing(model.score, *parts).compute() == model.score(texts, labels)
+    with pytest.raises(TypeError, match=r"^X is a list of dask Delayed, and .*: pass the rows of dask.compute\(\*X\)"):
+        without_computing(model.fit, parts[0], labels)

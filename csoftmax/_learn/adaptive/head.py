@@ -13,7 +13,7 @@ from ..._arguments.generators import as_generator
 from ..._arguments.layers import check_float_dtype
 from ..._arguments.methods import accept_foreign_features
 from ..._arguments.numbers import check_count, check_flag, check_num_threads
-from ..._arguments.places import DeviceError, as_array, place_of
+from ..._arguments.places import DeviceError, as_array, parse_device
 from ..._ops.row_optimizer import RowOptimizer
 from ..._ops.topk import TopK
 from ..head_loss import check_features, plan_loss, reduce, spread
@@ -141,7 +141,7 @@ class AdaptiveSoftmax(LayerState, StoredLayer):
         if not isinstance(init, str) or init not in INITS:
             raise ValueError(f"init must be 'xavier' or 'zero', got {init!r}")
         floats = check_float_dtype(dtype)
-        if device is not None and place_of(device, None).on_cuda:
+        if device is not None and parse_device(device)[0] == "cuda":
             raise DeviceError(f"device is {device!r}, but AdaptiveSoftmax computes on the CPU only")
         numbers = None if counts is None else check_counts(counts, n)
         if order is not None:

@@ -63,6 +63,7 @@ class Calibrator(
     # Shapes of the fitted attributes: () is a number, "K" the columns, "S" the same but 1 for two, "B" any length.
     _SHAPES: ClassVar[dict[str, tuple[str, ...]]]
     _SCORES_FEATURES = False
+    _TAKES_ONE_AXIS = True
     _TAKES_PARTS: ClassVar[bool] = False  # whether sums over rows are all that `_fit` needs
 
     def __sklearn_tags__(self) -> Any:

@@ -240,10 +240,13 @@ class CalibratedModel(ScoresLazily, ClassifierMixin, MetaEstimatorMixin, BaseEst
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
         if is_lazy(X):
+            is_list = isinstance(X, list | tuple)
+            kind = f"{type(X).__name__} of dask Delayed" if is_list else f"dask {type(X).__name__}"
+            remedy = "the rows of dask.compute(*X) as one array" if is_list else "X.compute()"
             raise TypeError(
-                f"X is a dask {type(X).__name__}, and CalibratedModel divides rows in memory to cross-fit: pass "
-                "X.compute(), or fit estimator and then TemperatureScaling, VectorScaling, MatrixScaling or "
-                "DirichletCalibration, which take parts, to its decision_function of held-out rows"
+                f"X is a {kind}, and CalibratedModel divides rows in memory to cross-fit: pass {remedy}, or "
+                "fit estimator and then TemperatureScaling, VectorScaling, MatrixScaling or DirichletCalibration, "
+                "which take parts, to its decision_function of held-out rows"
             )
         X, labels = indexable(as_native(X, "X"), as_plain(y, "y"))
         labels = column_or_1d(labels, warn=True)
@@ -368,7 +371,7 @@ class CalibratedModel(ScoresLazily, ClassifierMixin, MetaEstimatorMixin, BaseEst
         Parameters
         ----------
         X : of shape (N, D)
-            Whatever the estimator accepts.
+            Whatever the estimator accepts; a collection of Dask has two axes.
 
         Returns
         -------
@@ -404,7 +407,7 @@ class CalibratedModel(ScoresLazily, ClassifierMixin, MetaEstimatorMixin, BaseEst
         Parameters
         ----------
         X : of shape (N, D)
-            Whatever the estimator accepts.
+            Whatever the estimator accepts; a collection of Dask has two axes.
 
         Returns
         -------

@@ -14,7 +14,7 @@ from ..._arguments.labels import check_target, raise_bad_label
 from ..._arguments.layers import check_float_dtype
 from ..._arguments.methods import accept_foreign_features
 from ..._arguments.numbers import check_count, check_draws, check_flag, check_num_threads
-from ..._arguments.places import DeviceError, place_of
+from ..._arguments.places import DeviceError, parse_device
 from ..._ops.row_optimizer import RowOptimizer
 from ..._ops.topk import TopK
 from ..head_result import HeadResult
@@ -109,7 +109,7 @@ class HierarchicalSoftmax(StoredLayer):
         if not isinstance(tree, Tree):
             raise TypeError(f"tree must be a Tree, such as Tree.huffman(counts), got {type(tree).__name__}")
         dtype = check_float_dtype(dtype)
-        if device is not None and place_of(device, None).on_cuda:
+        if device is not None and parse_device(device)[0] == "cuda":
             raise DeviceError(f'device is {device!r}, but HierarchicalSoftmax computes on the CPU: device="cpu"')
         has_bias = check_flag("bias", bias)
         threads, nodes = check_num_threads(num_threads), tree.n_classes - 1

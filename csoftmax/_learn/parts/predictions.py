@@ -13,6 +13,7 @@ from ..._distributed.held import Held, align
 from ..._distributed.parts import merge_all, sum_of_part, total_parts
 from ..labels import is_text
 from ..messages import show
+from ..scores import ScoresInMemory
 from . import rows
 from .lazy import check_table, is_lazy
 
@@ -25,15 +26,18 @@ def _try_out(function: Function, X: Any, model: Any) -> None:
 
     Columns of objects, of which nothing is known, are taken for numbers.
     """
-    check_table("X", X)
+    if X.ndim != 1 or not getattr(model, "_TAKES_ONE_AXIS", False):
+        check_table("X", X)
     if is_lazy_frame(X):
         one = X._meta_nonempty.iloc[:1].copy()
-        for i, dtype in enumerate(one.dtypes):
+        if one.ndim == 1 and one.dtype == object:
+            one[:] = 0.0
+        for i, dtype in enumerate(one.dtypes if one.ndim == 2 else ()):
             if dtype.kind == "O" and isinstance(dtype, np.dtype):
                 one.isetitem(i, 0.0)
         function(one, model)
-    elif not np.isnan(X.shape[1]):
-        function(np.zeros((1, X.shape[1]), X.dtype), model)
+    elif not any(map(np.isnan, X.shape[1:])):
+        function(np.zeros((1, *X.shape[1:]), X.dtype), model)
 
 
 def _predict_block(x: Any, model: Held, function: Function = None, dtype: Any = None) -> NDArray[Any]:  # type: ignore[assignment]
@@ -80,7 +84,9 @@ def predict_lazily(function: Function, X: Any, model: Any) -> Any:
     check_rows("X", X)
     _try_out(function, X, model)
     empty = make_empty(function, model, X._meta)
-    given: dict[str, Any] = {"drop_axis": 1} if empty.ndim == 1 else {"chunks": (X.chunks[0], (empty.shape[1],))}
+    given: dict[str, Any] = {} if empty.ndim == 1 else {"chunks": (X.chunks[0], (empty.shape[1],))}
+    if X.ndim != empty.ndim:
+        given["drop_axis" if empty.ndim == 1 else "new_axis"] = 1
     return da.map_blocks(_predict_block, X, shipped, function=function, dtype=empty.dtype, meta=empty, **given)
 
 
@@ -96,9 +102,11 @@ def _count_hits(held: Held, number: int, *given: Any) -> _Hits:
 
     Where X is not a table of features, the model checks it.
     """
+    from ..._dask.parts import rows_in
+
     model, x = held.content, align(given[0])
     is_table = model._SCORES_FEATURES
-    part = rows.load(given if is_table else (np.zeros((int(x.shape[0]), 1)), *given[1:]), None, number)
+    part = rows.load(given if is_table else (np.zeros((rows_in(x), 1)), *given[1:]), None, number)
     if part.problem is None and len(part.classes) and is_text(part.classes) != is_text(model.classes_):
         kinds = f"of another kind than the classes: {show(model.classes_)}"
         text = f"y has the label {show(part.classes[0])}, {kinds}"
@@ -131,18 +139,19 @@ def _divide(*found: _Hits) -> NDArray[np.float64]:
     return np.asarray(hits / weight)
 
 
-class ScoresLazily:
+class ScoresLazily(ScoresInMemory):
     """The method `score` of a classifier, lazy for collections of Dask."""
 
     _SCORES_FEATURES: ClassVar[bool] = True  # whether X is a table of features as `SoftmaxRegression` takes it
+    _TAKES_ONE_AXIS: ClassVar[bool] = False  # whether X may be logits of two classes, with one axis
 
     def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Any:
         """Accuracy on the given rows.
 
         Parameters
         ----------
-        X : array-like or sparse matrix of shape (N, D)
-            Features.
+        X : array-like or sparse matrix, as in `predict`
+            Features, or the logits that a calibrator takes.
         y : array-like of shape (N,)
             True labels.
         sample_weight : array-like of shape (N,), optional
@@ -156,8 +165,8 @@ class ScoresLazily:
         Raises
         ------
         TypeError, ValueError
-            As from `predict`, or if labels or weights do not fit; for collections of Dask, while the result is
-            computed: the message names the row among all, and its part.
+            As from `predict`, or if labels or weights are masked or do not fit; for collections of Dask, while the
+            result is computed: the message names the part, and the row among all, or that of logits in the part.
 
         Examples
         --------
@@ -166,8 +175,8 @@ class ScoresLazily:
         >>> TemperatureScaling().fit(logits, y).score(logits, y)
         0.75
         """
-        if not (is_lazy(X) or is_lazy(y)):
-            return super().score(X, y, sample_weight)  # type: ignore[misc]
+        if not (is_lazy(X) or is_lazy(y) or is_lazy(sample_weight)):
+            return super().score(X, y, sample_weight)
         import dask
         import dask.array as da
 
