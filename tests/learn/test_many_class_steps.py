@@ -201,6 +201,39 @@ def test_a_later_minibatch_that_fails_is_not_counted(monkeypatch):
     assert np.array_equal(model.class_count_, before + np.bincount(y))
 
 
+@pytest.mark.parametrize("begin", ["fit", "partial_fit", "fit_batches"])
+def test_labels_in_the_batch_have_the_shares_of_all_rows_so_far(monkeypatch, begin):
+    """log q is log((N - 1) p) for "partition"; the rows of a step are among those that p counts, once."""
+    from csoftmax._learn.many_class import sampled
+
+    X, y = make_classes()
+    weight = np.linspace(0.5, 1.5, 600)
+    model = ManyClassRegression(sampler="in_batch", correction="partition", max_epochs=1, random_state=0)
+    loss, seen = sampled.in_batch_softmax_loss_with_grad, []
+
+    def record(*arguments, **options):
+        seen.append((options["ids"], options["log_q"]))
+        return loss(*arguments, **options)
+
+    monkeypatch.setattr(sampled, "in_batch_softmax_loss_with_grad", record)
+    steps = [slice(0, 300), slice(300, 450), slice(450, 600)]
+    if begin == "fit":
+        model.fit(X, y, sample_weight=weight)
+        counts = [np.bincount(y, weight)] * 2
+        counts += [counts[0] + np.bincount(y[:300], weight[:300], 30)]
+        model.partial_fit(X[:300], y[:300], sample_weight=weight[:300])
+    else:
+        counts = [np.bincount(y[: part.stop], weight[: part.stop], 30) for part in steps]
+        batches = [(X[part], y[part], weight[part]) for part in steps]
+        if begin == "fit_batches":
+            model.fit_batches(batches, np.arange(30), epochs=1)
+        for batch in batches if begin == "partial_fit" else []:
+            model.partial_fit(*batch[:2], np.arange(30), sample_weight=batch[2])
+    assert len(seen) == 3
+    for (ids, log_q), count in zip(seen, counts, strict=True):
+        np.testing.assert_allclose(log_q, np.log((len(ids) - 1) * count[ids] / count.sum()), rtol=0, atol=1e-12)
+
+
 def test_steps_follow_a_sampler_that_is_set():
     X, y = make_classes()
     model = ManyClassRegression(sampler="uniform", n_sampled=4, random_state=0).partial_fit(X, y, np.arange(30))
