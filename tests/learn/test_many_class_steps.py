@@ -201,6 +201,32 @@ def test_a_later_minibatch_that_fails_is_not_counted(monkeypatch):
     assert np.array_equal(model.class_count_, before + np.bincount(y))
 
 
+@pytest.mark.parametrize("warm", [False, True])
+def test_batches_keep_an_earlier_fit_until_a_step_has_been_taken(warm):
+    X, y = make_classes()
+    bad = (X, np.full(600, 99))
+    for begin in ("fit", "partial_fit", "fit_batches"):
+        model = ManyClassRegression(batch_size=200, max_epochs=2, warm_start=warm, random_state=0)
+        if begin == "fit_batches":
+            model.fit_batches([(X, y)], np.arange(30))
+        else:
+            getattr(model, begin)(X, y, *([np.arange(30)] if begin == "partial_fit" else []))
+        before, history = state_of(model), model.history_
+        with pytest.raises(ValueError, match="y has"):
+            model.fit_batches([bad, (X, y)], np.arange(30))
+        assert_same_state(state_of(model), before)
+        assert model.history_ is history
+        with pytest.raises(ValueError, match="y has"):
+            model.fit_batches([(X, y), bad], np.arange(30))
+        assert (model.n_iter_, model.history_) == (0, {})
+        expected = before[1] + np.bincount(y) if warm else np.bincount(y)
+        assert np.array_equal(model.class_count_, expected)
+        epochs = iter([[(X, y)], [bad]])
+        with pytest.raises(ValueError, match="y has"):
+            model.fit_batches(lambda: next(epochs), np.arange(30))
+        assert (model.n_iter_, len(model.history_["loss"])) == (1, 1)
+
+
 @pytest.mark.parametrize("begin", ["fit", "partial_fit", "fit_batches"])
 def test_labels_in_the_batch_have_the_shares_of_all_rows_so_far(monkeypatch, begin):
     """log q is log((N - 1) p) for "partition"; the rows of a step are among those that p counts, once."""

@@ -64,6 +64,7 @@ class Trainer:
         self.embedding = embedding
         self.rng, self.grows = rng, grows
         self._start_head(estimator)
+        self.steps = 0  # that have ended
         self.head.frozen = getattr(estimator, "frozen_", None)
         self.optimizers = Optimizers(estimator)
 
@@ -93,6 +94,7 @@ class Trainer:
                 self.optimizers.weights.update("embedding", self.embedding, spread_gradient(X, step.grad_x))
         sums.loss += step.loss * weight
         sums.weight += weight
+        self.steps += 1
 
     def decay(self) -> None:
         """Apply the weight decay that is due, so that the parameters are those of the last step."""
@@ -229,6 +231,12 @@ def step_on_minibatch(
     return trainer
 
 
+def count_steps(estimator: Any) -> tuple[Trainer, int] | None:
+    """The trainer that stays in the estimator, and the number of steps that it has taken; None if there is none."""
+    trainer = getattr(estimator, "_trainer", None)
+    return None if trainer is None else (trainer, trainer.steps)
+
+
 # Training
 
 
@@ -260,6 +268,7 @@ def train_on_rows(estimator: Any, rows: Rows, validation: Rows | None, rng: np.r
 
 def train_on_batches(estimator: Any, parts: Callable[[], Iterable[Any]], epochs: int) -> Notes:
     """Train on minibatches that parts() yields once an epoch; the trainer stays in the estimator."""
+    estimator.n_iter_ = 0
     monitor = HeadMonitor(estimator, epochs, None, None, (None, None, None))
     with monitor:
         for epoch in range(epochs):
