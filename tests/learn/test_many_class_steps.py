@@ -201,6 +201,37 @@ def test_a_later_minibatch_that_fails_is_not_counted(monkeypatch):
     assert np.array_equal(model.class_count_, before + np.bincount(y))
 
 
+@pytest.mark.parametrize("sampler", ["unigram", "loguniform", "in_batch"])
+def test_a_step_that_fails_after_a_change_of_sampler_leaves_no_trace(monkeypatch, sampler):
+    X, y = make_classes()
+    options = {"init_bias": "zero", "n_sampled": 3, "random_state": 0}
+    models = [ManyClassRegression(sampler="uniform", **options) for _ in range(2)]
+    for model in models:
+        model.partial_fit(X, y, np.arange(30)).set_params(sampler=sampler)
+    failing = models[0]
+    for n in (2, 600):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(type(failing.head_), "update", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            failing.partial_fit(X[:n], y[:n], sample_weight=np.full(n, 1e3))
+        for _ in range(2):
+            for model in models:
+                model.partial_fit(X, y)
+        heads = [model.head_ for model in models]
+        assert np.array_equal(failing.class_count_, models[1].class_count_)
+        assert heads[0].counts is failing.class_count_
+        assert heads[0].total == failing.class_count_.sum()
+        assert heads[0].made_at == heads[1].made_at
+
+
+def test_counts_that_no_sampler_can_have_are_taken_back():
+    X, y = make_classes()
+    model = ManyClassRegression(sampler="uniform", init_bias="zero", n_sampled=3).partial_fit(X, y, np.arange(30))
+    with np.errstate(over="ignore"), pytest.raises(ValueError, match="counts"):
+        model.set_params(sampler="unigram").partial_fit(X[:2], y[:2], sample_weight=[1.7e308] * 2)
+    model.partial_fit(X, y)
+    assert np.isfinite(model.history_["loss"]).all()
+
+
 @pytest.mark.parametrize("warm", [False, True])
 def test_batches_keep_an_earlier_fit_until_a_step_has_been_taken(warm):
     X, y = make_classes()

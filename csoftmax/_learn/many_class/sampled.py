@@ -73,8 +73,13 @@ class SampledHead(LinearHead):
             total = 0.0 if self.counts is None else float(self.counts.sum())
         elif self.grows and self.counts is not None:
             total += float(len(y) if sample_weight is None else sample_weight.sum())
-        step = (self._step_in_batch if self.spec == IN_BATCH else self._step)(x, y, sample_weight, optimizers, total)
-        self.total = total  # a step that fails is not counted
+        before = self.sampler, self.made_at
+        try:
+            step = (self._step_in_batch if self.spec == IN_BATCH else self._step)(x, y, sample_weight, optimizers, total)
+        except BaseException:  # a step that fails is not counted
+            self.sampler, self.made_at = before
+            raise
+        self.total = total
         return step
 
     def _step(

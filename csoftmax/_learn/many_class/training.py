@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -70,15 +70,22 @@ class Trainer:
 
     def _start_head(self, estimator: Any) -> None:
         self.head.start(estimator, self.rng, grows=self.grows)
-        self.of_samples = [getattr(estimator, name) for name in OF_SAMPLES]
+        self.of_samples: list[Any] | None = [getattr(estimator, name) for name in OF_SAMPLES]
 
-    def follow(self, estimator: Any) -> None:
-        """Let steps sample as the parameters now say, if these have been set since."""
-        if all(_is_same(getattr(estimator, name), value) for name, value in zip(OF_SAMPLES, self.of_samples)):
+    @contextlib.contextmanager
+    def following(self, estimator: Any) -> Iterator[None]:
+        """Let the step of the block sample as the parameters now say, if these have been set since."""
+        seen = self.of_samples
+        if seen is not None and all(_is_same(getattr(estimator, n), v) for n, v in zip(OF_SAMPLES, seen, strict=True)):
+            yield
             return
         check_parameters(estimator)
         self.head.check(estimator)
+        self.of_samples = None  # if the step fails, the head has counts of its rows, which are taken back
         self._start_head(estimator)
+        seen, self.of_samples = self.of_samples, None
+        yield
+        self.of_samples = seen
 
     def step(self, rows: Rows, sums: Sums) -> None:
         """Train on one minibatch."""
@@ -222,11 +229,11 @@ def step_on_minibatch(
         if trainer is None:
             estimator.head_.check(estimator)
             trainer = Trainer(estimator, rng, grows=True)
-        trainer.follow(estimator)
         if estimator.embedding is None:
             X = X.astype(estimator.head_.dtype, copy=False)
         trainer.optimizers.set_learning_rate(float(estimator.learning_rate))
-        trainer.step((X, indices, weights), sums)
+        with trainer.following(estimator):
+            trainer.step((X, indices, weights), sums)
     estimator._trainer = trainer
     return trainer
 
