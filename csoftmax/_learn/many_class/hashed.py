@@ -66,10 +66,10 @@ class HashedHead(LayerHead):
 
     @classmethod
     def begin_again(cls, head: Any) -> HashedHead:
-        """The head of a training that starts from the parameters of another one."""
+        """The head of a training that starts from the parameters of another one, which keeps its own counts."""
         if not isinstance(head, HashedHead):
             raise ValueError('head is "hashed", but the model whose training goes on has another head')
-        return head
+        return cls(copy.copy(head.layer), head.numbers)
 
     @classmethod
     def read(cls, arrays: Arrays, header: dict[str, Any], classes: int) -> HashedHead:
