@@ -7,6 +7,7 @@ import pytest
 from sklearn.base import clone
 
 from csoftmax.adversarial import TreeSampler
+from csoftmax.heads import AdaptiveSoftmax, HashedSoftmax, HierarchicalSoftmax, Tree
 from csoftmax.linear_model import ManyClassRegression
 from csoftmax.samplers import ClusterSampler, UniformSampler, UnigramSampler
 
@@ -232,6 +233,36 @@ def test_counts_that_no_sampler_can_have_are_taken_back():
     assert np.isfinite(model.history_["loss"]).all()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"head": "full"},
+        {"sampler": "uniform"},
+        {"sampler": UniformSampler(30)},
+        {"head": "hierarchical", "tree": "balanced"},
+        {"head": HierarchicalSoftmax(10, Tree.balanced(30), dtype=np.float64)},
+        {"head": AdaptiveSoftmax(10, 30, cutoffs=[8], dtype=np.float64, rng=0)},
+        {"head": HashedSoftmax(10, 30, n_buckets=8, dtype=np.float64, rng=0)},
+    ],
+)
+def test_every_row_is_counted_where_the_first_one_is(options):
+    """Also where no step reads the counts: added classes go by them."""
+    X, y = make_classes()
+    weight = np.linspace(0.5, 1.5, 600)
+    model = ManyClassRegression(random_state=0, warm_start=True, **options)
+    for part in (slice(0, 6), slice(6, 300), slice(300, 600)):
+        model.partial_fit(X[part], y[part], np.arange(30), sample_weight=weight[part])
+    expected = np.bincount(y, weight)
+    np.testing.assert_allclose(model.class_count_, expected, rtol=1e-13)
+    if options.get("head") == "full":
+        bias = copy.deepcopy(model).add_classes([99], [60.0]).head_.bias[-1]
+        assert bias == pytest.approx(np.log(60 / (expected.sum() + 60)))
+    model.fit_batches([(X, y), (X, y)], np.arange(30), epochs=2)
+    np.testing.assert_allclose(model.class_count_, expected + 4 * np.bincount(y), rtol=1e-13)
+    assert np.array_equal(model.fit(X[::2], y[::2]).class_count_, np.bincount(y[::2], minlength=30))
+    assert np.array_equal(model.partial_fit(X, y).class_count_, np.bincount(y[::2], minlength=30) + np.bincount(y))
+
+
 @pytest.mark.parametrize("warm", [False, True])
 def test_batches_keep_an_earlier_fit_until_a_step_has_been_taken(warm):
     X, y = make_classes()
@@ -307,9 +338,9 @@ def test_steps_follow_a_sampler_that_is_set():
     model.set_params(sampler=sampler).partial_fit(X, y)
     model.set_params(n_sampled=7).partial_fit(X, y)
     assert sampler.sizes == (4, 7)
-    assert np.array_equal(model.class_count_, counts)
+    assert np.array_equal(model.class_count_, 3 * counts)
     model.set_params(sampler="unigram").partial_fit(X, y)
-    assert np.array_equal(model.class_count_, counts + np.bincount(y))
+    assert np.array_equal(model.class_count_, 4 * counts)
     for sampler, error, message in (
         (UniformSampler(29), ValueError, "sampler has 29 classes, but the model has 30"),
         ("zipf", ValueError, "sampler must be one of"),

@@ -133,7 +133,8 @@ class ManyClassRegression(ScoresInMemory, SupportsCallbacks, ClassifierMixin, Ba
     classes_ : ndarray of shape (K,)
         Classes, sorted, also after `add_classes`.
     class_count_ : ndarray of float64, shape (K,)
-        Sum of the weights of each class's rows in training, if the sampler, the head or `init_bias` needs it.
+        Sum of the weights of each class's rows in the last `fit` and in all steps since, or in all steps of a model
+        that was not fitted; only if the sampler, the head or `init_bias` has needed it.
     n_iter_ : int
         Epochs of the last fit, or steps.
     history_ : dict of str to list
@@ -318,7 +319,7 @@ class ManyClassRegression(ScoresInMemory, SupportsCallbacks, ClassifierMixin, Ba
 
         Notes
         -----
-        Classes are counted as their rows arrive, and the sampler is made anew when the counts have doubled.
+        Classes are counted as their rows arrive; the sampler is made anew when the counts have doubled.
         """
         self._check_steps("fit_batches")
         epochs = check_count("epochs", self.max_epochs if epochs is None else epochs, 1)

@@ -33,7 +33,7 @@ from .inputs import (
     spread_gradient,
 )
 from .optimizers import Optimizers
-from .parameters import check_parameters, make_generator, name_head, needs_counts
+from .parameters import check_parameters, keeps_counts, make_generator, name_head
 
 VALIDATED_ROWS = 1024  # at a time
 OF_SAMPLES = ("sampler", "n_sampled", "power", "correction")  # parameters that steps follow
@@ -184,8 +184,8 @@ def prepare(
     validation = None
     if estimator.early_stopping:
         (X, indices, weights), validation = hold_out(estimator, X, indices, weights)
-    estimator.__dict__.pop("class_count_", None)
-    if needs_counts(estimator) or (not continues and estimator.init_bias == "log_prior"):
+    if keeps_counts(estimator):
+        estimator.__dict__.pop("class_count_", None)
         count_classes(estimator, indices, weights)
     if continues:
         estimator.head_ = HEADS[name_head(estimator.head)].begin_again(estimator.head_)
@@ -222,8 +222,7 @@ def step_on_minibatch(
     if weights is not None and not weights.all():
         kept = np.flatnonzero(weights)
         X, indices, weights = X[kept], indices[kept], weights[kept]
-    counts = needs_counts(estimator) or (is_new and estimator.init_bias == "log_prior")
-    with counting_classes(estimator, indices, weights) if counts else contextlib.nullcontext():
+    with counting_classes(estimator, indices, weights) if keeps_counts(estimator) else contextlib.nullcontext():
         if is_new:
             begin(estimator, *_shape_of_features(estimator, X), (X, indices, weights))
         if trainer is None:
