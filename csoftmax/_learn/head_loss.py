@@ -144,7 +144,7 @@ def plan_norms(plan: LossPlan) -> LossPlan:
 
 
 def clip_scale(plan: LossPlan, squares: NDArray[np.float64]) -> LossPlan:
-    """The plan with weights that clip rows by their norms, whose squares `plan_norms` has led to; for gradients only."""
+    """The plan with weights that clip rows by their norms, whose squares `plan_norms` led to; for gradients only."""
     norm, down = np.sqrt(squares), -_find_exponents(plan)
     scale = np.ones(len(plan.x)) if plan.scale is None else plan.scale
     clipped = np.ldexp(scale, down) * (plan.clip_norm / norm)

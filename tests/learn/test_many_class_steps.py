@@ -211,9 +211,10 @@ def test_a_step_that_fails_after_a_change_of_sampler_leaves_no_trace(monkeypatch
         model.partial_fit(X, y, np.arange(30)).set_params(sampler=sampler)
     failing = models[0]
     for n in (2, 600):
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch:
             patch.setattr(type(failing.head_), "update", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-            failing.partial_fit(X[:n], y[:n], sample_weight=np.full(n, 1e3))
+            with pytest.raises(KeyboardInterrupt):
+                failing.partial_fit(X[:n], y[:n], sample_weight=np.full(n, 1e3))
         for _ in range(2):
             for model in models:
                 model.partial_fit(X, y)
@@ -285,7 +286,7 @@ def test_batches_keep_an_earlier_fit_until_a_step_has_been_taken(warm):
         assert np.array_equal(model.class_count_, expected)
         epochs = iter([[(X, y)], [bad]])
         with pytest.raises(ValueError, match="y has"):
-            model.fit_batches(lambda: next(epochs), np.arange(30))
+            model.fit_batches(epochs.__next__, np.arange(30))
         assert (model.n_iter_, len(model.history_["loss"])) == (1, 1)
 
 

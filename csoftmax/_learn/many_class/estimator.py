@@ -308,8 +308,8 @@ class ManyClassRegression(ScoresInMemory, SupportsCallbacks, ClassifierMixin, Ba
         Raises
         ------
         IndexError, TypeError, ValueError
-            As in `fit`; also with `early_stopping`, and with an `embedding` without the number of ids. An earlier fit is
-            kept until a step has been taken, not longer, because many iterables yield their minibatches only once;
+            As in `fit`; also with `early_stopping`, and with an `embedding` without the number of ids. An earlier fit
+            is kept until a step has been taken, not longer, because many iterables yield their minibatches only once;
             from then on the model is that of the steps so far, `n_iter_` and `history_` are those of whole epochs.
 
         Warns

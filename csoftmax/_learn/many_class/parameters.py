@@ -107,9 +107,7 @@ def keeps_counts(estimator: Any) -> bool:
     """Whether rows are counted: where a step or a new head needs it, and wherever earlier rows have been."""
     is_new = not hasattr(estimator, "head_")
     return (
-        hasattr(estimator, "class_count_")
-        or needs_counts(estimator)
-        or (is_new and estimator.init_bias == "log_prior")
+        hasattr(estimator, "class_count_") or needs_counts(estimator) or (is_new and estimator.init_bias == "log_prior")
     )
 
 

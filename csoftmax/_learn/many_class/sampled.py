@@ -75,7 +75,8 @@ class SampledHead(LinearHead):
             total += float(len(y) if sample_weight is None else sample_weight.sum())
         before = self.sampler, self.made_at
         try:
-            step = (self._step_in_batch if self.spec == IN_BATCH else self._step)(x, y, sample_weight, optimizers, total)
+            take_step = self._step_in_batch if self.spec == IN_BATCH else self._step
+            step = take_step(x, y, sample_weight, optimizers, total)
         except BaseException:  # a step that fails is not counted
             self.sampler, self.made_at = before
             raise
