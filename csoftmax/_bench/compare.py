@@ -37,6 +37,13 @@ NOTES = {
     "jax": "JAX has no out=.",
     "isa": "PyTorch is held to the same instruction set; ONNX Runtime, NumPy and SciPy cannot be.",
 }
+# by "numpy" and the operation, where NumPy's time is not that of a solution of the same problem
+NOTES |= dict.fromkeys(
+    ("numpy hs", "numpy adaptive", "numpy int8"),
+    "NumPy's time is that of the product with all classes alone, without a loss, a gradient or a top-k.",
+)
+NOTES["numpy sampled"] = "NumPy's time is that of the three products alone, the bound of every implementation."
+NOTES["numpy mach"] = "NumPy's time is that of the gathers alone, without the product and the softmax."
 EXAMPLE_LENGTHS = {"rows": "32", "classes": "100", "features": "64", "k": "5"}
 EXAMPLE_LENGTHS |= {"sequences": "32", "positions": "40", "tags": "9", "draws": "1000", "negatives": "16"}
 EXAMPLE_LENGTHS |= {"buckets": "16", "hashes": "4"}
@@ -104,6 +111,8 @@ def check_shape(case: Case) -> None:
     sizes = dict(zip(lengths, case.shape, strict=True))
     if sizes.get("k", 0) > sizes.get("classes", 0):
         raise UnusableError(f"{given}: k, the last length, must be at most the number of classes, {sizes['classes']}")
+    if sizes.get("buckets", 2) < 2:
+        raise UnusableError(f"{given}: there must be at least 2 buckets")
 
 
 def find_modes(request: Request) -> list[str]:
@@ -263,6 +272,7 @@ def describe(
 ) -> dict[str, Any]:
     """Return the header of the report: when, where and on what it was measured."""
     wanted = {peer.name for peer in contenders}
+    wanted |= {f"numpy {request.op}"} if "numpy" in wanted else set()
     wanted |= {"threads"} if max(counts) > 1 else set()
     wanted |= {"isa"} if request.isa else set()
     return {

@@ -15,7 +15,7 @@ import numpy as np
 from ..heads import AdaptiveSoftmax, HashedSoftmax, HierarchicalSoftmax, Int8Head, Tree
 from ..samplers import UnigramSampler
 from .cases import LENGTHS, Case
-from .problems import Array, LeftOutError, Problem, as_tensor
+from .problems import Array, LeftOutError, Problem, as_tensor, check_many_class_case
 from .timing import Contender
 
 MAX_SCORES = 2**27  # of the product that NumPy computes
@@ -30,6 +30,7 @@ class HeadProblem(Problem):
         lengths = LENGTHS[case.op]
         if len(case.shape) != len(lengths):
             raise LeftOutError(f"{case.op} needs shapes {'x'.join(map(str.upper, lengths))}")
+        check_many_class_case(case)
         self.rows, self.features, self.classes, *self.others = case.shape
         self.rng = np.random.default_rng(0)
         self.counts = 1 / np.arange(1, self.classes + 1)

@@ -162,7 +162,7 @@ class Scipy:
 
 
 class Numpy:
-    """NumPy, for draws from a distribution, and for products and gathers that layers of many classes are beside."""
+    """NumPy, for draws from a distribution, and for the products and gathers that layers of many classes contain."""
 
     name = "numpy"
     version = np.__version__

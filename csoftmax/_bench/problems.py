@@ -286,6 +286,12 @@ def check_row_case(case: Case) -> None:
         raise LeftOutError("losses and sparse softmax are measured in float32 and float64, along the last axis")
 
 
+def check_many_class_case(case: Case) -> None:
+    """Refuse a problem of very many classes in another dtype or along another axis: these are not read."""
+    if case.dtype != "float32" or case.axis not in (-1, len(case.shape) - 1):
+        raise LeftOutError(f"{case.op} is measured in float32, along the last axis")
+
+
 def drawn_type(case: Case) -> type[np.float32] | type[np.float64]:
     """Return the type in which NumPy's generators draw for a case: they support only these two."""
     return np.float64 if case.dtype == "float64" else np.float32

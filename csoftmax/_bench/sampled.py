@@ -15,7 +15,7 @@ import csoftmax
 from csoftmax.samplers import UnigramSampler
 
 from .cases import Case
-from .problems import Array, LeftOutError, Problem, as_tensor
+from .problems import Array, LeftOutError, Problem, as_tensor, check_many_class_case
 from .timing import Contender
 
 
@@ -27,6 +27,7 @@ class AliasProblem(Problem):
     def __init__(self, case: Case, fresh: bool) -> None:
         if len(case.shape) != 2:
             raise LeftOutError("alias needs shapes CLASSESxDRAWS")
+        check_many_class_case(case)
         self.classes, self.draws = case.shape
         self.sampler = UnigramSampler(1 / np.arange(1, self.classes + 1))
         super().__init__(case, fresh, np.empty(self.draws, np.int64), np.empty(self.draws, np.int64))
@@ -57,6 +58,7 @@ class SampledProblem(Problem):
     def __init__(self, case: Case, fresh: bool) -> None:
         if len(case.shape) != 4:
             raise LeftOutError("sampled needs shapes ROWSxFEATURESxNEGATIVESxCLASSES")
+        check_many_class_case(case)
         rows, features, size, classes = case.shape
         rng = np.random.default_rng(0)
         x: Array = rng.standard_normal((rows, features), dtype=np.float32)

@@ -175,7 +175,8 @@ class ClusteredHead:
     def assignment(self) -> NDArray[np.int64]:
         """The cluster of each class, (K,), as `csoftmax.samplers.ClusterSampler` takes them.
 
-        Two more than `n_clusters` have classes that have no codes, and those that are switched off.
+        Classes without codes have the number `n_clusters`, classes that are switched off `n_clusters` + 1.
+        `ClusterSampler` refuses layers whose weights or biases are not finite.
         """
         order, begin = self._lists.layer.order, self._lists.begin
         found = np.empty(self.n_classes, np.int64)

@@ -128,11 +128,27 @@ def add_squares(squares: NDArray[np.float64], grad: Any) -> None:
     squares += np.einsum("ij,ij->i", grad, grad, dtype=np.float64)
 
 
+def _find_exponents(plan: LossPlan) -> NDArray[np.intp]:
+    """For each row the exponent of the largest norm that its gradient may have, and at least that of `clip_norm`."""
+    scale = np.ones(len(plan.x)) if plan.scale is None else plan.scale
+    of_rows = np.frexp(scale)[1] - math.frexp(plan.temperature)[1]
+    return np.clip(np.maximum(of_rows, math.frexp(plan.clip_norm)[1]), -1000, 1000)
+
+
+def plan_norms(plan: LossPlan) -> LossPlan:
+    """The plan of the pass that finds the norms, times powers of two with which no square overflows.
+
+    A square that vanishes is of a gradient far below `clip_norm`, or of one that is less than 1e-154 of its weight.
+    """
+    return plan._replace(upstream=np.ldexp(1.0, -_find_exponents(plan)), clip_value=0.0)
+
+
 def clip_scale(plan: LossPlan, squares: NDArray[np.float64]) -> LossPlan:
-    """The plan with weights that clip rows by the norm of their gradient, whose square is given; for gradients only."""
-    norm = np.sqrt(squares)
-    factor = np.where(norm > plan.clip_norm, plan.clip_norm / norm, 1.0)
-    return plan._replace(scale=factor if plan.scale is None else plan.scale * factor, clip_norm=0.0)
+    """The plan with weights that clip rows by their norms, whose squares `plan_norms` led to; for gradients only."""
+    norm, down = np.sqrt(squares), -_find_exponents(plan)
+    scale = np.ones(len(plan.x)) if plan.scale is None else plan.scale
+    clipped = np.ldexp(scale, down) * (plan.clip_norm / norm)
+    return plan._replace(scale=np.where(norm > np.ldexp(plan.clip_norm, down), clipped, scale), clip_norm=0.0)
 
 
 def reduce(plan: LossPlan, losses: NDArray[np.float64], dtype: Any) -> Any:

@@ -31,7 +31,7 @@ class ClusterSampler:
     n_clusters : int, optional
         Number of clusters; the default is about ``sqrt(K)``. Empty ones are dropped.
     clusters : array_like of int of shape (K,), optional
-        The cluster of each class, such as ``ClusteredHead.assignment``, in place of k-means; `refresh` has that again.
+        The cluster of each class, such as ``ClusteredHead.assignment``, in place of k-means; `refresh` uses k-means.
     rng : int, SeedSequence or Generator, optional
         Source of the random numbers of the clustering.
 
@@ -74,7 +74,8 @@ class ClusterSampler:
             labels = as_ids("clusters", clusters)
             if labels.shape != (classes,) or n_clusters is not None:
                 raise ValueError(
-                    f"clusters has shape {labels.shape}, n_clusters is {n_clusters}: ({classes},) and None are needed"
+                    f"clusters has shape {labels.shape} and n_clusters is {n_clusters}: one cluster for each "
+                    f"class, shape ({classes},), and for n_clusters None are needed"
                 )
             self._set_clusters(weights, biases, labels)
             self._n_clusters = len(self._sizes)

@@ -115,7 +115,9 @@ def plan_in_batch(
     refuse_smoothing(label_smoothing)
     t, each = number_and_rows(check_temperatures(temperature, (*batch, 1), True), batch, 1.0)
     if each is not None and symmetric:
-        raise ValueError("symmetric needs one temperature: those of rows are none of candidates")
+        if (each != each[:1]).any():
+            raise ValueError("symmetric needs one temperature for all rows: candidates, which become rows, have none")
+        t, each = (float(each.flat[0]) if each.size else 1.0), None
     labels = _check_target(target, batch, m)
     s = None if sample_weight is None else check_weight("sample_weight", sample_weight, batch, float)
     factor = None if upstream is None else check_upstream(upstream, reduction, batch)
@@ -231,14 +233,27 @@ def _run_direction(plan: InBatchPlan, gradient: bool, num_threads: int | None) -
 
 
 def _multiply_parts(factors: Any, y: Any, others: Any) -> Any:
-    """The product of factors and candidates, of which `others` are not finite: where their factor is 0 they add 0."""
+    """The product of factors and candidates, of which `others` are not finite: where their factor is 0 they add 0.
+
+    Where an infinity or NaN has another factor, a product of ones and zeros finds it.
+    """
     finite = y.copy()
-    finite[others] = 0
+    finite[others] = np.where(np.isfinite(y[others]), y[others], 0)
     product = multiply(factors, finite)
-    for j in others:
-        rows = np.flatnonzero(factors[:, j])
-        product[rows] += factors[rows, j, None] * y[j]
+    factors, rest = np.take(factors, others, axis=1), y[others]
+    for sign in (1, -1):
+        for is_chosen, value in ((rest == np.inf, sign * np.inf), (rest == -np.inf, -sign * np.inf)):
+            if is_chosen.any():
+                product[_has_pair(sign * factors > 0, is_chosen, y.dtype)] += value
+    is_nan = np.isnan(rest)
+    if is_nan.any():
+        product[_has_pair(factors != 0, is_nan, y.dtype)] = np.nan
     return product
+
+
+def _has_pair(rows: Any, columns: Any, dtype: Any) -> Any:
+    """For bool (n, k) and (k, d): whether any k is true in both."""
+    return multiply(rows.astype(dtype), columns.astype(dtype)) > 0
 
 
 def _correct(plan: InBatchPlan, logits: Any, rows: Any, at: Any, shift: Any) -> None:
@@ -335,10 +350,10 @@ def in_batch_softmax_loss(
         The mean of this loss and of that of each candidate's own row among the rows (Radford et al. 2021), which log_q,
         a property of the candidates, does not correct. Needs M = N and no target.
     sample_weight, reduction, device, num_threads
-        As in `cross_entropy`. With symmetric, a row of weight 0 is no candidate
-        either. There are no kernels for CUDA: CuPy arrays need device="cpu".
+        As in `cross_entropy`. With symmetric, a row of weight 0 is no candidate either. There are no kernels for CUDA:
+        CuPy arrays need device="cpu".
     temperature : float, or array_like that broadcasts to (..., 1), default 1.0
-        As in `cross_entropy`, also a number for each row, but with symmetric.
+        As in `cross_entropy`, also a number for each row; with symmetric these must be equal.
     label_smoothing : float, default 0.0
         Must be 0: smoothing needs the logits of all classes, of which a batch has few.
     chunk_bytes : int, optional

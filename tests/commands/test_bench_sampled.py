@@ -21,14 +21,23 @@ def test_the_command_measures(op, capsys):
     shape = "x".join(map(str, SHAPES[op]))
     options = ["--shapes", shape, "--rounds", "1", "--threads", "1", "--peers", "numpy", "--json"]
     assert main(["bench", "--op", op, *options]) == 0
-    (line,) = json.loads(capsys.readouterr().out)["cases"]
+    report = json.loads(capsys.readouterr().out)
+    (line,) = report["cases"]
     assert {"csoftmax", "numpy"} <= set(line["results"])
+    assert any("NumPy's time is that of" in note for note in report["header"]["notes"]) == (op != "alias")
 
 
 def test_wrong_shapes():
     for op, problem in MANY_CLASS_PROBLEMS.items():
         with pytest.raises(LeftOutError, match=f"{op} needs shapes"):
             problem(cases.Case("given", op, (3,), -1, "float32"), True)
+
+
+def test_combinations_that_are_not_measured_are_left_out():
+    for op, problem in MANY_CLASS_PROBLEMS.items():
+        for axis, dtype in ((-1, "float64"), (0, "float32"), (-1, "float16")):
+            with pytest.raises(LeftOutError, match=f"{op} is measured in float32, along the last axis"):
+                problem(cases.Case("given", op, SHAPES[op], axis, dtype), True)
 
 
 def test_draws_of_numpy_are_those_of_the_sampler():

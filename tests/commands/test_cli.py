@@ -302,6 +302,7 @@ def test_bench_without_a_peer_says_so(tmp_path):
         (["bench", "--shapes", "10x10", "--axis", "2"], "--axis 2 is out of range for the shape (10, 10)"),
         (["bench", "--op", "topk", "--shapes", "32x100"], "--shapes 32x100: the shape of topk is rows x classes x k"),
         (["bench", "--op", "topk", "--shapes", "32x10x11"], "must be at most the number of classes, 10"),
+        (["bench", "--op", "mach", "--shapes", "2x16x100x1x4"], "there must be at least 2 buckets"),
         (["bench", "--shapes", "10x10", "--group", "last"], "--group"),
         (["bench", "--axis", "0"], "belong to --shapes"),
         (["bench", "--peers", "scipi"], "'scipi' is not one of scipy"),

@@ -174,6 +174,22 @@ def test_clips_are_of_the_logits_of_head_and_cluster(clips, reduction):
         np.testing.assert_allclose(got.gradients[name], right, atol=1e-13, err_msg=name)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_norms_are_clipped_where_their_squares_overflow_or_vanish(dtype):
+    layer = AdaptiveSoftmax(4, 6, cutoffs=[2], dtype=dtype, rng=0)
+    x, options = np.random.default_rng(0).normal(size=(2, 4)), {"reduction": "sum", "temperature": 0.7}
+    expected = layer.loss_with_grad(x, [1, 5], clip_norm=0.1, **options).grad_x
+    for weight in (1e-30, 1e-200, 1e-300, 1e30, 1e39, 1e155, 1e160, 1e300):
+        norm, factor = (0.1 * weight, weight) if weight < 1 else (0.1, 1)
+        if norm < np.finfo(dtype).tiny:
+            continue
+        got = layer.loss_with_grad(x, [1, 5], sample_weight=[weight] * 2, clip_norm=norm, **options)
+        np.testing.assert_allclose(got.grad_x / factor, expected, rtol=1e-5)
+    free = layer.loss_with_grad(x, [1, 5], sample_weight=[1e-3] * 2, **options).grad_x
+    same = layer.loss_with_grad(x, [1, 5], sample_weight=[1e-3] * 2, clip_norm=1e200, **options).grad_x
+    assert np.array_equal(free, same)
+
+
 def test_a_cluster_without_rows_has_a_gradient_of_0_and_is_not_visited():
     layer = make_layer(*LAYOUTS[0])
     x, _ = make_rows(layer)

@@ -342,6 +342,26 @@ def test_clips_are_of_the_logits_of_all_buckets(clips, reduction):
             layer.loss_with_grad(x, y, clip_norm=0)
 
 
+def test_no_bias_exceeds_the_clip_and_large_weights_are_clipped():
+    x = np.random.default_rng(0).normal(size=(2, 5))
+    for dtype in (np.float32, np.float64):
+        for tables in (3, 7, 10, 11, 33):
+            layer = HashedSoftmax(5, 6, n_buckets=8, n_hashes=tables, dtype=dtype, rng=0)
+            for clip in (0.013, 0.0137, 1e-5, 0.3 / tables, 1e-310):
+                found = np.abs(layer.loss_with_grad(x[:1], [1], clip_value=clip).gradients["bias"])
+                assert found.max() <= dtype(clip)
+                np.testing.assert_allclose(found.max(), dtype(clip), rtol=2 * np.finfo(dtype).eps)
+        for layer in make_layers(dtype):
+            options = {"reduction": "sum"}
+            expected = layer.loss_with_grad(x, [1, 2], clip_norm=0.01, **options).gradients["w"]
+            for weight in (1e-30, 1e-200, 1e30, 1e39, 1e155, 1e160, 1e300):
+                norm, factor = (0.01 * weight, weight) if weight < 1 else (0.01, 1)
+                if norm < np.finfo(dtype).tiny:
+                    continue
+                got = layer.loss_with_grad(x, [1, 2], sample_weight=[weight] * 2, clip_norm=norm, **options)
+                np.testing.assert_allclose(got.gradients["w"].astype(float) / factor, expected, rtol=1e-5, atol=1e-9)
+
+
 def test_steps_and_frozen_buckets():
     rng = np.random.default_rng(0)
     x, y = np.eye(6, dtype=np.float32), rng.integers(0, 10**9, 6)

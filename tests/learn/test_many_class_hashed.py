@@ -95,6 +95,35 @@ def test_the_prior_is_that_of_all_rows_so_far():
     assert fitted.head_.layer.counts.max() <= 3000
 
 
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_a_warm_fit_that_fails_leaves_the_head_its_counts(monkeypatch, early_stopping):
+    X, y = make_pairs()
+    model = make_model(warm_start=True, early_stopping=False).partial_fit(X, y, classes=np.arange(120))
+    before = model.predict_proba(X[:20])
+    method = "log_proba" if early_stopping else "step"  # log_proba: of held-out rows, which reads the counts
+    find = getattr(type(model.head_), method)
+
+    def fail(*arguments):
+        if early_stopping:
+            find(*arguments)
+        raise KeyboardInterrupt
+
+    # at this rate the steps before the failure change no parameter by more than its rounding
+    model.set_params(early_stopping=early_stopping, learning_rate=1e-30)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model.head_), method, fail)
+        with pytest.raises(KeyboardInterrupt):
+            model.fit(X[:200], y[:200])
+    model.set_params(early_stopping=False)
+    assert np.array_equal(model.predict_proba(X[:20]), before)
+    for _ in range(3):
+        model.partial_fit(X[:100], y[:100])
+    model.predict(X[:1])
+    expected = np.bincount(y, minlength=120) + 3.0 * np.bincount(y[:100], minlength=120)
+    assert np.array_equal(model.class_count_, expected)
+    assert np.array_equal(model.head_.layer.counts, expected)
+
+
 def test_added_classes_keep_their_buckets():
     X, y = make_pairs()
     model = make_model(max_epochs=3).fit(X, y * 2)

@@ -174,6 +174,29 @@ def test_a_layer_may_be_the_head(name, tmp_path):
     assert type(model.head_.layer) is type(layer)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: HierarchicalSoftmax(5, Tree.balanced(20), bias=False, dtype=np.float64),
+        lambda: AdaptiveSoftmax(5, 20, cutoffs=[8], bias=False, rng=0),
+        lambda: HashedSoftmax(5, 20, n_buckets=8, n_hashes=6, bias=False, rng=0),
+    ],
+)
+def test_a_layer_without_a_bias_may_be_the_head(layer, tmp_path):
+    X, y = make_rows()
+    path = tmp_path / "model.safetensors"
+    model = make(layer()).fit(X, y)
+    model.save(path)
+    loaded = ManyClassRegression.load(path)
+    assert np.array_equal(loaded.predict_proba(X), model.predict_proba(X))
+    for m in (model, loaded):
+        m.partial_fit(X, y).add_classes([30]).freeze([3]).partial_fit(X, y)
+    assert loaded.head_.parameters.keys() == layer().parameters.keys()
+    assert np.array_equal(loaded.predict_proba(X), model.predict_proba(X))
+    head = model.head_.for_raw_features(np.full(5, 3.0), np.full(5, 2.0))
+    np.testing.assert_allclose(head.log_proba(X * 2 + 3), model.head_.log_proba(X), rtol=1e-6)
+
+
 def test_the_first_step_starts_at_the_layer_that_is_the_head():
     X, y = make_rows()
     layer = LAYERS["hierarchical"]()

@@ -7,6 +7,7 @@ import pytest
 from sklearn.base import clone
 
 from csoftmax.adversarial import TreeSampler
+from csoftmax.heads import AdaptiveSoftmax, HashedSoftmax, HierarchicalSoftmax, Tree
 from csoftmax.linear_model import ManyClassRegression
 from csoftmax.samplers import ClusterSampler, UniformSampler, UnigramSampler
 
@@ -201,6 +202,127 @@ def test_a_later_minibatch_that_fails_is_not_counted(monkeypatch):
     assert np.array_equal(model.class_count_, before + np.bincount(y))
 
 
+@pytest.mark.parametrize("sampler", ["unigram", "loguniform", "in_batch"])
+def test_a_step_that_fails_after_a_change_of_sampler_leaves_no_trace(monkeypatch, sampler):
+    X, y = make_classes()
+    options = {"init_bias": "zero", "n_sampled": 3, "random_state": 0}
+    models = [ManyClassRegression(sampler="uniform", **options) for _ in range(2)]
+    for model in models:
+        model.partial_fit(X, y, np.arange(30)).set_params(sampler=sampler)
+    failing = models[0]
+    for n in (2, 600):
+        with monkeypatch.context() as patch:
+            patch.setattr(type(failing.head_), "update", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                failing.partial_fit(X[:n], y[:n], sample_weight=np.full(n, 1e3))
+        for _ in range(2):
+            for model in models:
+                model.partial_fit(X, y)
+        heads = [model.head_ for model in models]
+        assert np.array_equal(failing.class_count_, models[1].class_count_)
+        assert heads[0].counts is failing.class_count_
+        assert heads[0].total == failing.class_count_.sum()
+        assert heads[0].made_at == heads[1].made_at
+
+
+def test_counts_that_no_sampler_can_have_are_taken_back():
+    X, y = make_classes()
+    model = ManyClassRegression(sampler="uniform", init_bias="zero", n_sampled=3).partial_fit(X, y, np.arange(30))
+    with np.errstate(over="ignore"), pytest.raises(ValueError, match="counts"):
+        model.set_params(sampler="unigram").partial_fit(X[:2], y[:2], sample_weight=[1.7e308] * 2)
+    model.partial_fit(X, y)
+    assert np.isfinite(model.history_["loss"]).all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"head": "full"},
+        {"sampler": "uniform"},
+        {"sampler": UniformSampler(30)},
+        {"head": "hierarchical", "tree": "balanced"},
+        {"head": HierarchicalSoftmax(10, Tree.balanced(30), dtype=np.float64)},
+        {"head": AdaptiveSoftmax(10, 30, cutoffs=[8], dtype=np.float64, rng=0)},
+        {"head": HashedSoftmax(10, 30, n_buckets=8, dtype=np.float64, rng=0)},
+    ],
+)
+def test_every_row_is_counted_where_the_first_one_is(options):
+    """Also where no step reads the counts: added classes go by them."""
+    X, y = make_classes()
+    weight = np.linspace(0.5, 1.5, 600)
+    model = ManyClassRegression(random_state=0, warm_start=True, **options)
+    for part in (slice(0, 6), slice(6, 300), slice(300, 600)):
+        model.partial_fit(X[part], y[part], np.arange(30), sample_weight=weight[part])
+    expected = np.bincount(y, weight)
+    np.testing.assert_allclose(model.class_count_, expected, rtol=1e-13)
+    if options.get("head") == "full":
+        bias = copy.deepcopy(model).add_classes([99], [60.0]).head_.bias[-1]
+        assert bias == pytest.approx(np.log(60 / (expected.sum() + 60)))
+    model.fit_batches([(X, y), (X, y)], np.arange(30), epochs=2)
+    np.testing.assert_allclose(model.class_count_, expected + 4 * np.bincount(y), rtol=1e-13)
+    assert np.array_equal(model.fit(X[::2], y[::2]).class_count_, np.bincount(y[::2], minlength=30))
+    assert np.array_equal(model.partial_fit(X, y).class_count_, np.bincount(y[::2], minlength=30) + np.bincount(y))
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_batches_keep_an_earlier_fit_until_a_step_has_been_taken(warm):
+    X, y = make_classes()
+    bad = (X, np.full(600, 99))
+    for begin in ("fit", "partial_fit", "fit_batches"):
+        model = ManyClassRegression(batch_size=200, max_epochs=2, warm_start=warm, random_state=0)
+        if begin == "fit_batches":
+            model.fit_batches([(X, y)], np.arange(30))
+        else:
+            getattr(model, begin)(X, y, *([np.arange(30)] if begin == "partial_fit" else []))
+        before, history = state_of(model), model.history_
+        with pytest.raises(ValueError, match="y has"):
+            model.fit_batches([bad, (X, y)], np.arange(30))
+        assert_same_state(state_of(model), before)
+        assert model.history_ is history
+        with pytest.raises(ValueError, match="y has"):
+            model.fit_batches([(X, y), bad], np.arange(30))
+        assert (model.n_iter_, model.history_) == (0, {})
+        expected = before[1] + np.bincount(y) if warm else np.bincount(y)
+        assert np.array_equal(model.class_count_, expected)
+        epochs = iter([[(X, y)], [bad]])
+        with pytest.raises(ValueError, match="y has"):
+            model.fit_batches(epochs.__next__, np.arange(30))
+        assert (model.n_iter_, len(model.history_["loss"])) == (1, 1)
+
+
+@pytest.mark.parametrize("begin", ["fit", "partial_fit", "fit_batches"])
+def test_labels_in_the_batch_have_the_shares_of_all_rows_so_far(monkeypatch, begin):
+    """log q is log((N - 1) p) for "partition"; the rows of a step are among those that p counts, once."""
+    from csoftmax._learn.many_class import sampled
+
+    X, y = make_classes()
+    weight = np.linspace(0.5, 1.5, 600)
+    model = ManyClassRegression(sampler="in_batch", correction="partition", max_epochs=1, random_state=0)
+    loss, seen = sampled.in_batch_softmax_loss_with_grad, []
+
+    def record(*arguments, **options):
+        seen.append((options["ids"], options["log_q"]))
+        return loss(*arguments, **options)
+
+    monkeypatch.setattr(sampled, "in_batch_softmax_loss_with_grad", record)
+    steps = [slice(0, 300), slice(300, 450), slice(450, 600)]
+    if begin == "fit":
+        model.fit(X, y, sample_weight=weight)
+        counts = [np.bincount(y, weight)] * 2
+        counts += [counts[0] + np.bincount(y[:300], weight[:300], 30)]
+        model.partial_fit(X[:300], y[:300], sample_weight=weight[:300])
+    else:
+        counts = [np.bincount(y[: part.stop], weight[: part.stop], 30) for part in steps]
+        batches = [(X[part], y[part], weight[part]) for part in steps]
+        if begin == "fit_batches":
+            model.fit_batches(batches, np.arange(30), epochs=1)
+        for batch in batches if begin == "partial_fit" else []:
+            model.partial_fit(*batch[:2], np.arange(30), sample_weight=batch[2])
+    assert len(seen) == 3
+    for (ids, log_q), count in zip(seen, counts, strict=True):
+        np.testing.assert_allclose(log_q, np.log((len(ids) - 1) * count[ids] / count.sum()), rtol=0, atol=1e-12)
+
+
 def test_steps_follow_a_sampler_that_is_set():
     X, y = make_classes()
     model = ManyClassRegression(sampler="uniform", n_sampled=4, random_state=0).partial_fit(X, y, np.arange(30))
@@ -217,9 +339,9 @@ def test_steps_follow_a_sampler_that_is_set():
     model.set_params(sampler=sampler).partial_fit(X, y)
     model.set_params(n_sampled=7).partial_fit(X, y)
     assert sampler.sizes == (4, 7)
-    assert np.array_equal(model.class_count_, counts)
+    assert np.array_equal(model.class_count_, 3 * counts)
     model.set_params(sampler="unigram").partial_fit(X, y)
-    assert np.array_equal(model.class_count_, counts + np.bincount(y))
+    assert np.array_equal(model.class_count_, 4 * counts)
     for sampler, error, message in (
         (UniformSampler(29), ValueError, "sampler has 29 classes, but the model has 30"),
         ("zipf", ValueError, "sampler must be one of"),

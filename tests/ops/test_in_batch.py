@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import csoftmax
+from csoftmax._ops import in_batch
 
 DTYPES = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
 TOLERANCES = {np.float64: 1e-12, np.float32: 2e-5, np.float16: 3e-3, ml_dtypes.bfloat16: 3e-2}
@@ -231,3 +232,35 @@ def test_each_row_may_have_its_own_temperature(dtype, correction):
         csoftmax.in_batch_softmax_loss(x, y[:6], temperature=t, symmetric=True)
     with pytest.raises(ValueError, match=r"temperature has shape \(2, 3\)"):
         csoftmax.in_batch_softmax_loss(x, y, temperature=t[..., 0])
+
+
+def test_one_temperature_in_any_shape():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(5, 4)), rng.normal(size=(5, 4))
+    for options in ({"symmetric": True}, {}):
+        expected = csoftmax.in_batch_softmax_loss_with_grad(x, y, temperature=0.3, **options)
+        for given in (np.float32([0.3]).astype(float), np.array([0.3]), np.array([[0.3]]), np.full((5, 1), 0.3)):
+            got = csoftmax.in_batch_softmax_loss_with_grad(x, y, temperature=given, **options)
+            for a, b in zip(got, expected, strict=True):
+                np.testing.assert_allclose(a, b, 1e-6)
+    none = csoftmax.in_batch_softmax_loss(x[:0], y[:0], temperature=np.ones(1), symmetric=True, reduction="sum")
+    assert none == 0
+
+
+def test_products_with_candidates_that_are_not_finite():
+    """As candidate by candidate, where one with a factor of 0 adds 0."""
+    rng = np.random.default_rng(0)
+    for share in (0.05, 0.5, 1.0):
+        factors, y = rng.normal(size=(40, 30)) * (rng.random((40, 30)) < 0.3), rng.normal(size=(30, 7))
+        special = rng.choice([np.nan, np.inf, -np.inf, 1.0], p=[0.1, 0.3, 0.3, 0.3], size=y.shape)
+        y = np.where(rng.random(y.shape) < share, special, y)
+        factors[3], factors[:, 5] = 0, 0
+        others = np.flatnonzero(~np.isfinite(y).all(axis=1))
+        with np.errstate(invalid="ignore"):
+            got = in_batch._multiply_parts(factors, y, others)
+            expected = np.zeros(got.shape)
+            for j in range(30):
+                rows = np.flatnonzero(factors[:, j])
+                expected[rows] += factors[rows, j, None] * y[j]
+        np.testing.assert_allclose(got, expected, 1e-12, 1e-14)
+        assert not got[3].any()

@@ -22,7 +22,7 @@ from ..._cpu import binding
 from ..._cpu.apart import multiply
 from ..._cpu.dtypes import dtype_code
 from ..._cpu.linear import Layer, kernel_threads
-from ..head_loss import LossPlan, add_squares, clip_scale
+from ..head_loss import LossPlan, add_squares, clip_scale, plan_norms
 
 if TYPE_CHECKING:
     from .state import LayerState
@@ -33,13 +33,11 @@ def _run_layer(
 ) -> tuple[Any, Any, Any]:
     """Add the cross-entropy of one layer on some rows (None: all) to the losses; gradients of x, w and bias.
 
-    squares: None, or where the squares of the gradient of each row's logits are added, before clips and upstream.
+    squares: None, or where the squares of the gradient of each row's logits are added.
     """
     rows = slice(None) if rows is None else rows
     scale, coefficient = (None if v is None else v[rows] for v in (plan.scale, plan.upstream))
     found_squares = None if squares is None else np.zeros(len(x))
-    if squares is not None:
-        coefficient, plan = None, plan._replace(clip_value=0.0)
     layer = Layer(x, w, bias, w.dtype, gradient)
     chunk_rows = count_chunk_rows(len(x), len(w), w.dtype, None)
     buffer = binding.empty((chunk_rows, len(w)), w.dtype)
@@ -81,7 +79,7 @@ def compute(layer: LayerState, plan: LossPlan, gradient: bool) -> tuple[Any, Any
     if not (gradient and plan.clip_norm):
         return losses, *_visit(layer, plan, losses, None, gradient)
     squares = np.zeros(len(plan.x))  # of the head and the cluster of a row, which are clipped together
-    _visit(layer, plan, losses, squares, False)
+    _visit(layer, plan_norms(plan), losses, squares, False)
     return losses, *_visit(layer, clip_scale(plan, squares), np.zeros(len(plan.x)), None, True)
 
 

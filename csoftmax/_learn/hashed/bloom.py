@@ -115,7 +115,7 @@ class BloomSoftmax(HashedLayer):
         """
         more = check_count("n", n)
         if counts is not None:
-            raise ValueError("counts need those of the other classes, which the layer has not")
+            raise ValueError("counts need those of the other classes, which the layer does not have")
         self._grow(more)
         return self
 

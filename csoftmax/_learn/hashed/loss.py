@@ -16,7 +16,7 @@ from ..._arguments.layers import count_chunk_rows
 from ..._cpu import binding
 from ..._cpu.dtypes import dtype_code
 from ..._cpu.linear import Layer, kernel_threads
-from ..head_loss import LossPlan, add_squares, clip_scale, plan_loss, reduce, spread
+from ..head_loss import LossPlan, add_squares, clip_scale, plan_loss, plan_norms, reduce, spread
 from ..head_result import HeadResult
 from .state import BucketLayer
 
@@ -28,6 +28,15 @@ def _spread_labels(buckets: Any, n_buckets: int, dtype: Any) -> Any:
     return (np.bincount(flat, minlength=rows * n_buckets) / hashes).astype(dtype).reshape(rows, n_buckets)
 
 
+def _multiply_bound(clip_value: float, tables: int, dtype: Any) -> float:
+    """A bound before the division by the number of tables, with which no result exceeds `clip_value` in the dtype."""
+    mantissa, exponent = np.frexp(clip_value)
+    bound = dtype.type(mantissa * tables)
+    while dtype.type(float(bound) * (1 / tables)) > dtype.type(mantissa):
+        bound = np.nextafter(bound, dtype.type(0))
+    return float(np.ldexp(float(bound), exponent))
+
+
 # Overflow and NaN are results here, as in the kernels, and should not raise NumPy's warnings.
 @np.errstate(all="ignore")
 def compute(layer: BucketLayer, plan: LossPlan, gradient: bool) -> tuple[Any, Any, dict[str, Any]]:
@@ -37,7 +46,7 @@ def compute(layer: BucketLayer, plan: LossPlan, gradient: bool) -> tuple[Any, An
     if not (gradient and plan.clip_norm):
         return _visit(layer, plan, None, gradient)
     squares = np.zeros(len(plan.x))  # of the buckets of all hashes, which are clipped together
-    losses, _, _ = _visit(layer, plan._replace(upstream=None, clip_value=0.0), squares, False)
+    losses, _, _ = _visit(layer, plan_norms(plan), squares, False)
     return losses, *_visit(layer, clip_scale(plan, squares), None, True)[1:]
 
 
@@ -71,7 +80,7 @@ def _visit(layer: BucketLayer, plan: LossPlan, squares: Any, gradient: bool) -> 
             None,
             _spread_labels(buckets, n, dtype) if is_soft else None,
             *(None, s, upstream),
-            *(plan.temperature, 0.0, 0.0, 0.0, plan.clip_value * tables),  # before the division by the tables
+            *(plan.temperature, 0.0, 0.0, 0.0, _multiply_bound(plan.clip_value, tables, dtype)),
             binding.REDUCTIONS["none"],
             threads,
         )

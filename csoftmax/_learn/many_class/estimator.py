@@ -25,7 +25,7 @@ from .choice import continue_head, make_serving
 from .counts import check_added_counts, spread
 from .inputs import PREDICTED_ROWS, as_features, blocks_of_features, map_blocks, read_features
 from .parameters import check_parameters, check_parameters_of_steps
-from .training import prepare, train_on_batches, train_on_minibatch, train_on_rows
+from .training import count_steps, prepare, train_on_batches, train_on_minibatch, train_on_rows
 
 if TYPE_CHECKING:
     from typing import Self
@@ -133,7 +133,8 @@ class ManyClassRegression(ScoresInMemory, SupportsCallbacks, ClassifierMixin, Ba
     classes_ : ndarray of shape (K,)
         Classes, sorted, also after `add_classes`.
     class_count_ : ndarray of float64, shape (K,)
-        Sum of the weights of each class's rows in training, if the sampler, the head or `init_bias` needs it.
+        Sum of the weights of each class's rows in the last `fit` and in all steps since, or in all steps of a model
+        that was not fitted; only if the sampler, the head or `init_bias` has needed it.
     n_iter_ : int
         Epochs of the last fit, or steps.
     history_ : dict of str to list
@@ -307,7 +308,9 @@ class ManyClassRegression(ScoresInMemory, SupportsCallbacks, ClassifierMixin, Ba
         Raises
         ------
         IndexError, TypeError, ValueError
-            As in `fit`; also with `early_stopping`, and with an `embedding` without the number of ids.
+            As in `fit`; also with `early_stopping`, and with an `embedding` without the number of ids. An earlier fit
+            is kept until a step has been taken, not longer, because many iterables yield their minibatches only once;
+            from then on the model is that of the steps so far, `n_iter_` and `history_` are those of whole epochs.
 
         Warns
         -----
@@ -316,11 +319,12 @@ class ManyClassRegression(ScoresInMemory, SupportsCallbacks, ClassifierMixin, Ba
 
         Notes
         -----
-        Classes are counted as their rows arrive, and the sampler is made anew when the counts have doubled.
+        Classes are counted as their rows arrive; the sampler is made anew when the counts have doubled.
         """
         self._check_steps("fit_batches")
         epochs = check_count("epochs", self.max_epochs if epochs is None else epochs, 1)
-        with restore_on_error(self, until=lambda: hasattr(self, "_trainer")):
+        before = count_steps(self)
+        with restore_on_error(self, until=lambda: count_steps(self) not in (None, before)):
             if self.warm_start and hasattr(self, "head_"):
                 check_same_classes(classes, self.classes_)
                 continue_head(self)

@@ -66,10 +66,10 @@ class HashedHead(LayerHead):
 
     @classmethod
     def begin_again(cls, head: Any) -> HashedHead:
-        """The head of a training that starts from the parameters of another one."""
+        """The head of a training that starts from the parameters of another one, which keeps its own counts."""
         if not isinstance(head, HashedHead):
             raise ValueError('head is "hashed", but the model whose training goes on has another head')
-        return head
+        return cls(copy.copy(head.layer), head.numbers)
 
     @classmethod
     def read(cls, arrays: Arrays, header: dict[str, Any], classes: int) -> HashedHead:
@@ -163,7 +163,7 @@ class HashedHead(LayerHead):
     def for_raw_features(self, mean: NDArray[np.float64], std: NDArray[np.float64]) -> HashedHead:
         """The head with the same logits for features x where this one has those for (x - mean) / std."""
         head, layer = copy.copy(self), copy.copy(self._refresh())
-        w, bias = (layer.parameters[name] for name in ("w", "bias"))
+        w, bias = layer.parameters["w"], layer.parameters.get("bias", 0)  # without a bias it gets one, for the mean
         scaled = w / std
         layer._parameters = {"w": scaled.astype(w.dtype), "bias": (bias - scaled @ mean).astype(w.dtype)}
         head.layer = layer

@@ -66,7 +66,8 @@ class HierarchicalHead(LayerHead):
             of_tree["children"] = arrays["children"]
         tree = Tree._from_contents(of_tree, header)
         theta, bias, _ = check_layer(tree, {name: a for name, a in arrays.items() if name in ("theta", "bias")})
-        need(bias is not None, "bias is missing")
+        has_bias = header.get("bias", True)  # that of a layer that was given may be missing
+        need((bias is not None) == has_bias, f"bias is {'missing' if has_bias else 'there'}")
         need(tree.n_classes == classes, f"there are {classes} classes, but the tree has {tree.n_classes}")
         return cls(HierarchicalSoftmax._from_arrays(tree, theta, bias))
 
@@ -75,6 +76,8 @@ class HierarchicalHead(LayerHead):
         arrays, header = self.layer.tree._contents()
         if "counts" in arrays:
             arrays["tree_counts"] = arrays.pop("counts")
+        if "bias" not in self.parameters:
+            header["bias"] = False
         return arrays | self.parameters, header
 
     @property
@@ -134,7 +137,7 @@ class HierarchicalHead(LayerHead):
     def for_raw_features(self, mean: NDArray[np.float64], std: NDArray[np.float64]) -> HierarchicalHead:
         """The head with the same logits for features x where this one has those for (x - mean) / std."""
         theta = self.layer.theta / std
-        bias = self.parameters["bias"] - theta @ mean
+        bias = self.parameters.get("bias", 0) - theta @ mean  # a layer without a bias gets one for the mean
         dtype, layer = self.dtype, self.layer
         return HierarchicalHead(
             HierarchicalSoftmax._from_arrays(layer.tree, theta.astype(dtype), bias.astype(dtype), layer.frozen)

@@ -103,6 +103,14 @@ def needs_counts(estimator: Any) -> bool:
     return head == "sampled" and isinstance(estimator.sampler, str) and estimator.sampler in BY_COUNTS
 
 
+def keeps_counts(estimator: Any) -> bool:
+    """Whether rows are counted: where a step or a new head needs it, and wherever earlier rows have been."""
+    is_new = not hasattr(estimator, "head_")
+    return (
+        hasattr(estimator, "class_count_") or needs_counts(estimator) or (is_new and estimator.init_bias == "log_prior")
+    )
+
+
 def _is_count(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool | np.bool_) and int(value) >= 1
 

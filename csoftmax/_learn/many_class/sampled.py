@@ -15,7 +15,7 @@ from ..tree_sampler import TreeSampler
 from .counts import smooth
 from .heads import LinearHead, Step, as_dense
 from .inputs import spread_gradient
-from .parameters import BY_COUNTS, IN_BATCH
+from .parameters import IN_BATCH
 
 if TYPE_CHECKING:
     from .optimizers import Optimizers
@@ -43,13 +43,11 @@ class SampledHead(LinearHead):
         self.correction: Any = estimator.correction
         self.counts: NDArray[np.float64] | None = getattr(estimator, "class_count_", None)
         self.sampler: Any = None
-        self.total, self.made_at = 0.0, 0.0  # sums of counts: now, and when the sampler was made
-        if isinstance(self.spec, str):
-            if self.spec in BY_COUNTS:
-                assert self.counts is not None
-                self.total = float(self.counts.sum())
-            return
-        self.sampler = self.spec
+        # sums of counts: now (None: of no step yet), and when the sampler was made
+        self.total: float | None = None
+        self.made_at = 0.0
+        if not isinstance(self.spec, str):
+            self.sampler = self.spec
 
     def _choose_sampler(self, total: float) -> Any:
         """The sampler, made anew where counts have doubled since it was made: its log q are exact at any time."""
@@ -71,10 +69,18 @@ class SampledHead(LinearHead):
     ) -> Step:
         """Train on one minibatch, with the cross-entropy over sampled classes."""
         x, total = as_dense(x), self.total
-        if self.grows and self.counts is not None:
+        if total is None:  # the counts have the rows of this step
+            total = 0.0 if self.counts is None else float(self.counts.sum())
+        elif self.grows and self.counts is not None:
             total += float(len(y) if sample_weight is None else sample_weight.sum())
-        step = (self._step_in_batch if self.spec == IN_BATCH else self._step)(x, y, sample_weight, optimizers, total)
-        self.total = total  # a step that fails is not counted
+        before = self.sampler, self.made_at
+        try:
+            take_step = self._step_in_batch if self.spec == IN_BATCH else self._step
+            step = take_step(x, y, sample_weight, optimizers, total)
+        except BaseException:  # a step that fails is not counted
+            self.sampler, self.made_at = before
+            raise
+        self.total = total
         return step
 
     def _step(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ from .inputs import (
     spread_gradient,
 )
 from .optimizers import Optimizers
-from .parameters import check_parameters, make_generator, name_head, needs_counts
+from .parameters import check_parameters, keeps_counts, make_generator, name_head
 
 VALIDATED_ROWS = 1024  # at a time
 OF_SAMPLES = ("sampler", "n_sampled", "power", "correction")  # parameters that steps follow
@@ -64,20 +64,28 @@ class Trainer:
         self.embedding = embedding
         self.rng, self.grows = rng, grows
         self._start_head(estimator)
+        self.steps = 0  # that have ended
         self.head.frozen = getattr(estimator, "frozen_", None)
         self.optimizers = Optimizers(estimator)
 
     def _start_head(self, estimator: Any) -> None:
         self.head.start(estimator, self.rng, grows=self.grows)
-        self.of_samples = [getattr(estimator, name) for name in OF_SAMPLES]
+        self.of_samples: list[Any] | None = [getattr(estimator, name) for name in OF_SAMPLES]
 
-    def follow(self, estimator: Any) -> None:
-        """Let steps sample as the parameters now say, if these have been set since."""
-        if all(_is_same(getattr(estimator, name), value) for name, value in zip(OF_SAMPLES, self.of_samples)):
+    @contextlib.contextmanager
+    def following(self, estimator: Any) -> Iterator[None]:
+        """Let the step of the block sample as the parameters now say, if these have been set since."""
+        seen = self.of_samples
+        if seen is not None and all(_is_same(getattr(estimator, n), v) for n, v in zip(OF_SAMPLES, seen, strict=True)):
+            yield
             return
         check_parameters(estimator)
         self.head.check(estimator)
+        self.of_samples = None  # if the step fails, the head has counts of its rows, which are taken back
         self._start_head(estimator)
+        seen, self.of_samples = self.of_samples, None
+        yield
+        self.of_samples = seen
 
     def step(self, rows: Rows, sums: Sums) -> None:
         """Train on one minibatch."""
@@ -93,6 +101,7 @@ class Trainer:
                 self.optimizers.weights.update("embedding", self.embedding, spread_gradient(X, step.grad_x))
         sums.loss += step.loss * weight
         sums.weight += weight
+        self.steps += 1
 
     def decay(self) -> None:
         """Apply the weight decay that is due, so that the parameters are those of the last step."""
@@ -175,8 +184,8 @@ def prepare(
     validation = None
     if estimator.early_stopping:
         (X, indices, weights), validation = hold_out(estimator, X, indices, weights)
-    estimator.__dict__.pop("class_count_", None)
-    if needs_counts(estimator) or (not continues and estimator.init_bias == "log_prior"):
+    if keeps_counts(estimator):
+        estimator.__dict__.pop("class_count_", None)
         count_classes(estimator, indices, weights)
     if continues:
         estimator.head_ = HEADS[name_head(estimator.head)].begin_again(estimator.head_)
@@ -213,20 +222,25 @@ def step_on_minibatch(
     if weights is not None and not weights.all():
         kept = np.flatnonzero(weights)
         X, indices, weights = X[kept], indices[kept], weights[kept]
-    counts = needs_counts(estimator) or (is_new and estimator.init_bias == "log_prior")
-    with counting_classes(estimator, indices, weights) if counts else contextlib.nullcontext():
+    with counting_classes(estimator, indices, weights) if keeps_counts(estimator) else contextlib.nullcontext():
         if is_new:
             begin(estimator, *_shape_of_features(estimator, X), (X, indices, weights))
         if trainer is None:
             estimator.head_.check(estimator)
             trainer = Trainer(estimator, rng, grows=True)
-        trainer.follow(estimator)
         if estimator.embedding is None:
             X = X.astype(estimator.head_.dtype, copy=False)
         trainer.optimizers.set_learning_rate(float(estimator.learning_rate))
-        trainer.step((X, indices, weights), sums)
+        with trainer.following(estimator):
+            trainer.step((X, indices, weights), sums)
     estimator._trainer = trainer
     return trainer
+
+
+def count_steps(estimator: Any) -> tuple[Trainer, int] | None:
+    """The trainer that stays in the estimator, and the number of steps that it has taken; None if there is none."""
+    trainer = getattr(estimator, "_trainer", None)
+    return None if trainer is None else (trainer, trainer.steps)
 
 
 # Training
@@ -260,6 +274,7 @@ def train_on_rows(estimator: Any, rows: Rows, validation: Rows | None, rng: np.r
 
 def train_on_batches(estimator: Any, parts: Callable[[], Iterable[Any]], epochs: int) -> Notes:
     """Train on minibatches that parts() yields once an epoch; the trainer stays in the estimator."""
+    estimator.n_iter_ = 0
     monitor = HeadMonitor(estimator, epochs, None, None, (None, None, None))
     with monitor:
         for epoch in range(epochs):
