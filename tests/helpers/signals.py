@@ -23,9 +23,10 @@ def seconds_to_stop(call, after=0.1):
 
 def _interrupt(call, after):
     """The time from the signal to the end of the call, or None if the call has ended before."""
-    sent, is_running = [], True
+    sent, is_running, begun = [], True, threading.Event()
 
     def send():
+        begun.wait()
         time.sleep(after)
         sent.extend([time.perf_counter(), time.process_time()])
         os.kill(os.getpid(), signal.SIGALRM)
@@ -38,6 +39,7 @@ def _interrupt(call, after):
     sender = threading.Thread(target=send, daemon=True)
     sender.start()
     try:
+        begun.set()  # not before: on a busy machine a thread may take longer to start than `after`
         call()
         is_running = False
     except KeyboardInterrupt:
