@@ -80,13 +80,13 @@ class Partial:
     def row_max(self) -> NDArray[np.float64] | None:
         """The maxima of the rows that need a second round, NaN for all others; None if no row needs one.
 
-        Of a merged result, what ``partial(..., row_max=merged.row_max)`` takes; of a second round, what it was given.
+        ``partial(..., row_max=merged.row_max)`` begins the second round, whose results have the same maxima here.
         """
         return self.second_round if self.given_max is None else self.given_max
 
     @property
     def second_round(self) -> NDArray[np.float64] | None:
-        """`row_max` of a merged first round; None if no row needs a second one, and of that itself."""
+        """The same for the results of a first round; None for those of a second round."""
         if self.records is None or self.given_max is not None:
             return None
         terms = self.terms

@@ -1,4 +1,4 @@
-"""What a missing engine raises: how to install it."""
+"""The error for a missing engine says how to install it."""
 
 import importlib
 import sys

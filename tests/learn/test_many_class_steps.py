@@ -134,7 +134,7 @@ def test_a_step_that_fails_counts_no_rows(monkeypatch):
 
 
 def state_of(model):
-    """What a model has learnt."""
+    """The parameters of a model, its counts and its history."""
     learned = {name: a.copy() for name, a in model.head_.parameters.items()}
     return learned, model.class_count_.tolist(), copy.deepcopy(model.history_), model.n_iter_
 

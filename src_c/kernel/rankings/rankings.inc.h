@@ -1,6 +1,7 @@
 /* Lists of rankings: their order, and loss and gradient of a long list, and of short lists side by side.
  *
  *   places    place(i) = number of j with key(j) > key(i), or key(j) = key(i) and j < i
+ *   e         e^z (1 + low) 2^-n,  z + low = (x - max) / T, low = 0 and max = 0 where T is a power of two
  *   terms     S(i) = e(i) + S(i + 1),  rho(i) = S(i + 1) / e(i),  loss = log of the product of 1 + rho(i),
  *             grad(i) = e(i) C(i) - S(i + 1) / S(i),  C(i + 1) = C(i) + 1 / S(i)
  *   ties      others(i) = S(i + 1) + sum of the e before i in its group,  rho(i) = others(i) / e(i); a group has 1 / S
