@@ -90,12 +90,12 @@ def _spread_sink(x: jax.Array, axis: int, sink: ArrayLike) -> jax.Array:
             with np.errstate(over="ignore", under="ignore"):
                 sink = given.astype(x.dtype)
             refuse_overflow(given, sink)
-    given = jnp.asarray(sink)
+    rows = jnp.asarray(sink)
     try:
-        return jnp.broadcast_to(given.astype(x.dtype), shape)
+        return jnp.broadcast_to(rows.astype(x.dtype), shape)
     except ValueError:
         allowed = f"a number and what broadcasts to {shape}, the shape of the rows with length 1 along the axis"
-        raise ValueError(f"sink has shape {given.shape}; allowed are {allowed}") from None
+        raise ValueError(f"sink has shape {rows.shape}; allowed are {allowed}") from None
 
 
 def _append_sink(
