@@ -88,7 +88,7 @@ static void find_groups(ranking_run *run, ranking_list *list) {
     if (c->ties == CSM_RANKING_ORDER || !run->has_ties) return;
     size_t groups = 0;
     list->factors = 0;
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < n && !ranking_stops(run, i); i++) {
         if (i > 0 && run->sorted_key[i] == run->sorted_key[i - 1]) continue;
         run->begin[groups++] = i;
         list->factors += i < c->top;
@@ -123,18 +123,28 @@ static double divide(ranking_run *run, double temperature, double max) {
     return 0;
 }
 /* Multiplies powers of e by e^low, from grad. */
-static void correct(const ranking_run *run, double *e) {
-    for (size_t i = 0; i < run->n; i++) {
+static void correct(const ranking_run *run, double *e, size_t begin, size_t end) {
+    for (size_t i = begin; i < end; i++) {
         const double low = run->grad[i];
         e[i] += e[i] * (low * (1 + low * (0.5 + low * (1.0 / 6))));
     }
 }
+/* p and power of the members; `rounds`: the x are rounded, and the p are corrected. */
+static void split(ranking_run *run, int rounds) {
+    const size_t n = run->n;
+    for (size_t begin = 0, end; begin < n && !run->is_stopped; begin = end) {
+        end = csm_poll_end(begin, n);
+        run->job->base.table->crf.split(run->x + begin, run->p + begin, run->power + begin, (end - begin + 7) / 8 * 8);
+        if (rounds) correct(run, run->p, begin, end);
+        run->is_stopped |= end < n && csm_poll_stops(&run->poll, end - begin);
+    }
+}
 
 /* Whether the division by T has made a number -inf. */
-static int has_lost(const ranking_run *run) {
+static int has_lost(ranking_run *run) {
     const csm_call *base = &run->job->base;
     const char *x = (const char *)run->job->call->x + run->first * base->itemsize;
-    for (size_t i = 0; i < run->n; i++)
+    for (size_t i = 0; i < run->n && !ranking_stops(run, i); i++)
         if (run->x[i] == -CSM_INF && csm_element(base, x, (size_t)run->order[i]) > -CSM_INF) return 1;
     return 0;
 }
@@ -142,7 +152,7 @@ static int has_lost(const ranking_run *run) {
 /* e of the members, or p and power where they are too far apart.  Returns 0 if x / T are too large for both. */
 static int exponentials(ranking_run *run, ranking_list *list, double temperature, double max) {
     const csm_crf_kernels *k = &run->job->base.table->crf;
-    const size_t n = run->n, padded = (n + 7) / 8 * 8;
+    const size_t n = run->n;
     const int rounds = !ranking_is_power(temperature) && max > -CSM_INF;
     double power, least = CSM_INF, lowest = 0;
     int is_tiny = 0;
@@ -152,13 +162,13 @@ static int exponentials(ranking_run *run, ranking_list *list, double temperature
         end = csm_poll_end(begin, n);
         k->exponentials(run->x + begin, &max, run->e + begin, &power, 1, (end - begin + 7) / 8 * 8);
         for (size_t i = begin; i < end; i++) is_tiny |= run->e[i] < RANKING_TINY;
+        if (rounds) correct(run, run->e, begin, end);
         run->is_stopped |= end < n && csm_poll_stops(&run->poll, end - begin);
     }
-    if (rounds) correct(run, run->e);
     run->has_absent = 0;
     list->is_wide = 0;
     if (!is_tiny) return 1;
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < n && !ranking_stops(run, i); i++) {
         run->has_absent |= run->x[i] == -CSM_INF;
         if (!(run->x[i] > -CSM_INF)) continue;
         if (run->e[i] < least) least = run->e[i];
@@ -168,8 +178,7 @@ static int exponentials(ranking_run *run, ranking_list *list, double temperature
     if (run->has_absent && temperature != 1 && has_lost(run)) return 0;
     list->is_wide = least < RANKING_TINY;
     if (!list->is_wide) return 1;
-    k->split(run->x, run->p, run->power, padded);
-    if (rounds) correct(run, run->p);
+    split(run, rounds);
     return 1;
 }
 
@@ -184,7 +193,7 @@ typedef struct ranking_clusters {
 
 /* Sets x and p 2^power of the members; x holds what has not been divided by T. */
 static void find_clusters(ranking_run *run, ranking_clusters *c) {
-    const size_t n = run->n, padded = (n + 7) / 8 * 8;
+    const size_t n = run->n;
     int64_t *const order = run->order;
     double maximum = -CSM_INF, before = -CSM_INF, power = 0, low;
     memcpy(run->key, run->x, n * sizeof *run->key);
@@ -203,12 +212,11 @@ static void find_clusters(ranking_run *run, ranking_clusters *c) {
         run->grad[i] = x > -CSM_INF ? -low : 0;
         before = x;
     }
-    if (run->is_stopped) return;
-    run->job->base.table->crf.split(run->x, run->p, run->power, padded);
-    correct(run, run->p);
+    split(run, 1);
     c->keeps_x = 1;
-    for (size_t i = 0; i < n; i++) c->keeps_x &= run->key[i] == -CSM_INF || fabs(run->key[i] / c->t) < CSM_INF;
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < n && !ranking_stops(run, i); i++)
+        c->keeps_x &= run->key[i] == -CSM_INF || fabs(run->key[i] / c->t) < CSM_INF;
+    for (size_t i = 0; i < n && !ranking_stops(run, i); i++) {
         run->power[i] += c->power[i];
         run->x[i] = c->keeps_x ? run->key[i] / c->t : run->x[i] + c->power[i] * 0x1.62e42fefa39efp-1;
     }
@@ -224,26 +232,26 @@ static double lacks(const ranking_clusters *c, int64_t larger, size_t i) {
 
 /* The lost part of the loss: the lost distances of each chosen member to the largest one not before it; of a group of
  * `exact` without its x, those of its members to as many of the largest. */
-static double loss_lacks(const ranking_clusters *c, const ranking_list *list) {
+static double loss_lacks(ranking_run *run, const ranking_clusters *c, const ranking_list *list) {
     double sum = 0;
-    for (size_t g = 0, first = 0; g < list->factors; g++) {
+    for (size_t g = 0, first = 0; g < list->factors && !run->is_stopped; g++) {
         const size_t begin = ranking_begin(list, g), end = ranking_begin(list, g + 1);
         while ((size_t)c->falling[first] < begin) first++;
         if (list->ties != CSM_RANKING_EXACT || end - begin == 1) {
-            for (size_t i = begin; i < end; i++)
+            for (size_t i = begin; i < end && !ranking_stops(run, i); i++)
                 if (ranking_is_observed(list, i)) sum += lacks(c, c->falling[first], i);
             continue;
         }
         size_t d = 0;
         for (size_t i = begin; i < end; i++) d += (size_t)ranking_is_observed(list, i);
         if (d > 1 && c->keeps_x) continue;
-        for (size_t j = first, largest = first; j < list->n; j++) {
+        for (size_t j = first, largest = first; j < list->n && !ranking_stops(run, j); j++) {
             const size_t i = (size_t)c->falling[j];
             if (i < begin || i >= end || !ranking_is_observed(list, i)) continue;
             while ((size_t)c->falling[largest] < begin) largest++;
             sum += lacks(c, c->falling[largest++], i);
         }
-        if (csm_poll_stops(&list->poll, list->n)) break;
+        run->is_stopped |= csm_poll_stops(&run->poll, list->n);
     }
     return sum;
 }
@@ -255,7 +263,7 @@ static double use_clusters(ranking_run *run, ranking_list *list, double temperat
     read_members(run, &max);
     if (!run->is_stopped) find_clusters(run, &c);
     list->is_wide = 1;
-    return run->is_stopped ? 0 : loss_lacks(&c, list);
+    return run->is_stopped ? 0 : loss_lacks(run, &c, list);
 }
 
 void csm_ranking_write(ranking_run *run, const double *grad, double factor) {

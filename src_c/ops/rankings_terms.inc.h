@@ -122,7 +122,7 @@ void RUN(ranking_list *list) {
         }
     }
     list->loss = ranking_product_log(&product);
-    for (size_t g = 0; g < list->groups; g++) {
+    for (size_t g = 0; g < list->groups && !list->is_stopped; g++) {
         const size_t end = ranking_begin(list, g + 1);
         for (size_t i = ranking_begin(list, g); i < end && !ranking_list_stops(list, i); i++)
             list->grad[i] += NAME(to_double)(NAME(mul)(NAME(element)(list, i), before));

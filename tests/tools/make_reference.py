@@ -178,12 +178,16 @@ def make_python():
             if families[name] == family:
                 lines += format_object(f"csoftmax.{name}", definitions[name][1])
     lines += ["### csoftmax.\\_\\_version\\_\\_", "", VERSION, ""]
+    top_level = {name: ast.dump(definitions[name][1]) for name in names}
     for module in MODULES:
         is_package = (PACKAGE / module).is_dir()
         tree = parse(PACKAGE / module / "__init__.py" if is_package else PACKAGE / f"{module}.py")
         lines += [f"## csoftmax.{module}", "", format_docstring(ast.get_docstring(tree) or ""), ""]
         definitions = find_definitions(tree) | find_imported(tree, 1 + is_package)
         for name in read_all(tree):
+            if name in top_level and ast.dump(definitions[name]) == top_level[name]:
+                lines += [f"### {module}.{name}", "", f"The same function as `csoftmax.{name}`.", ""]
+                continue
             take_methods_of_private_bases(definitions[name], definitions)
             lines += format_object(f"{module}.{name}", definitions[name])
     return clean(lines)
