@@ -3,10 +3,8 @@
 Arguments: "mpi", or rank, number of ranks and a file for them to meet.
 """
 
-import os
 import sys
 import time
-from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -91,16 +89,12 @@ def main():
         check_faults(MPI.COMM_WORLD, MPI.COMM_WORLD.rank)
         print("ok" if MPI.COMM_WORLD.rank == 0 else "", flush=True)
         return
-    import torch.distributed as dist
+    import gloo_ranks
 
     rank, size, meeting = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    limit = timedelta(seconds=LIMIT)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size, timeout=limit)
-    check_faults(dist.group.WORLD, rank)
-    dist.barrier()
-    print("ok", flush=True)
-    dist.destroy_process_group()
+    check_faults(gloo_ranks.meet(rank, size, meeting, LIMIT), rank)
+    print("ok")
+    gloo_ranks.leave()
 
 
 if __name__ == "__main__":

@@ -22,29 +22,14 @@ def meet():
         from mpi4py import MPI
 
         return MPI.COMM_WORLD
-    import datetime
+    import gloo_ranks
 
-    import torch.distributed as dist
-
-    rank, ranks, meeting = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-    limit = datetime.timedelta(seconds=30)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks, timeout=limit)
-    return dist.group.WORLD
+    return gloo_ranks.meet(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], 30)
 
 
 GROUP = meet()
 PEERS = as_group(GROUP)
 RANK, RANKS = PEERS.rank, PEERS.size
-
-
-def leave():
-    """Let go of the group: PyTorch often aborts a process that has one when it ends."""
-    globals().update(GROUP=None, PEERS=None)
-    if sys.argv[1] == "gloo":
-        import torch.distributed as dist
-
-        dist.barrier()
-        dist.destroy_process_group()
 
 
 def gather(value):
@@ -219,7 +204,10 @@ def main():
     check_failures_in_the_middle()
     if RANK == 0:
         print("ok", flush=True)
-    leave()
+    if sys.argv[1] == "gloo":
+        import gloo_ranks
+
+        gloo_ranks.leave()
 
 
 if __name__ == "__main__":

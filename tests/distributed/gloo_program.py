@@ -4,8 +4,8 @@ import os
 import signal
 import sys
 import time
-from datetime import timedelta
 
+import gloo_ranks
 import ml_dtypes
 import numpy as np
 import pytest
@@ -70,22 +70,16 @@ def lose_a_rank(group, rank):
 
 def main():
     rank, size, meeting, what = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    limit = timedelta(seconds=20)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size, timeout=limit)
-    group = dist.group.WORLD
+    group = gloo_ranks.meet(rank, size, meeting)
     if what == "calls":
         check_random_calls(group, rank, size)
         groups.DIRECT_BYTES = 2000  # larger messages in a ring
         check_random_calls(group, rank, size)
         check_dtypes(group, rank, size)
-        dist.barrier()
     else:
         lose_a_rank(group, rank)
-    print("ok", flush=True)
-    if what == "lose":
-        os._exit(0)  # the group cannot be left in order
-    dist.destroy_process_group()
+    print("ok")
+    gloo_ranks.leave(in_order=what == "calls")
 
 
 if __name__ == "__main__":

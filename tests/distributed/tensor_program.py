@@ -4,8 +4,8 @@ import os
 import signal
 import sys
 import time
-from datetime import timedelta
 
+import gloo_ranks
 import pytest
 import torch
 import torch.distributed as dist
@@ -30,17 +30,14 @@ def lose_a_rank(rank):
 
 def main():
     rank, size, meeting = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    limit = timedelta(seconds=20)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size, timeout=limit)
-    if sys.argv[4] == "lose":
+    gloo_ranks.meet(rank, size, meeting)
+    loses = sys.argv[4] == "lose"
+    if loses:
         lose_a_rank(rank)
-        print("ok", flush=True)
-        os._exit(0)  # the group cannot be left in order
-    check_meshes(size)
-    dist.barrier()
-    print("ok", flush=True)
-    dist.destroy_process_group()
+    else:
+        check_meshes(size)
+    print("ok")
+    gloo_ranks.leave(in_order=not loses)
 
 
 if __name__ == "__main__":
