@@ -196,9 +196,12 @@ static void find_clusters(ranking_run *run, ranking_clusters *c) {
     const size_t n = run->n;
     int64_t *const order = run->order;
     double maximum = -CSM_INF, before = -CSM_INF, power = 0, low;
-    memcpy(run->key, run->x, n * sizeof *run->key);
+    for (size_t i = 0; i < n && !ranking_stops(run, i); i++) {
+        run->key[i] = run->x[i];
+        c->maximum[i] = c->power[i] = 0; /* new pages in their order: at random, 8192 elements would touch them all */
+    }
     run->order = run->member; /* neither keys nor members are needed any more */
-    csm_ranking_merge(run);
+    if (!run->is_stopped) csm_ranking_merge(run);
     c->falling = run->order;
     run->order = order;
     for (size_t j = 0; j < n && !ranking_stops(run, j); j++) {
