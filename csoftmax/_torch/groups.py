@@ -60,9 +60,13 @@ def eager(function: _Function) -> _Function:
     return cast(_Function, call)
 
 
-@functools.cache
+_LEFT: dict[Any, Any] = {}  # by function; torch.compile warns of functools.cache
+
+
 def _leave(function: Any) -> Any:
-    return torch.compiler.disable(function)
+    if function not in _LEFT:
+        _LEFT[function] = torch.compiler.disable(function)
+    return _LEFT[function]
 
 
 class _Product:

@@ -1,5 +1,7 @@
 """Calls of csoftmax.torch over ranks, compared with those of whole tensors; for test_torch_groups.py and programs."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -151,9 +153,10 @@ def check_compiled_calls(mesh):
     ]
     for function, given in calls:
         leaves = [given.detach().clone().requires_grad_() for _ in range(2)]
-        results = [
-            f(leaf) for f, leaf in zip((function, torch.compile(function, backend="eager")), leaves, strict=True)
-        ]
+        results = [function(leaves[0])]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Dynamo detected")  # what its users need not read
+            results.append(torch.compile(function, backend="eager")(leaves[1]))
         for result in results:
             whole(result).backward()
         same(whole(results[1]), whole(results[0]))
