@@ -94,6 +94,8 @@ def reduce_exact(rows: ExactRows, reduction) -> tuple[Exact, Any]:
     if reduction == "none":
         return Exact(rows.loss, rows.loss_scale), EXACT(1)
     divisor = rows.divisor.sum() if reduction == "mean" else EXACT(1)
+    if divisor == 0:  # a mean of nothing is NaN, and its gradient 0
+        return Exact(np.full((), np.nan, EXACT), np.zeros((), EXACT)), EXACT(0)
     return Exact(rows.loss.sum() / divisor, rows.loss_scale.sum() / divisor), 1 / divisor
 
 

@@ -99,8 +99,8 @@ def exact_sampled(kind):
         g = rows.gradient * factor
         g_doubt = mass * (doubt.max(-1, keepdims=True, initial=0) + 8 * unit) * np.abs(factor)
         g_doubt = g_doubt + EXACT(2) ** (FORMATS[dtype][1] - FORMATS[dtype][0] + 1)
-        touched, at = np.unique(np.concatenate([np.ravel(negatives.ids), columns[kept, -1]]), return_inverse=True)
-        del at
+        drawn = np.ravel(negatives.ids)[: None if kept.any() else 0]  # where no row counts, no class is touched
+        touched = np.unique(np.concatenate([drawn, columns[kept, -1]]))
         dense, dense_doubt = np.zeros((n, k), EXACT), np.zeros((n, k), EXACT)
         for j in range(z.shape[1]):
             dense[np.arange(n), columns[:, j]] += g[:, j]

@@ -296,6 +296,27 @@ def test_no_rows(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_a_mean_that_divides_by_zero(kind, is_shared):
+    """The loss is NaN and every gradient exactly 0, whatever the rows hold; without rows of w if no row counts."""
+    loss_of, gradients_of = FUNCTIONS[kind]
+    x, w, labels, bias = np.full((3, 2), np.nan), np.ones((5, 2)), np.array([0, 1, 2]), np.zeros(5)
+    ids = np.array([3, 4]) if is_shared else np.array([[3, 4]] * 3)
+    negatives = Negatives(ids, np.zeros(ids.shape), None, np.zeros(3))
+    for target, options in (
+        (np.full(3, -100), {}),
+        (labels, {"sample_weight": np.zeros(3)}),
+        (labels, {"weight": np.array([0.0, 0, 0, 1, 1])}),
+    ):
+        got = gradients_of(x, w, target, negatives, bias=bias, **options)
+        assert np.isnan(got.loss)
+        assert np.isnan(loss_of(x, w, target, negatives, bias=bias, **options))
+        assert (got.grad_x == 0).all()
+        assert all((part.values == 0).all() for part in (got.grad_w, got.grad_bias))
+        assert "weight" in options or got.grad_w.rows.size == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_ignored_rows_are_not_read(kind):
     x, w = np.ones((3, 2)), np.arange(10.0).reshape(5, 2) / 10
     x[1] = np.nan
